@@ -1,0 +1,1 @@
+"""Units of work: plain functions, each with a `main()` that is one DVC stage."""
