@@ -1,0 +1,60 @@
+"""What a stage shows a person: progress while it works, one clear line when it cannot go on."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from scans.errors import ScanError
+
+Item = TypeVar("Item")
+
+PLAIN_INTERVAL_S = 10.0
+
+
+class StageError(Exception):
+    """Work that cannot go on for a reason the user can cure; the message says found, wanted, cure."""
+
+
+def report_errors(main: Callable[[], None]) -> Callable[[], None]:
+    """Turn the errors a user can cure into one line on stderr and exit code 1.
+
+    Programming errors keep their traceback: hiding those would hide a defect of ours.
+    """
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        try:
+            main()
+        except (ScanError, StageError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(1) from None
+
+    return wrapped
+
+
+def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    """Yield `items`, showing a rich bar on a terminal and plain lines elsewhere.
+
+    Args:
+        items: what to walk over.
+        description: the work, in one or two words.
+        total: how many items there are, for the share done.
+    """
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track as rich_track
+
+        yield from rich_track(
+            items, description=description, total=total, console=Console(stderr=True)
+        )
+        return
+    last = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        if done == total or time.monotonic() - last > PLAIN_INTERVAL_S:
+            last = time.monotonic()
+            print(f"{description}: {done}/{total}", flush=True)

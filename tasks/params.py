@@ -1,0 +1,210 @@
+"""params.yaml as frozen models: unknown keys and impossible combinations are refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tasks.console import StageError
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: immutable, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ComputeParams(Section):
+    """Where work that is parallel over cases runs; changes no result."""
+
+    backend: Literal["local", "dask"] = "local"
+    address: str | None = None
+
+    @model_validator(mode="after")
+    def _dask_needs_address(self) -> Self:
+        if self.backend == "dask" and not self.address:
+            raise ValueError("backend dask needs the address of a scheduler, such as tcp://host:8786")
+        return self
+
+
+class SliceParams(Section):
+    """Stage slice: from scans to square, windowed slices."""
+
+    size_px: int = Field(ge=32, le=1024)
+    window_hu: tuple[float, float]
+    body_threshold_hu: float
+    body_margin_mm: float = Field(ge=0)
+    num_workers: int = Field(ge=0, description="0 uses every core")
+
+    @model_validator(mode="after")
+    def _window_ascends(self) -> Self:
+        low, high = self.window_hu
+        if low >= high:
+            raise ValueError(f"window_hu must ascend, found [{low}, {high}]")
+        return self
+
+
+class SplitParams(Section):
+    """Stage split: who is tested, validated on and trained on."""
+
+    salt: str
+    test_fraction: Fraction
+    test_patients: tuple[str, ...] = ()
+    val_fraction: Fraction
+    seed: int
+
+
+class Recipe(Section):
+    """How one network is built and what it is trained on; None keeps its paper's choice."""
+
+    architecture: str
+    encoder: str = "plain"
+    deep_supervision: bool | None = None
+    cgm: bool | None = None
+    loss_terms: tuple[Literal["focal", "ms_ssim", "iou"], ...] = Field(min_length=1)
+
+
+class AugmentParams(Section):
+    """Strengths of random changes to training slices; 0 switches one off."""
+
+    rotation_deg: float = Field(ge=0, le=180)
+    scale_fraction: float = Field(ge=0, lt=1)
+    shift_fraction: float = Field(ge=0, lt=1)
+    noise_hu: float = Field(ge=0)
+    contrast_fraction: float = Field(ge=0, lt=1)
+
+
+class TrainParams(Section):
+    """Stage train: the same budget, optimiser and augmentation for every network."""
+
+    seed: int
+    width: Positive
+    num_epochs: Positive
+    batch_size: Positive
+    optimizer: Literal["adamw", "sgd"]
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    schedule: Literal["constant", "cosine"]
+    gradient_clip_norm: float = Field(gt=0)
+    num_picture_slices: int = Field(ge=0)
+    augment: AugmentParams
+
+
+class EvaluateParams(Section):
+    """Stage evaluate: from probabilities to masks and counts."""
+
+    batch_size: Positive
+    threshold: Fraction
+    min_false_positive_px: Positive
+
+
+class RegisterParams(Section):
+    """Stage register: what a candidate must show before people may promote it."""
+
+    model_name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    candidate: str
+    baseline: str
+    min_dice_gain: float = Field(ge=0, lt=1)
+    confidence: Fraction
+    num_bootstrap: int = Field(ge=100)
+    max_slice_fpr: float = Field(ge=0, le=1)
+    min_cases: int = Field(ge=2)
+    seed: int
+
+    @model_validator(mode="after")
+    def _two_networks(self) -> Self:
+        if self.candidate == self.baseline:
+            raise ValueError(f"candidate and baseline are both {self.baseline!r}")
+        return self
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    organs: dict[str, tuple[Positive, ...]] = Field(min_length=1)
+    networks: tuple[str, ...] = Field(min_length=1)
+    recipes: dict[str, Recipe]
+    compute: ComputeParams = ComputeParams()
+    slice: SliceParams
+    split: SplitParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    register_: RegisterParams = Field(alias="register")
+
+    @model_validator(mode="after")
+    def _organs_share_no_label(self) -> Self:
+        owner: dict[int, str] = {}
+        for organ, label_ids in self.organs.items():
+            if not label_ids:
+                raise ValueError(f"organs.{organ} names no label id")
+            for label_id in label_ids:
+                if label_id in owner:
+                    raise ValueError(
+                        f"label id {label_id} is given to both organs.{owner[label_id]} "
+                        f"and organs.{organ}; a voxel can be one organ only"
+                    )
+                owner[label_id] = organ
+        return self
+
+    @model_validator(mode="after")
+    def _networks_have_recipes(self) -> Self:
+        if len(set(self.networks)) != len(self.networks):
+            raise ValueError(f"networks names one twice: {list(self.networks)}")
+        for network in self.networks:
+            if network not in self.recipes:
+                raise ValueError(
+                    f"networks names {network!r}, but recipes holds only {sorted(self.recipes)}"
+                )
+        for role in ("candidate", "baseline"):
+            name = getattr(self.register_, role)
+            if name not in self.networks:
+                raise ValueError(
+                    f"register.{role} is {name!r}, which is not trained: "
+                    f"networks is {list(self.networks)}"
+                )
+        return self
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a params.yaml.
+
+    Raises:
+        StageError: the file is missing, is no YAML mapping, or breaks a rule; the message
+            names each offending key and what it wants.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StageError(
+            f"{path} is missing; run from the project's root, or restore it with "
+            f"`git checkout {path.name}`"
+        ) from None
+    except yaml.YAMLError as error:
+        raise StageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise StageError(f"{path} must hold a mapping of sections, found {type(content).__name__}")
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise StageError(f"{path}: {_describe(error)}") from None
+
+
+def _describe(error: ValidationError) -> str:
+    lines = []
+    for detail in error.errors():
+        key = ".".join(str(part) for part in detail["loc"])
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            message = "unknown key; remove it or correct its spelling"
+        elif detail["type"] == "missing":
+            message = "is missing"
+        elif not isinstance(detail["input"], dict | BaseModel):
+            message += f", found {detail['input']!r}"
+        lines.append(f"{key}: {message}" if key else message)
+    return "; ".join(lines)
