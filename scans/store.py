@@ -1,0 +1,231 @@
+"""The slice store: one folder per case, memory-mapped, and one table of all slices.
+
+    <root>/store.json          organs in order, size_px, window_hu, version
+    <root>/index.csv           one row per slice: case, patient, z, pixels of each organ
+    <root>/<case>/image.npy    int16 (Z, H, W), HU within the window
+    <root>/<case>/label.npy    uint8 (Z, H, W), 0 background, then the organs from 1
+    <root>/<case>/case.json    patient, annotated organs, grid, checksums, lost pixels
+
+A pixel count is empty where the case does not annotate the organ. Needs pandas and numpy only.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scans.checks import failure
+from scans.cohort import Case, Cohort, write_atomically, write_json
+from scans.slicing import Grid, plan_grid, slice_image, slice_labels
+from scans.volume import check_aligned, read_image, read_labels
+
+STORE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SliceRecipe:
+    """All that decides what slices of a scan look like.
+
+    Attributes:
+        organs: label ids of each organ, organs in order.
+        size_px: pixels along each side of a slice.
+        window_hu: lowest and highest HU kept.
+        body_threshold_hu: what is denser may be body.
+        body_margin_mm: kept around the body.
+    """
+
+    organs: Mapping[str, Sequence[int]]
+    size_px: int
+    window_hu: tuple[float, float]
+    body_threshold_hu: float
+    body_margin_mm: float
+
+
+@dataclass(frozen=True, eq=False)
+class SlicedCase:
+    """The slices of one case.
+
+    Attributes:
+        name: of the case.
+        patient: whose scan it is.
+        annotated: organs that were drawn in it.
+        image: int16 (Z, H, W), HU, memory-mapped.
+        label: uint8 (Z, H, W), 0 background, then organs from 1, memory-mapped.
+        grid: the way back to the scan.
+        num_lost: organ voxels of the scan that lie outside the slices.
+    """
+
+    name: str
+    patient: str
+    annotated: tuple[str, ...]
+    image: NDArray[np.int16]
+    label: NDArray[np.uint8]
+    grid: Grid
+    num_lost: int
+
+
+class SliceStore:
+    """Reads a slice store.
+
+    Args:
+        root: its folder.
+
+    Raises:
+        ScanError: the store is missing, incomplete, or of another version.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        for name in ("store.json", "index.csv"):
+            if not (self.root / name).is_file():
+                raise failure("store_missing", f"no file {self.root / name}")
+        description = json.loads((self.root / "store.json").read_text(encoding="utf-8"))
+        if description.get("version") != STORE_VERSION:
+            raise failure(
+                "store_missing",
+                f"{self.root} of version {description.get('version')}, not {STORE_VERSION}",
+            )
+        self.organs: tuple[str, ...] = tuple(description["organs"])
+        self.size_px: int = int(description["size_px"])
+        low, high = description["window_hu"]
+        self.window_hu: tuple[float, float] = (float(low), float(high))
+
+    @cached_property
+    def index(self) -> pd.DataFrame:
+        """One row per slice: case, patient, z, and pixels of each organ (NaN: not annotated)."""
+        return pd.read_csv(
+            self.root / "index.csv",
+            dtype={"case": str, "patient": str, **dict.fromkeys(self.organs, float)},
+            keep_default_na=False,
+            na_values={organ: [""] for organ in self.organs},
+        )
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """Names of all cases, in order."""
+        return tuple(sorted(self.index["case"].unique()))
+
+    def load(self, case: str) -> SlicedCase:
+        """Open one case; pixels are read from disk when they are used.
+
+        Raises:
+            ScanError: the case is not in the store.
+        """
+        folder = self.root / case
+        if case not in self.cases or not (folder / "case.json").is_file():
+            raise failure("store_missing", f"no case {case!r} in {self.root}")
+        about = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+        return SlicedCase(
+            name=case,
+            patient=about["patient"],
+            annotated=tuple(about["annotated"]),
+            image=np.load(folder / "image.npy", mmap_mode="r"),
+            label=np.load(folder / "label.npy", mmap_mode="r"),
+            grid=Grid.from_json(about["grid"]),
+            num_lost=int(about["num_lost"]),
+        )
+
+
+def annotated_organs(
+    cohort: Cohort, case: Case, organs: Mapping[str, Sequence[int]]
+) -> tuple[str, ...]:
+    """Organs drawn in a case: those whose first label id is; further ids are parts of them."""
+    return tuple(name for name, ids in organs.items() if cohort.annotates(case, ids[0]))
+
+
+def write_case(
+    root: Path, case: Case, annotated: Sequence[str], recipe: SliceRecipe
+) -> dict[str, Any]:
+    """Slice one case into the store; its folder appears complete or not at all.
+
+    Args:
+        root: of the store.
+        case: whose scan and label map are read.
+        annotated: organs drawn in it; others are left out of the label.
+        recipe: what slices look like.
+
+    Returns:
+        The content of case.json.
+
+    Raises:
+        ScanError: the files cannot be used, or hold no body.
+    """
+    scan = read_image(case.image)
+    grid = plan_grid(
+        scan,
+        recipe.size_px,
+        body_threshold_hu=recipe.body_threshold_hu,
+        body_margin_mm=recipe.body_margin_mm,
+    )
+    image_ZHW = slice_image(scan, grid, recipe.window_hu)
+    geometry = scan.geometry
+    del scan
+    labels = read_labels(case.label)
+    check_aligned(geometry, labels.geometry, case.name)
+    label_ZHW, num_lost = slice_labels(labels.values_ZYX, grid, recipe.organs)
+    about = {
+        "case": case.name,
+        "patient": case.patient,
+        "annotated": list(annotated),
+        "grid": grid.to_json(),
+        "num_lost": num_lost,
+        "image_sha256": case.image_sha256,
+        "label_sha256": case.label_sha256,
+    }
+    folder, temporary = root / case.name, root / f".{case.name}.part"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    np.save(temporary / "image.npy", image_ZHW, allow_pickle=False)
+    np.save(temporary / "label.npy", label_ZHW, allow_pickle=False)
+    write_json(temporary / "case.json", about)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)
+    return about
+
+
+def write_index(root: Path, cases: Sequence[str], recipe: SliceRecipe) -> pd.DataFrame:
+    """Write index.csv and store.json over the cases that are there.
+
+    Args:
+        root: of the store.
+        cases: names of its cases.
+        recipe: what their slices look like.
+
+    Returns:
+        The index.
+    """
+    tables = []
+    for case in sorted(cases):
+        about = json.loads((root / case / "case.json").read_text(encoding="utf-8"))
+        label_ZHW = np.load(root / case / "label.npy", mmap_mode="r")
+        table = pd.DataFrame(
+            {"case": case, "patient": about["patient"], "z": range(len(label_ZHW))}
+        )
+        counts = np.stack(
+            [np.bincount(plane.ravel(), minlength=len(recipe.organs) + 1) for plane in label_ZHW]
+        )
+        for number, organ in enumerate(recipe.organs, start=1):
+            column = pd.Series(counts[:, number], dtype="Int64")
+            table[organ] = column if organ in about["annotated"] else column.mask(column >= 0)
+        tables.append(table)
+    index = pd.concat(tables, ignore_index=True)
+    write_atomically(root / "index.csv", index.to_csv(index=False, lineterminator="\n"))
+    write_json(
+        root / "store.json",
+        {
+            "version": STORE_VERSION,
+            "organs": list(recipe.organs),
+            "size_px": recipe.size_px,
+            "window_hu": list(recipe.window_hu),
+        },
+    )
+    return index
