@@ -1,0 +1,283 @@
+"""The hybrid loss of UNet 3+: focal + MS-SSIM + IoU, and the classifier's cross-entropy.
+
+Every term is computed for each image and organ apart, in float32 whatever the autocast, so that an
+organ that a sample does not annotate can be left out: it is neither organ nor background.
+
+Shapes: S side outputs, B batch, K organs, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from model.output import Output
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+SSIM_C1 = 0.01**2
+SSIM_C2 = 0.03**2
+SSIM_SIGMA = 1.5
+LARGEST_WINDOW = 11
+SMALLEST_WINDOW = 3
+SMALLEST_SIDE = 32
+CONTRAST_FLOOR = 1e-4
+
+
+class Loss(NamedTuple):
+    """The terms of a loss, scalars; terms not asked for are 0.
+
+    Attributes:
+        total: what is minimised: segmentation + classification.
+        segmentation: sum of focal, ms_ssim and iou.
+        classification: cross-entropy of the classification-guided module.
+    """
+
+    total: Tensor
+    segmentation: Tensor
+    classification: Tensor
+    focal: Tensor
+    ms_ssim: Tensor
+    iou: Tensor
+
+
+def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0) -> Tensor:
+    """Focal loss, mean over pixels: -(1 - p_t)^gamma log p_t, both classes weighted alike.
+
+    Lin et al., ICCV 2017. gamma = 2 is theirs; UNet 3+ names no constants, so leaving out their
+    class weight is our choice.
+
+    Args:
+        logits: ... x H x W.
+        target: ... x H x W in [0, 1], broadcast against logits.
+    """
+    target = target.to(logits.dtype).expand_as(logits)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    p = torch.sigmoid(logits)
+    p_wrong = p + target - 2 * p * target
+    return (p_wrong**gamma * cross_entropy).mean(dim=(-2, -1))
+
+
+def iou_loss(p: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
+    """1 - (sum(p g) + smooth) / (sum(p + g - p g) + smooth), ... x H x W -> ...
+
+    `smooth` is in pixels: an empty prediction of an empty mask costs 0, where the plain quotient
+    is 0 / 0.
+    """
+    target = target.to(p.dtype)
+    intersection = (p * target).sum(dim=(-2, -1))
+    union = p.sum(dim=(-2, -1)) + target.sum(dim=(-2, -1)) - intersection
+    return 1 - (intersection + smooth) / (union + smooth)
+
+
+def ms_ssim_window(side: int) -> tuple[int, int]:
+    """Window in pixels and number of scales of MS-SSIM for images with this smaller side.
+
+    The window is the published 11 from 176 px on; below, the largest odd one that fits the fifth
+    scale (sides halve, rounding up), but at least 3. Below 33 px the fifth scale has no room for
+    that either and is left out, the weights of the others scaled to sum to 1.
+
+    Raises:
+        ValueError: below 32 px.
+    """
+    if side < SMALLEST_SIDE:
+        raise ValueError(
+            f"MS-SSIM needs images of at least {SMALLEST_SIDE} pixels a side, got {side}: "
+            "use larger slices, or leave ms_ssim out of the loss's terms"
+        )
+    coarsest = -(-side // 2 ** (len(MS_SSIM_WEIGHTS) - 1))
+    if coarsest < SMALLEST_WINDOW:
+        return SMALLEST_WINDOW, len(MS_SSIM_WEIGHTS) - 1
+    return min(LARGEST_WINDOW, coarsest - 1 + coarsest % 2), len(MS_SSIM_WEIGHTS)
+
+
+def ms_ssim(p: Tensor, target: Tensor) -> Tensor:
+    """Multi-scale structural similarity of maps in [0, 1] (Wang et al., 2003).
+
+    Five scales, Gaussian window with sigma 1.5, sized by `ms_ssim_window`. A scale's contrast
+    term (and the last one's luminance) enters no smaller than 1e-4: it can be negative, and a
+    power of it is then NaN.
+
+    Args:
+        p: ... x H x W.
+        target: ... x H x W, broadcast against p: its own moments are computed once.
+
+    Returns:
+        ..., in (0, 1].
+    """
+    window, num_scales = ms_ssim_window(min(p.shape[-2:]))
+    target = target.to(p.dtype)
+    similarity = torch.ones((), dtype=p.dtype, device=p.device)
+    weights = torch.tensor(MS_SSIM_WEIGHTS[:num_scales], dtype=torch.float64)
+    for scale, weight in enumerate((weights / weights.sum()).tolist()):
+        luminance, contrast = _ssim_maps(p, target, window)
+        term = (
+            contrast.mean(dim=(-2, -1))
+            if scale < num_scales - 1
+            else ((luminance * contrast).mean(dim=(-2, -1)))
+        )
+        similarity = similarity * term.clamp(min=CONTRAST_FLOOR) ** weight
+        if scale < num_scales - 1:
+            p, target = _halve(p), _halve(target)
+    return similarity
+
+
+def _ssim_maps(p: Tensor, g: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Luminance and contrast-structure terms where the window fits."""
+    rows, columns = (_gaussian_band(side, window, p) for side in p.shape[-2:])
+
+    def smooth(x: Tensor) -> Tensor:
+        return rows @ x @ columns.mT
+
+    mean_p, mean_g = smooth(p), smooth(g)
+    variance_p = smooth(p * p) - mean_p**2
+    variance_g = smooth(g * g) - mean_g**2
+    covariance = smooth(p * g) - mean_p * mean_g
+    luminance = (2 * mean_p * mean_g + SSIM_C1) / (mean_p**2 + mean_g**2 + SSIM_C1)
+    contrast = (2 * covariance + SSIM_C2) / (variance_p + variance_g + SSIM_C2)
+    return luminance, contrast
+
+
+def _gaussian_band(side: int, window: int, like: Tensor) -> Tensor:
+    """Matrix (side - window + 1) x side: a Gaussian at every place where the window fits."""
+    offset = torch.arange(side, device=like.device) - torch.arange(
+        side - window + 1, device=like.device
+    ).unsqueeze(1)
+    weight = torch.exp(-((offset - window // 2) ** 2) / (2 * SSIM_SIGMA**2))
+    weight = weight * ((offset >= 0) & (offset < window))
+    return (weight / weight.sum(dim=1, keepdim=True)).to(like.dtype)
+
+
+def _halve(x: Tensor) -> Tensor:
+    """Mean of 2 x 2 pixels; an odd last row or column is averaged by itself."""
+    return F.avg_pool2d(x.flatten(0, -3), 2, ceil_mode=True).unflatten(0, x.shape[:-2])
+
+
+SEGMENTATION_TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "focal": focal_loss,
+    "ms_ssim": lambda logits, target: 1 - ms_ssim(torch.sigmoid(logits), target),
+    "iou": lambda logits, target: iou_loss(torch.sigmoid(logits), target),
+}
+
+
+def segmentation_loss(
+    logits: Sequence[Tensor],
+    target_BKHW: Tensor,
+    annotated_BK: Tensor | None = None,
+    *,
+    terms: Sequence[str] = ("focal", "ms_ssim", "iou"),
+) -> dict[str, Tensor]:
+    """Each segmentation term, averaged over side outputs and over annotated images and organs.
+
+    The mean over side outputs (the paper does not say sum or mean) keeps a loss the same size
+    with and without deep supervision.
+
+    Args:
+        logits: one B x K x H x W tensor per side output.
+        target_BKHW: masks, bool or 0 and 1.
+        annotated_BK: bool tensor; organs that a sample does not annotate count in no term. None = all.
+        terms: names from `SEGMENTATION_TERMS`.
+
+    Returns:
+        A scalar per term; 0 where nothing is annotated.
+
+    Raises:
+        ValueError: for an unknown term, none at all, or shapes that do not fit.
+    """
+    unknown = [term for term in terms if term not in SEGMENTATION_TERMS]
+    if unknown or not terms:
+        raise ValueError(
+            f"unknown loss terms {unknown}: use some of {', '.join(SEGMENTATION_TERMS)}"
+            if unknown
+            else f"no loss terms: use some of {', '.join(SEGMENTATION_TERMS)}"
+        )
+    check_shapes(logits[0], target_BKHW, annotated_BK)
+    with torch.autocast(logits[0].device.type, enabled=False):
+        stacked_SBKHW = torch.stack([each.float() for each in logits])
+        target = target_BKHW.float()
+        if annotated_BK is not None:
+            target = torch.where(annotated_BK[..., None, None], target, 0)
+        return {
+            term: _annotated_mean(
+                SEGMENTATION_TERMS[term](stacked_SBKHW, target[None]), annotated_BK
+            )
+            for term in terms
+        }
+
+
+def classification_loss(
+    organ_logits: Tensor, target_BKHW: Tensor, annotated_BK: Tensor | None = None
+) -> Tensor:
+    """Binary cross-entropy of both scores against "the slice contains the organ".
+
+    Args:
+        organ_logits: B x K x 2, index 1 = present.
+        target_BKHW: masks; an organ is present where any pixel is above 0.
+        annotated_BK: as for `segmentation_loss`.
+    """
+    with torch.autocast(organ_logits.device.type, enabled=False):
+        present = (target_BKHW > 0).flatten(2).any(dim=2)
+        wanted = torch.stack([~present, present], dim=-1).float()
+        cross_entropy = F.binary_cross_entropy_with_logits(
+            organ_logits.float(), wanted, reduction="none"
+        )
+        return _annotated_mean(cross_entropy.mean(dim=-1), annotated_BK)
+
+
+def total_loss(
+    output: Output,
+    target_BKHW: Tensor,
+    annotated_BK: Tensor | None = None,
+    *,
+    terms: Sequence[str] = ("focal", "ms_ssim", "iou"),
+) -> Loss:
+    """The loss of UNet 3+: segmentation terms on every side output, plus the classifier's.
+
+    Args:
+        output: what a network returned.
+        target_BKHW: masks, bool or 0 and 1.
+        annotated_BK: bool; what is not annotated counts in no term. None = everything is.
+        terms: segmentation terms by name, see `SEGMENTATION_TERMS`.
+
+    Raises:
+        ValueError: as `segmentation_loss`.
+    """
+    by_term = segmentation_loss(output.logits, target_BKHW, annotated_BK, terms=terms)
+    zero = target_BKHW.new_zeros((), dtype=torch.float32)
+    segmentation = torch.stack(list(by_term.values())).sum()
+    classification = (
+        zero
+        if output.organ_logits is None
+        else classification_loss(output.organ_logits, target_BKHW, annotated_BK)
+    )
+    return Loss(
+        total=segmentation + classification,
+        segmentation=segmentation,
+        classification=classification,
+        **{term: by_term.get(term, zero) for term in SEGMENTATION_TERMS},
+    )
+
+
+def check_shapes(logits: Tensor, target_BKHW: Tensor, annotated_BK: Tensor | None) -> None:
+    """Raise ValueError unless masks and annotation flags fit the logits."""
+    if target_BKHW.shape != logits.shape:
+        raise ValueError(
+            f"masks have shape {tuple(target_BKHW.shape)}, the logits {tuple(logits.shape)}: "
+            "both must be batch x organs x height x width"
+        )
+    if annotated_BK is not None and annotated_BK.shape != logits.shape[:2]:
+        raise ValueError(
+            f"annotation flags have shape {tuple(annotated_BK.shape)}, expected batch x organs = "
+            f"{tuple(logits.shape[:2])}"
+        )
+
+
+def _annotated_mean(values: Tensor, annotated_BK: Tensor | None) -> Tensor:
+    """Mean of ... x B x K over what is annotated; 0 (with a zero gradient) where nothing is."""
+    if annotated_BK is None:
+        return values.mean()
+    kept = annotated_BK.to(torch.bool).expand_as(values)
+    return torch.where(kept, values, 0).sum() / kept.sum().clamp(min=1)

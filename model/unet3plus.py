@@ -1,0 +1,103 @@
+"""UNet 3+: Huang et al., ICASSP 2020.
+
+Shapes: B batch, C channels, K organs, H W pixels. Level 1 is the finest.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from model.blocks import OrganClassifier, SegmentationNetwork, fold_norm, resize
+from model.encoders import PlainEncoder
+from model.upsampling import upsample_conv
+
+
+class FullScaleLevel(nn.Module):
+    """One decoder level: a branch from every level, joined and mixed.
+
+    Each branch is a 3x3 convolution of a map brought to this level's resolution. Their batch
+    norms are one over the joined maps, which is the same function as one for each.
+
+    Attributes:
+        branches: one convolution per level, the finest first.
+    """
+
+    def __init__(self, in_channels: list[int], branch_channels: int) -> None:
+        super().__init__()
+        joined = branch_channels * len(in_channels)
+        self.branches = nn.ModuleList(
+            nn.Conv2d(each, branch_channels, 3, padding=1) for each in in_channels
+        )
+        self.norm = nn.BatchNorm2d(joined)
+        self.mix = nn.Conv2d(joined, joined, 3, padding=1)
+        self.mix_norm = nn.BatchNorm2d(joined)
+
+    def forward(self, maps: list[Tensor], size: torch.Size) -> Tensor:
+        """Maps at least as large as `size` fit it exactly; smaller ones are upsampled to it."""
+        parts = [
+            upsample_conv(x, conv, size[0] // x.shape[-2])
+            for x, conv in zip(maps, self.branches, strict=True)
+        ]
+        x = F.relu(self.norm(torch.cat(parts, dim=1)), inplace=True)
+        return F.relu(self.mix_norm(self.mix(x)), inplace=True)
+
+    def fold_norms(self) -> None:
+        """Move the batch norms (in eval mode) into the convolutions."""
+        fold_norm(list(self.branches), self.norm)
+        fold_norm([self.mix], self.mix_norm)
+        self.norm = self.mix_norm = nn.Identity()
+
+
+class UNet3Plus(SegmentationNetwork):
+    """Full-scale skip connections, optional deep supervision and classification-guided module."""
+
+    def __init__(
+        self,
+        encoder: PlainEncoder,
+        *,
+        num_organs: int,
+        branch_channels: int,
+        deep_supervision: bool,
+        cgm: bool,
+    ) -> None:
+        super().__init__(num_organs)
+        self.encoder = encoder
+        *finer, deepest = encoder.channels
+        joined = branch_channels * (len(finer) + 1)
+        self.levels = nn.ModuleList(
+            FullScaleLevel(
+                [*finer[: level + 1], *[joined] * (len(finer) - level - 1), deepest],
+                branch_channels,
+            )
+            for level in range(len(finer))
+        )
+        head_channels = [joined] * len(finer) + [deepest]
+        self.heads = nn.ModuleList(
+            nn.Conv2d(each, num_organs, 3, padding=1)
+            for each in (head_channels if deep_supervision else head_channels[:1])
+        )
+        if cgm:
+            self.classifier = OrganClassifier(deepest, num_organs)
+
+    def encode(self, x_BCHW: Tensor) -> list[Tensor]:
+        return self.encoder(x_BCHW)
+
+    def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
+        decoded = self.decode_levels(maps)
+        size = maps[0].shape[-2:]
+        heads = self.heads if all_heads else self.heads[:1]
+        return [resize(head(x), size) for head, x in zip(heads, decoded, strict=False)]
+
+    def decode_levels(self, maps: list[Tensor]) -> list[Tensor]:
+        """Encoder maps -> decoder maps, the finest first; the deepest is the encoder's own."""
+        pooled = [[x] for x in maps]
+        for fine in pooled:
+            while fine[-1].shape[-1] > maps[-2].shape[-1]:
+                fine.append(F.max_pool2d(fine[-1], 2))
+        decoded = [maps[-1]]
+        for level in reversed(range(len(self.levels))):
+            finer = [pooled[k][level - k] for k in range(level + 1)]
+            decoded.insert(0, self.levels[level]([*finer, *decoded], maps[level].shape[-2:]))
+        return decoded

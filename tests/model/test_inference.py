@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from model.blocks import SegmentationNetwork
+from model.inference import adjacent_slices, predict_slices, prepare
+from model.networks import NETWORKS, build_network
+from model.output import organ_open, probabilities
+
+
+def build(name: str, **parts: Any) -> SegmentationNetwork:
+    """A network whose running statistics and gates differ from slice to slice."""
+    torch.manual_seed(0)
+    net = build_network(name, in_channels=3, num_organs=2, width=4, **parts)
+    for _ in range(3):
+        net(torch.rand(4, 3, 32, 32))
+    if net.classifier is not None:
+        scores = net.eval()(volume().unsqueeze(1).expand(-1, 3, -1, -1)).organ_logits
+        difference = scores[..., 1] - scores[..., 0]
+        bias = net.classifier.conv.bias.data.unflatten(0, (-1, 2))
+        bias[:, 1] -= difference.median(dim=0).values
+    return net.eval()
+
+
+def volume(num_slices: int = 7, height: int = 32, width: int = 40) -> torch.Tensor:
+    return torch.rand(num_slices, height, width, generator=torch.Generator().manual_seed(3))
+
+
+def one_by_one(net: SegmentationNetwork, image: torch.Tensor, gate: str = "hard") -> torch.Tensor:
+    """K x Z x H x W: each slice alone through the whole network."""
+    padded = torch.cat([image[:1], image, image[-1:]])
+    with torch.no_grad():
+        slices = [probabilities(net(padded[None, z : z + 3]), gate)[0] for z in range(len(image))]
+    return torch.stack(slices, dim=1)
+
+
+def test_adjacent_slices_repeat_at_the_ends() -> None:
+    image = torch.arange(4.0).reshape(4, 1, 1)
+    stacks = adjacent_slices(image, torch.tensor([0, 1, 3]), 3)[..., 0, 0]
+    assert stacks.tolist() == [[0, 0, 1], [0, 1, 2], [2, 3, 3]]
+    wide = adjacent_slices(image, torch.tensor([0, 2]), 5)[..., 0, 0]
+    assert wide.tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 3]]
+
+
+@pytest.mark.parametrize("num_adjacent", [0, -1, 2, 4])
+def test_adjacent_slices_must_be_odd(num_adjacent: int) -> None:
+    with pytest.raises(ValueError, match=f"num_adjacent is {num_adjacent}: it must be odd"):
+        adjacent_slices(volume(), torch.tensor([0]), num_adjacent)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("gate", ["hard", "soft", "none"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_prediction_equals_the_network_slice_by_slice(
+    name: str, gate: str, batch_size: int
+) -> None:
+    net, image = build(name), volume()
+    found = predict_slices(prepare(net), image, batch_size=batch_size, gate=gate)
+    expected = one_by_one(net, image, gate)
+    assert found.probabilities.shape == (2, 7, 32, 40)
+    torch.testing.assert_close(found.probabilities, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_decoder_runs_only_for_slices_with_an_open_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, image = build("unet3plus"), volume(9)
+    scores = net(adjacent_slices(image, torch.arange(9), 3)).organ_logits
+    num_open = int(organ_open(scores).any(dim=1).sum())
+    assert 0 < num_open < 9
+    decoded = []
+    decode = net.decode
+
+    def counting(maps: list[torch.Tensor], *, all_heads: bool) -> list[torch.Tensor]:
+        decoded.append(len(maps[0]))
+        return decode(maps, all_heads=all_heads)
+
+    monkeypatch.setattr(net, "decode", counting)
+    predict_slices(net, image, batch_size=4)
+    assert sum(decoded) == num_open
+
+
+def test_closed_slices_are_exactly_zero_and_organ_probability_says_why() -> None:
+    found = predict_slices(build("unet3plus"), volume(9))
+    assert found.organ_probability.shape == (9, 2)
+    closed = (found.organ_probability <= 0.5).T
+    assert closed.any()
+    assert not closed.all()
+    assert found.probabilities[closed].abs().max() == 0
+    assert (found.probabilities[~closed].amax(dim=(1, 2)) > 0).all()
+
+
+def test_all_gates_closed_gives_an_empty_prediction() -> None:
+    net = build("unet3plus")
+    net.classifier.conv.bias.data = torch.tensor([100.0, -100.0, 100.0, -100.0])
+    found = predict_slices(net, volume())
+    assert found.probabilities.abs().max() == 0
+
+
+def test_network_without_a_classifier_gives_no_organ_probability() -> None:
+    assert predict_slices(build("unet"), volume()).organ_probability is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_probabilities_come_in_the_type_asked_for(dtype: torch.dtype) -> None:
+    found = predict_slices(build("unet"), volume(), dtype=dtype)
+    assert found.probabilities.dtype == dtype
+
+
+def test_half_precision_images_are_accepted() -> None:
+    net, image = build("unet"), volume().half()
+    found = predict_slices(net, image)
+    torch.testing.assert_close(
+        found.probabilities, one_by_one(net, image.float()), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(33, 34), (35, 50), (17, 32)])
+def test_prediction_of_odd_sizes(height: int, width: int) -> None:
+    net, image = build("unet3plus"), volume(3, height, width)
+    found = predict_slices(prepare(net), image)
+    torch.testing.assert_close(found.probabilities, one_by_one(net, image), atol=1e-5, rtol=1e-5)
+
+
+def test_one_slice_is_enough() -> None:
+    net, image = build("unet"), volume(1)
+    torch.testing.assert_close(
+        predict_slices(net, image).probabilities, one_by_one(net, image), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_prediction_leaves_the_network_in_its_mode() -> None:
+    net = build("unet").train()
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    predict_slices(net, volume())
+    assert net.training
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "image",
+    [torch.zeros(3, 8), torch.zeros(1, 3, 8, 8), torch.zeros(3, 8, 8).int(), torch.zeros(0, 8, 8)],
+)
+def test_other_images_are_refused(image: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="expected floating point slices x height x width"):
+        predict_slices(build("unet"), image)
+
+
+def test_batch_size_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        predict_slices(build("unet"), volume(), batch_size=0)
+
+
+def test_unknown_gate_is_refused() -> None:
+    with pytest.raises(ValueError, match="use one of hard, soft, none"):
+        predict_slices(build("unet"), volume(), gate="closed")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_prepared_network_has_no_batch_norm_and_the_same_output(name: str) -> None:
+    net = build(name)
+    ready = prepare(net)
+    assert not [each for each in ready.modules() if isinstance(each, torch.nn.BatchNorm2d)]
+    x = torch.rand(2, 3, 48, 64)
+    expected, found = net(x, all_heads=True), ready(x, all_heads=True)
+    for one, other in zip(found.logits, expected.logits, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    if expected.organ_logits is not None:
+        assert torch.equal(organ_open(found.organ_logits), organ_open(expected.organ_logits))
+
+
+def test_preparing_leaves_the_network_alone() -> None:
+    net = build("unet3plus").train()
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    prepare(net)
+    assert net.training
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert all(parameter.requires_grad for parameter in net.parameters())

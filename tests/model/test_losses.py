@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_msssim import ms_ssim as library_ms_ssim
+
+from model.losses import (
+    SEGMENTATION_TERMS,
+    classification_loss,
+    focal_loss,
+    iou_loss,
+    ms_ssim,
+    ms_ssim_window,
+    segmentation_loss,
+    total_loss,
+)
+from model.output import Output
+
+
+def logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+@pytest.mark.parametrize(
+    ("p", "g", "gamma", "expected"),
+    [
+        (0.5, 1, 2.0, 0.25 * math.log(2)),
+        (0.5, 0, 2.0, 0.25 * math.log(2)),
+        (0.9, 1, 2.0, 0.01 * -math.log(0.9)),
+        (0.9, 0, 2.0, 0.81 * -math.log(0.1)),
+        (0.1, 0, 2.0, 0.01 * -math.log(0.9)),
+        (0.2, 1, 0.0, -math.log(0.2)),
+        (0.2, 1, 1.0, 0.8 * -math.log(0.2)),
+    ],
+)
+def test_focal_loss_of_one_pixel(p: float, g: int, gamma: float, expected: float) -> None:
+    loss = focal_loss(torch.full((1, 1), logit(p)), torch.full((1, 1), g), gamma=gamma)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_focal_loss_is_the_mean_over_pixels() -> None:
+    logits = torch.tensor([[logit(0.5), logit(0.9)]])
+    loss = focal_loss(logits, torch.tensor([[1, 1]]))
+    assert loss.item() == pytest.approx((0.25 * math.log(2) - 0.01 * math.log(0.9)) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [-200.0, 200.0])
+def test_focal_loss_gradient_is_finite_at_extreme_logits(value: float) -> None:
+    logits = torch.full((4, 4), value, requires_grad=True)
+    focal_loss(logits, torch.eye(4)).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("p", "g", "smooth", "expected"),
+    [
+        ([1, 1, 0, 0], [1, 0, 1, 0], 0.0, 1 - 1 / 3),
+        ([1, 1, 0, 0], [1, 0, 1, 0], 1.0, 1 - 2 / 4),
+        ([0.5, 0.5, 0, 0], [1, 0, 0, 0], 0.0, 1 - 0.5 / 1.5),
+        ([0, 0, 0, 0], [0, 0, 0, 0], 1.0, 0.0),
+        ([1, 1, 1, 1], [1, 1, 1, 1], 1.0, 0.0),
+        ([1, 0, 0, 0], [0, 0, 0, 0], 1.0, 0.5),
+        ([0, 0, 0, 0], [1, 1, 1, 0], 1.0, 0.75),
+    ],
+)
+def test_iou_loss_by_hand(p: list[float], g: list[float], smooth: float, expected: float) -> None:
+    loss = iou_loss(torch.tensor([p]).float(), torch.tensor([g]), smooth=smooth)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("side", "window", "num_scales"),
+    [
+        (32, 3, 4),
+        (33, 3, 5),
+        (47, 3, 5),
+        (48, 3, 5),
+        (64, 3, 5),
+        (65, 5, 5),
+        (80, 5, 5),
+        (96, 5, 5),
+        (97, 7, 5),
+        (128, 7, 5),
+        (144, 9, 5),
+        (160, 9, 5),
+        (161, 11, 5),
+        (176, 11, 5),
+        (320, 11, 5),
+        (512, 11, 5),
+    ],
+)
+def test_ms_ssim_window_fits_the_coarsest_scale(side: int, window: int, num_scales: int) -> None:
+    assert ms_ssim_window(side) == (window, num_scales)
+    coarsest = side
+    for _ in range(num_scales - 1):
+        coarsest = (coarsest + 1) // 2
+    assert window <= coarsest
+
+
+@pytest.mark.parametrize("side", [31, 16, 1])
+def test_ms_ssim_refuses_images_that_are_too_small(side: int) -> None:
+    with pytest.raises(ValueError, match=rf"at least 32 pixels a side, got {side}"):
+        ms_ssim(torch.rand(1, side, 64), torch.rand(1, side, 64))
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 96), (96, 80), (176, 192)])
+def test_ms_ssim_agrees_with_the_library(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    g = (torch.rand(3, 1, height, width) > 0.5).float()
+    p = (0.7 * g + 0.3 * torch.rand_like(g)).clamp(0, 1)
+    window = ms_ssim_window(min(height, width))[0]
+    expected = library_ms_ssim(p, g, data_range=1, size_average=False, win_size=window)
+    torch.testing.assert_close(ms_ssim(p, g).squeeze(1), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("p", "g"), [(0.2, 0.6), (0.5, 0.0), (1.0, 0.0), (0.3, 0.3)])
+def test_ms_ssim_of_constant_images_is_the_luminance_of_the_last_scale(p: float, g: float) -> None:
+    value = ms_ssim(torch.full((1, 64, 64), p, dtype=torch.float64), torch.full((1, 64, 64), g))
+    luminance = (2 * p * g + 1e-4) / (p * p + g * g + 1e-4)
+    assert value.item() == pytest.approx(max(luminance, 1e-4) ** 0.1333, rel=1e-3)
+
+
+@pytest.mark.parametrize("side", [32, 33, 34, 35, 48, 63, 100])
+def test_ms_ssim_of_an_image_with_itself_is_one(side: int) -> None:
+    image = torch.rand(2, side, side + 3)
+    torch.testing.assert_close(ms_ssim(image, image), torch.ones(2))
+
+
+def test_ms_ssim_with_negative_contrast_stays_a_number() -> None:
+    board = (torch.arange(64).unsqueeze(0) + torch.arange(64).unsqueeze(1)) % 2
+    p = (1.0 - board).unsqueeze(0).requires_grad_()
+    value = ms_ssim(p, board.unsqueeze(0))
+    value.sum().backward()
+    assert 0 < value.item() < 0.9
+    assert torch.isfinite(p.grad).all()
+
+
+MASKS = {
+    "empty": torch.zeros(64, 64),
+    "full": torch.ones(64, 64),
+    "one_pixel": torch.zeros(64, 64).index_put_(
+        (torch.tensor(9), torch.tensor(60)), torch.ones(())
+    ),
+    "half": torch.arange(64).expand(64, 64).ge(32).float(),
+}
+LOGITS = {
+    "zero": torch.zeros(64, 64),
+    "certain_organ": torch.full((64, 64), 50.0),
+    "certain_background": torch.full((64, 64), -50.0),
+    "opposite": (torch.arange(64).expand(64, 64).lt(32).float() - 0.5) * 40,
+    "noise": torch.randn(64, 64, generator=torch.Generator().manual_seed(0)),
+}
+
+
+@pytest.mark.parametrize("side", [32, 33, 64])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("start", LOGITS)
+def test_hybrid_loss_and_gradient_are_finite(side: int, mask: str, start: str) -> None:
+    logits = LOGITS[start][:side, :side].clone()[None, None].requires_grad_()
+    loss = total_loss(Output([logits], None), MASKS[mask][:side, :side][None, None])
+    loss.total.backward()
+    assert torch.isfinite(loss.total)
+    assert torch.isfinite(logits.grad).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    height=st.integers(32, 70),
+    width=st.integers(32, 70),
+    scale=st.floats(0, 60),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 999),
+)
+def test_hybrid_loss_is_finite_and_bounded(
+    height: int, width: int, scale: float, share: float, seed: int
+) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    logits = (scale * torch.randn(2, 2, height, width, generator=rng)).requires_grad_()
+    target = torch.rand(2, 2, height, width, generator=rng) < share
+    loss = total_loss(Output([logits], None), target)
+    loss.total.backward()
+    assert 0 <= loss.ms_ssim <= 1
+    assert 0 <= loss.iou <= 1
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_hybrid_loss_is_the_sum_of_its_terms() -> None:
+    logits = [torch.randn(2, 3, 40, 44), torch.randn(2, 3, 40, 44)]
+    target = torch.rand(2, 3, 40, 44) > 0.5
+    loss = total_loss(Output(logits, torch.randn(2, 3, 2)), target)
+    torch.testing.assert_close(loss.segmentation, loss.focal + loss.ms_ssim + loss.iou)
+    torch.testing.assert_close(loss.total, loss.segmentation + loss.classification)
+    assert loss.classification > 0
+
+
+def test_hybrid_loss_of_a_perfect_prediction_is_near_zero() -> None:
+    target = MASKS["half"][None, None]
+    scores = torch.stack([-40 * torch.ones(1, 1), 40 * torch.ones(1, 1)], dim=-1)
+    loss = total_loss(Output([(target - 0.5) * 80], scores), target)
+    assert loss.total.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_side_outputs_are_averaged() -> None:
+    heads = [torch.randn(1, 1, 32, 32) for _ in range(3)]
+    target = torch.rand(1, 1, 32, 32) > 0.5
+    joint = total_loss(Output(heads, None), target)
+    single = [total_loss(Output([head], None), target).total for head in heads]
+    torch.testing.assert_close(joint.total, torch.stack(single).mean())
+
+
+@pytest.mark.parametrize("terms", [("focal",), ("iou",), ("ms_ssim", "iou"), ("focal", "iou")])
+def test_terms_are_chosen_by_name(terms: tuple[str, ...]) -> None:
+    output = Output([torch.randn(1, 2, 32, 32)], None)
+    target = torch.rand(1, 2, 32, 32) > 0.5
+    loss = total_loss(output, target, terms=terms)
+    torch.testing.assert_close(loss.total, sum(getattr(loss, term) for term in terms))
+    assert {t for t in SEGMENTATION_TERMS if getattr(loss, t) > 0} == set(terms)
+
+
+@pytest.mark.parametrize("terms", [(), ("dice",), ("focal", "msssim")])
+def test_unknown_or_missing_terms_are_refused(terms: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="use some of focal, ms_ssim, iou"):
+        total_loss(
+            Output([torch.zeros(1, 1, 32, 32)], None), torch.zeros(1, 1, 32, 32), terms=terms
+        )
+
+
+def test_masks_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"masks have shape \(1, 1, 32, 33\), the logits"):
+        segmentation_loss([torch.zeros(1, 1, 32, 32)], torch.zeros(1, 1, 32, 33))
+
+
+def test_annotation_flags_of_another_shape_are_refused() -> None:
+    zeros = torch.zeros(2, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"expected batch x organs = \(2, 3\)"):
+        segmentation_loss([zeros], zeros, torch.ones(3, 2, dtype=torch.bool))
+
+
+def test_unannotated_organ_changes_no_term_and_gets_no_gradient() -> None:
+    torch.manual_seed(1)
+    target = torch.rand(2, 2, 32, 32) > 0.5
+    annotated = torch.tensor([[True, False], [True, True]])
+    logits = torch.randn(2, 2, 32, 32, requires_grad=True)
+    scores = torch.randn(2, 2, 2, requires_grad=True)
+    loss = total_loss(Output([logits], scores), target, annotated)
+    loss.total.backward()
+    assert logits.grad[0, 1].abs().max() == 0
+    assert scores.grad[0, 1].abs().max() == 0
+    assert (logits.grad.abs().amax(dim=(2, 3))[annotated] > 0).all()
+    assert (scores.grad.abs().amax(dim=2)[annotated] > 0).all()
+
+    other = target.clone()
+    other[0, 1] = ~other[0, 1]
+    again = total_loss(Output([logits], scores), other, annotated)
+    for before, after in zip(loss, again, strict=True):
+        torch.testing.assert_close(before, after)
+
+
+def test_masked_loss_is_the_mean_over_what_is_annotated() -> None:
+    target = torch.rand(2, 2, 32, 32) > 0.5
+    logits, scores = torch.randn(2, 2, 32, 32), torch.randn(2, 2, 2)
+    annotated = torch.tensor([[True, False], [False, True]])
+    loss = total_loss(Output([logits], scores), target, annotated).total
+    parts = [
+        total_loss(
+            Output([logits[b : b + 1, k : k + 1]], scores[b : b + 1, k : k + 1]),
+            target[b : b + 1, k : k + 1],
+        ).total
+        for b, k in ((0, 0), (1, 1))
+    ]
+    torch.testing.assert_close(loss, torch.stack(parts).mean())
+
+
+def test_nan_in_an_unannotated_organ_does_not_spread() -> None:
+    logits = torch.zeros(1, 2, 32, 32, requires_grad=True)
+    target = torch.zeros(1, 2, 32, 32)
+    target[0, 1] = float("nan")
+    loss = total_loss(Output([logits], None), target, torch.tensor([[True, False]]))
+    loss.total.backward()
+    assert torch.isfinite(loss.total)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_batch_with_nothing_annotated_costs_nothing() -> None:
+    logits = torch.randn(1, 1, 32, 32, requires_grad=True)
+    scores = torch.randn(1, 1, 2, requires_grad=True)
+    target = torch.ones(1, 1, 32, 32)
+    loss = total_loss(Output([logits], scores), target, torch.zeros(1, 1, dtype=torch.bool))
+    loss.total.backward()
+    assert loss.total == 0
+    assert logits.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("absent", "present", "truth", "expected"),
+    [
+        (0.5, 0.5, 0, math.log(2)),
+        (0.9, 0.1, 0, -math.log(0.9)),
+        (0.9, 0.1, 1, -math.log(0.1)),
+        (0.2, 0.6, 1, (-math.log(0.8) - math.log(0.6)) / 2),
+    ],
+)
+def test_classification_loss_by_hand(
+    absent: float, present: float, truth: int, expected: float
+) -> None:
+    scores = torch.tensor([[[logit(absent), logit(present)]]])
+    target = torch.zeros(1, 1, 4, 4)
+    target[..., 2, 3] = truth
+    assert classification_loss(scores, target).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_losses_are_float32_inside_autocast() -> None:
+    logits = torch.randn(1, 1, 48, 48, requires_grad=True)
+    scores = torch.randn(1, 1, 2)
+    target = torch.rand(1, 1, 48, 48) > 0.5
+    plain = total_loss(Output([logits], scores), target)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = total_loss(Output([logits], scores), target)
+        low = total_loss(Output([logits.bfloat16()], scores.bfloat16()), target)
+    assert all(term.dtype == torch.float32 for term in low)
+    for one, other in zip(plain, inside, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_loss_of_one_image_does_not_depend_on_its_batch() -> None:
+    logits, target = torch.randn(3, 2, 40, 36), torch.rand(3, 2, 40, 36) > 0.3
+    joint = total_loss(Output([logits], None), target).total
+    single = [
+        total_loss(Output([logits[b : b + 1]], None), target[b : b + 1]).total for b in range(3)
+    ]
+    torch.testing.assert_close(joint, torch.stack(single).mean())
+
+
+def test_loss_falls_under_gradient_descent() -> None:
+    target = MASKS["half"][None, None]
+    logits = torch.zeros(1, 1, 64, 64, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.5)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = total_loss(Output([logits], None), target).total
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]

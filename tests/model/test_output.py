@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.output import Output, organ_open, organ_probability, probabilities
+
+SCORES = torch.tensor([[[1.0, 2.0], [2.0, 1.0]], [[0.0, 0.0], [-3.0, -1.0]]])
+
+
+def make_output() -> Output:
+    torch.manual_seed(0)
+    return Output([torch.randn(2, 2, 4, 5), torch.randn(2, 2, 4, 5)], SCORES)
+
+
+def test_hard_gate_is_argmax_and_a_tie_is_closed() -> None:
+    assert organ_open(SCORES).tolist() == [[True, False], [False, True]]
+    assert torch.equal(organ_open(SCORES), SCORES.argmax(dim=-1).bool())
+
+
+def test_organ_probability_agrees_with_the_gate() -> None:
+    scores = torch.randn(50, 3, 2)
+    assert torch.equal(organ_probability(scores) > 0.5, organ_open(scores))
+    torch.testing.assert_close(organ_probability(scores), scores.softmax(dim=-1)[..., 1])
+
+
+def test_closed_gate_gives_exactly_zero_and_open_gate_changes_nothing() -> None:
+    output = make_output()
+    plain = torch.sigmoid(output.logits[0])
+    gated = probabilities(output)
+    assert torch.equal(gated[0, 0], plain[0, 0])
+    assert torch.equal(gated[1, 1], plain[1, 1])
+    assert gated[0, 1].abs().max() == 0
+    assert gated[1, 0].abs().max() == 0
+
+
+def test_soft_gate_multiplies_by_the_probability_of_presence() -> None:
+    output = make_output()
+    expected = torch.sigmoid(output.logits[0]) * SCORES.softmax(-1)[..., 1, None, None]
+    torch.testing.assert_close(probabilities(output, "soft"), expected)
+
+
+@pytest.mark.parametrize("gate", ["hard", "soft", "none"])
+def test_without_a_classifier_every_gate_leaves_probabilities_alone(gate: str) -> None:
+    output = Output(make_output().logits, None)
+    assert torch.equal(probabilities(output, gate), torch.sigmoid(output.logits[0]))
+
+
+def test_no_gate_ignores_the_classifier() -> None:
+    output = make_output()
+    assert torch.equal(probabilities(output, "none"), torch.sigmoid(output.logits[0]))
+
+
+def test_probabilities_of_half_precision_logits_are_float32() -> None:
+    output = Output([torch.randn(1, 1, 2, 2).bfloat16()], SCORES[:1, :1].bfloat16())
+    assert probabilities(output, "soft").dtype == torch.float32
+
+
+def test_unknown_gate_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown gate 'open': use one of hard, soft, none"):
+        probabilities(make_output(), "open")
