@@ -9,17 +9,16 @@ data/cases.csv                     one row per case: patient, annotated organs, 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
-import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scans.checks import failure
+from scans.files import write_atomically
 
 BACKGROUND = "background"
 FILE_ENDING = ".nii.gz"
@@ -79,9 +78,16 @@ class Cohort:
     labels: dict[str, int]
     cases: tuple[Case, ...]
 
-    def annotates(self, case: Case, label_id: int) -> bool:
-        """Whether the label with this id was drawn in the case."""
-        return any(self.labels[name] == label_id for name in case.annotated)
+    def annotated_organs(self, case: Case, organs: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+        """Organs that were drawn in a case.
+
+        Args:
+            case: of this cohort.
+            organs: label ids of each organ. The first is the organ itself and decides; further
+                ids are parts of it, such as tumours.
+        """
+        drawn = {self.labels[name] for name in case.annotated}
+        return tuple(organ for organ, label_ids in organs.items() if label_ids[0] in drawn)
 
 
 def image_path(root: Path, case: str) -> Path:
@@ -256,22 +262,6 @@ def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
         raise failure("dataset_json", f"{path}: {error}") from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is there whole or not at all, also after a power cut."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8", newline="") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-
-
 def write_json(path: Path, content: object) -> None:
     """Write JSON that is there whole or not at all."""
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def file_sha256(path: Path) -> str:
-    """Checksum of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -26,7 +26,6 @@ from scans.cohort import (
     Cohort,
     check_annotated,
     check_case_name,
-    file_sha256,
     image_path,
     label_path,
     read_cohort,
@@ -35,6 +34,7 @@ from scans.cohort import (
     write_json,
 )
 from scans.errors import ScanError
+from scans.files import file_sha256
 from scans.layouts import Source, SourceCase, read_source
 from scans.volume import Volume, write_volume
 

@@ -1,6 +1,7 @@
 """The slice store: one folder per case, memory-mapped, and one table of all slices.
 
     <root>/store.json          organs in order, size_px, window_hu, version
+    <root>/cases.csv           one row per case: patient, annotated organs, slices, lost voxels
     <root>/index.csv           one row per slice: case, patient, z, pixels of each organ
     <root>/<case>/image.npy    int16 (Z, H, W), HU within the window
     <root>/<case>/label.npy    uint8 (Z, H, W), 0 background, then the organs from 1
@@ -24,7 +25,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scans.checks import failure
-from scans.cohort import Case, Cohort, write_atomically, write_json
+from scans.cohort import Case, write_json
+from scans.files import write_atomically
 from scans.slicing import Grid, plan_grid, slice_image, slice_labels
 from scans.volume import check_aligned, read_image, read_labels
 
@@ -85,7 +87,7 @@ class SliceStore:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
-        for name in ("store.json", "index.csv"):
+        for name in ("store.json", "cases.csv", "index.csv"):
             if not (self.root / name).is_file():
                 raise failure("store_missing", f"no file {self.root / name}")
         description = json.loads((self.root / "store.json").read_text(encoding="utf-8"))
@@ -109,10 +111,14 @@ class SliceStore:
             na_values={organ: [""] for organ in self.organs},
         )
 
-    @property
-    def cases(self) -> tuple[str, ...]:
-        """Names of all cases, in order."""
-        return tuple(sorted(self.index["case"].unique()))
+    @cached_property
+    def cases(self) -> pd.DataFrame:
+        """One row per case: case, patient, annotated (organs, ';'-separated), num_slices, num_lost."""
+        return pd.read_csv(
+            self.root / "cases.csv",
+            dtype={"case": str, "patient": str, "annotated": str},
+            keep_default_na=False,
+        )
 
     def load(self, case: str) -> SlicedCase:
         """Open one case; pixels are read from disk when they are used.
@@ -121,7 +127,7 @@ class SliceStore:
             ScanError: the case is not in the store.
         """
         folder = self.root / case
-        if case not in self.cases or not (folder / "case.json").is_file():
+        if case not in set(self.cases["case"]) or not (folder / "case.json").is_file():
             raise failure("store_missing", f"no case {case!r} in {self.root}")
         about = json.loads((folder / "case.json").read_text(encoding="utf-8"))
         return SlicedCase(
@@ -133,13 +139,6 @@ class SliceStore:
             grid=Grid.from_json(about["grid"]),
             num_lost=int(about["num_lost"]),
         )
-
-
-def annotated_organs(
-    cohort: Cohort, case: Case, organs: Mapping[str, Sequence[int]]
-) -> tuple[str, ...]:
-    """Organs drawn in a case: those whose first label id is; further ids are parts of them."""
-    return tuple(name for name, ids in organs.items() if cohort.annotates(case, ids[0]))
 
 
 def write_case(
@@ -192,8 +191,8 @@ def write_case(
     return about
 
 
-def write_index(root: Path, cases: Sequence[str], recipe: SliceRecipe) -> pd.DataFrame:
-    """Write index.csv and store.json over the cases that are there.
+def write_tables(root: Path, cases: Sequence[str], recipe: SliceRecipe) -> pd.DataFrame:
+    """Write index.csv, cases.csv and store.json over the cases that are there.
 
     Args:
         root: of the store.
@@ -203,22 +202,23 @@ def write_index(root: Path, cases: Sequence[str], recipe: SliceRecipe) -> pd.Dat
     Returns:
         The index.
     """
-    tables = []
+    rows, tables = [], []
     for case in sorted(cases):
         about = json.loads((root / case / "case.json").read_text(encoding="utf-8"))
         label_ZHW = np.load(root / case / "label.npy", mmap_mode="r")
-        table = pd.DataFrame(
-            {"case": case, "patient": about["patient"], "z": range(len(label_ZHW))}
+        rows.append(
+            {
+                "case": case,
+                "patient": about["patient"],
+                "annotated": ";".join(about["annotated"]),
+                "num_slices": len(label_ZHW),
+                "num_lost": about["num_lost"],
+            }
         )
-        counts = np.stack(
-            [np.bincount(plane.ravel(), minlength=len(recipe.organs) + 1) for plane in label_ZHW]
-        )
-        for number, organ in enumerate(recipe.organs, start=1):
-            column = pd.Series(counts[:, number], dtype="Int64")
-            table[organ] = column if organ in about["annotated"] else column.mask(column >= 0)
-        tables.append(table)
+        tables.append(_slice_rows(about, label_ZHW, list(recipe.organs)))
     index = pd.concat(tables, ignore_index=True)
-    write_atomically(root / "index.csv", index.to_csv(index=False, lineterminator="\n"))
+    for name, table in (("index.csv", index), ("cases.csv", pd.DataFrame(rows))):
+        write_atomically(root / name, table.to_csv(index=False, lineterminator="\n"))
     write_json(
         root / "store.json",
         {
@@ -229,3 +229,18 @@ def write_index(root: Path, cases: Sequence[str], recipe: SliceRecipe) -> pd.Dat
         },
     )
     return index
+
+
+def _slice_rows(
+    about: Mapping[str, Any], label_ZHW: NDArray[np.uint8], organs: Sequence[str]
+) -> pd.DataFrame:
+    table = pd.DataFrame(
+        {"case": about["case"], "patient": about["patient"], "z": range(len(label_ZHW))}
+    )
+    counts = np.stack(
+        [np.bincount(pixels.ravel(), minlength=len(organs) + 1) for pixels in label_ZHW]
+    )
+    for number, organ in enumerate(organs, start=1):
+        column = pd.Series(counts[:, number], dtype="Int64")
+        table[organ] = column if organ in about["annotated"] else column.mask(column >= 0)
+    return table

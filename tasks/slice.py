@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scans.cohort import read_cohort
-from scans.store import SliceRecipe, annotated_organs, write_case, write_index
+from scans.store import SliceRecipe, write_case, write_tables
 from tasks.console import StageError, report_errors, track
 from tasks.params import Params, load_params
 
@@ -51,11 +51,11 @@ def slice_cohort(data_dir: Path, output_dir: Path, params: Params) -> SliceSumma
     )
     num_lost = {}
     for case in track(cohort.cases, "slice", len(cohort.cases)):
-        annotated = annotated_organs(cohort, case, params.organs)
+        annotated = cohort.annotated_organs(case, params.organs)
         about = write_case(output_dir, case, annotated, recipe)
         if about["num_lost"]:
             num_lost[case.name] = int(about["num_lost"])
-    index = write_index(output_dir, [case.name for case in cohort.cases], recipe)
+    index = write_tables(output_dir, [case.name for case in cohort.cases], recipe)
     return SliceSummary(len(cohort.cases), len(index), num_lost)
 
 
