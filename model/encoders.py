@@ -13,11 +13,20 @@ from model.blocks import DoubleConv
 NUM_LEVELS = 5
 
 
-class PlainEncoder(nn.Module):
-    """Two convolution blocks a level, 2x2 max-pooling between levels.
+class Encoder(nn.Module):
+    """B x C x H x W -> maps, the finest first.
 
     Attributes:
-        channels: of each level: width x (1, 2, 4, 8, 16).
+        channels: of each map.
+    """
+
+    channels: list[int]
+
+
+class PlainEncoder(Encoder):
+    """Two convolution blocks a level, 2x2 max-pooling between levels.
+
+    The channels are width x (1, 2, 4, 8, 16).
     """
 
     def __init__(self, in_channels: int, width: int) -> None:
@@ -29,6 +38,7 @@ class PlainEncoder(nn.Module):
         )
 
     def forward(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Maps of 1/1 to 1/16 of the input's size, which 16 divides."""
         maps: list[Tensor] = []
         for level in self.levels:
             maps.append(level(F.max_pool2d(maps[-1], 2) if maps else x_BCHW))

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from model.blocks import SegmentationNetwork, initialise
-from model.encoders import PlainEncoder
+from model.encoders import Encoder, PlainEncoder
 from model.unet import UNet
 from model.unet3plus import UNet3Plus
+from model.unetplusplus import UNetPlusPlus
 
 
 class NetworkInfo(NamedTuple):
@@ -31,12 +32,18 @@ class NetworkInfo(NamedTuple):
     cgm: bool | None = None
 
 
-def _unet(encoder: PlainEncoder, num_organs: int, width: int) -> UNet:
+def _unet(encoder: Encoder, num_organs: int, width: int) -> UNet:
     return UNet(encoder, num_organs=num_organs)
 
 
+def _unetplusplus(
+    encoder: Encoder, num_organs: int, width: int, deep_supervision: bool
+) -> UNetPlusPlus:
+    return UNetPlusPlus(encoder, num_organs=num_organs, deep_supervision=deep_supervision)
+
+
 def _unet3plus(
-    encoder: PlainEncoder, num_organs: int, width: int, deep_supervision: bool, cgm: bool
+    encoder: Encoder, num_organs: int, width: int, deep_supervision: bool, cgm: bool
 ) -> UNet3Plus:
     return UNet3Plus(
         encoder,
@@ -49,12 +56,15 @@ def _unet3plus(
 
 NETWORKS: dict[str, NetworkInfo] = {
     "unet": NetworkInfo("UNet", "Ronneberger et al., MICCAI 2015", _unet, ("plain",)),
+    "unetplusplus": NetworkInfo(
+        "UNet++", "Zhou et al., DLMIA 2018", _unetplusplus, ("plain",), True
+    ),
     "unet3plus": NetworkInfo(
         "UNet 3+", "Huang et al., ICASSP 2020", _unet3plus, ("plain",), True, True
     ),
 }
 
-ENCODERS: dict[str, Callable[[int, int], PlainEncoder]] = {"plain": PlainEncoder}
+ENCODERS: dict[str, Callable[[int, int], Encoder]] = {"plain": PlainEncoder}
 
 
 def build_network(

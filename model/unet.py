@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from model.blocks import DoubleConv, SegmentationNetwork, Up
-from model.encoders import PlainEncoder
+from model.encoders import Encoder
 
 
 class UNet(SegmentationNetwork):
     """Plain skip connections; the decoder has 4x4 transposed convolutions and no batch norm."""
 
-    def __init__(self, encoder: PlainEncoder, *, num_organs: int) -> None:
+    def __init__(self, encoder: Encoder, *, num_organs: int) -> None:
         super().__init__(num_organs)
         self.encoder = encoder
         pairs = list(zip(encoder.channels, encoder.channels[1:], strict=False))
@@ -21,9 +21,11 @@ class UNet(SegmentationNetwork):
         self.head = nn.Conv2d(encoder.channels[0], num_organs, 3, padding=1)
 
     def encode(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Maps of the encoder, the finest first."""
         return self.encoder(x_BCHW)
 
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
+        """Logits, the finest head first."""
         x = maps[-1]
         for skip, up, block in zip(maps[-2::-1], self.ups[::-1], self.blocks[::-1], strict=True):
             x = block(torch.cat([up(x), skip], dim=1))

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from model.blocks import OrganClassifier, SegmentationNetwork, fold_norm, resize
-from model.encoders import PlainEncoder
+from model.encoders import Encoder
 from model.upsampling import upsample_conv
 
 
@@ -55,7 +55,7 @@ class UNet3Plus(SegmentationNetwork):
 
     def __init__(
         self,
-        encoder: PlainEncoder,
+        encoder: Encoder,
         *,
         num_organs: int,
         branch_channels: int,
@@ -82,9 +82,11 @@ class UNet3Plus(SegmentationNetwork):
             self.classifier = OrganClassifier(deepest, num_organs)
 
     def encode(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Maps of the encoder, the finest first."""
         return self.encoder(x_BCHW)
 
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
+        """Logits, the finest head first."""
         decoded = self.decode_levels(maps)
         size = maps[0].shape[-2:]
         heads = self.heads if all_heads else self.heads[:1]

@@ -13,6 +13,7 @@ from model.networks import ENCODERS, NETWORKS, build_network
 
 PUBLISHED_PARAMETERS = [
     ("unet", {}, 39_396_033),
+    ("unetplusplus", {}, 47_176_132),
     ("unet3plus", {"deep_supervision": False, "cgm": False}, 26_971_777),
     ("unet3plus", {"deep_supervision": True, "cgm": False}, 26_989_637),
     ("unet3plus", {"deep_supervision": True, "cgm": True}, 26_989_637 + 2 * 1024 + 2),

@@ -1,0 +1,196 @@
+"""Checkpoints of the UNet 3+ authors' program, at any width.
+
+The authors' layers keep their order; this maps their names to ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.blocks import SegmentationNetwork
+from model.networks import build_network
+
+CONV_OR_NORM = ("conv", "norm")
+DEEPEST = 5
+
+
+class Place(NamedTuple):
+    """Where a layer of theirs goes: our layer, and its place among those that ours joins."""
+
+    layer: str
+    part: int = 0
+
+
+Rule = tuple[str, Callable[..., Place]]
+
+ENCODER: list[Rule] = [
+    (
+        r"conv([1-5])\.conv([12])\.([01])",
+        lambda i, j, part: Place(f"encoder.levels.{i - 1}.{j - 1}.{CONV_OR_NORM[part]}"),
+    ),
+]
+HEADS: list[Rule] = [(r"outconv([1-5])", lambda i: Place(f"heads.{i - 1}"))]
+CLASSIFIER: list[Rule] = [(r"cls\.1", lambda: Place("classifier.conv"))]
+UNET: list[Rule] = [
+    *ENCODER,
+    (
+        r"center\.conv([12])\.([01])",
+        lambda j, part: Place(f"encoder.levels.4.{j - 1}.{CONV_OR_NORM[part]}"),
+    ),
+    (r"up_concat([1-4])\.up", lambda i: Place(f"ups.{i - 1}")),
+    (
+        r"up_concat([1-4])\.conv\.conv([12])\.0",
+        lambda i, j: Place(f"blocks.{i - 1}.{j - 1}.conv"),
+    ),
+    (r"outconv1", lambda: Place("head")),
+]
+UNETPLUSPLUS: list[Rule] = [
+    (
+        r"conv([0-4])0\.conv([12])\.([01])",
+        lambda i, j, part: Place(f"encoder.levels.{i}.{j - 1}.{CONV_OR_NORM[part]}"),
+    ),
+    (r"up_concat([0-3])([1-4])\.up", lambda i, column: Place(f"columns.{column - 1}.ups.{i}")),
+    (
+        r"up_concat([0-3])([1-4])\.conv\.conv([12])\.0",
+        lambda i, column, j: Place(f"columns.{column - 1}.blocks.{i}.{j - 1}.conv"),
+    ),
+    (r"final_([1-4])", lambda i: Place(f"heads.{i - 1}")),
+]
+UNET3PLUS: list[Rule] = [
+    *ENCODER,
+    (
+        r"hd?([1-5])_(?:PT|Cat|UT)_hd([1-4])_conv",
+        lambda source, level: Place(f"levels.{level - 1}.branches.{source - 1}"),
+    ),
+    (
+        r"hd?([1-5])_(?:PT|Cat|UT)_hd([1-4])_bn",
+        lambda source, level: Place(f"levels.{level - 1}.norm", source),
+    ),
+    (r"conv([1-4])d_1", lambda i: Place(f"levels.{i - 1}.mix")),
+    (r"bn([1-4])d_1", lambda i: Place(f"levels.{i - 1}.mix_norm")),
+]
+
+
+class Official(NamedTuple):
+    """A network of theirs: ours, its options, and the rules for the names."""
+
+    network: str
+    options: dict[str, bool]
+    rules: list[Rule]
+    first_conv: str = "conv1.conv1.0.weight"
+    head: str = "outconv1.weight"
+
+
+OFFICIAL = {
+    "unet": Official("unet", {}, UNET),
+    "unetplusplus": Official(
+        "unetplusplus",
+        {"deep_supervision": True},
+        UNETPLUSPLUS,
+        "conv00.conv1.0.weight",
+        "final_1.weight",
+    ),
+    "unet3plus": Official(
+        "unet3plus",
+        {"deep_supervision": False, "cgm": False},
+        [*UNET3PLUS, (r"outconv1", lambda: Place("heads.0"))],
+    ),
+    "unet3plus_ds": Official(
+        "unet3plus", {"deep_supervision": True, "cgm": False}, [*UNET3PLUS, *HEADS]
+    ),
+    "unet3plus_ds_cgm": Official(
+        "unet3plus", {"deep_supervision": True, "cgm": True}, [*UNET3PLUS, *HEADS, *CLASSIFIER]
+    ),
+}
+
+
+def from_official(name: str, state_dict: Mapping[str, Tensor]) -> SegmentationNetwork:
+    """Our network with the weights of a checkpoint from the authors' program.
+
+    Width, input channels and organs are read from the shapes. Their classifier has one gate; where
+    the checkpoint segments several organs, that gate becomes every organ's.
+
+    Args:
+        name: unet, unetplusplus, unet3plus, unet3plus_ds (deep supervision) or unet3plus_ds_cgm.
+        state_dict: the network's state in the authors' names; a "module." in front is dropped.
+
+    Returns:
+        The network in training mode, as `build_network` gives it.
+
+    Raises:
+        ValueError: for an unknown name, or a state dict with entries too many, too few, or of
+            another shape.
+    """
+    if name not in OFFICIAL:
+        raise ValueError(f"unknown official network {name!r}: use one of {', '.join(OFFICIAL)}")
+    official = OFFICIAL[name]
+    theirs = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    missing = [key for key in (official.first_conv, official.head) if key not in theirs]
+    if missing:
+        raise ValueError(
+            f"no official {name}: the state dict lacks {', '.join(missing)}; "
+            f"it begins with {', '.join(list(theirs)[:3]) or 'nothing'}"
+        )
+    width, in_channels = theirs[official.first_conv].shape[:2]
+    num_organs = theirs[official.head].shape[0]
+    net = build_network(
+        official.network,
+        in_channels=in_channels,
+        num_organs=num_organs,
+        width=width,
+        **official.options,
+    )
+    state = _rename(theirs, official.rules)
+    if official.options.get("cgm"):
+        for key in ("classifier.conv.weight", "classifier.conv.bias"):
+            if key in state:
+                state[key] = torch.cat([state[key]] * num_organs)
+    _check(name, net, state)
+    net.load_state_dict(state, strict=False)
+    return net
+
+
+def _rename(theirs: Mapping[str, Tensor], rules: list[Rule]) -> dict[str, Tensor]:
+    """Our names; batch norms of branches joined; names that no rule knows unchanged."""
+    parts: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
+    for key, value in theirs.items():
+        layer, _, tensor = key.rpartition(".")
+        place = Place(layer)
+        for pattern, rule in rules:
+            found = re.fullmatch(pattern, layer)
+            if found:
+                place = rule(*(int(group) for group in found.groups()))
+        parts[f"{place.layer}.{tensor}"][place.part] = value
+    return {
+        key: next(iter(values.values()))
+        if key.endswith("num_batches_tracked")
+        else torch.cat([values[part] for part in sorted(values)])
+        for key, values in parts.items()
+    }
+
+
+def _check(name: str, net: SegmentationNetwork, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless `state` holds exactly what `net` has (batch counters may lack)."""
+    wanted = net.state_dict()
+    problems = {
+        "lacks": [key for key in wanted if key not in state and "num_batches" not in key],
+        "has too much": [key for key in state if key not in wanted],
+        "has another shape for": [
+            f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+            for key, value in wanted.items()
+            if key in state and state[key].shape != value.shape
+        ],
+    }
+    text = "; ".join(
+        f"{what} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+        for what, keys in problems.items()
+        if keys
+    )
+    if text:
+        raise ValueError(f"the state dict is no official {name}: in our names, it {text}")

@@ -1,0 +1,66 @@
+"""UNet++: Zhou et al., DLMIA 2018 and IEEE TMI 2020, as the UNet 3+ authors' program has it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.blocks import DoubleConv, SegmentationNetwork, Up
+from model.encoders import Encoder
+
+
+class NestedColumn(nn.Module):
+    """The nodes X^{i,j} of one j: each joins its whole row so far with the map below it."""
+
+    def __init__(self, channels: list[int], column: int) -> None:
+        super().__init__()
+        pairs = list(zip(channels, channels[1:], strict=False))[: len(channels) - column]
+        self.ups = nn.ModuleList(Up(deep, fine) for fine, deep in pairs)
+        self.blocks = nn.ModuleList(
+            DoubleConv((column + 1) * fine, fine, norm=False) for fine, _ in pairs
+        )
+
+    def forward(self, rows: list[list[Tensor]]) -> list[list[Tensor]]:
+        """Rows of maps, the finest row first -> the same rows, each a map longer, without the last."""
+        joined = [
+            torch.cat([up(below[-1]), *row], dim=1)
+            for up, row, below in zip(self.ups, rows, rows[1:], strict=False)
+        ]
+        new = [block(x) for block, x in zip(self.blocks, joined, strict=True)]
+        return [[*row, x] for row, x in zip(rows, new, strict=False)]
+
+
+class UNetPlusPlus(SegmentationNetwork):
+    """Nested dense skip connections.
+
+    With deep supervision there is a 1x1 head on each node of the finest row. The first logits are
+    the mean of them all, which is the network's result; in training the single heads follow.
+    """
+
+    def __init__(self, encoder: Encoder, *, num_organs: int, deep_supervision: bool) -> None:
+        super().__init__(num_organs)
+        self.encoder = encoder
+        num_columns = len(encoder.channels) - 1
+        self.columns = nn.ModuleList(
+            NestedColumn(encoder.channels, column) for column in range(1, num_columns + 1)
+        )
+        self.heads = nn.ModuleList(
+            nn.Conv2d(encoder.channels[0], num_organs, 1)
+            for _ in range(num_columns if deep_supervision else 1)
+        )
+
+    def encode(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Maps of the encoder, the finest first."""
+        return self.encoder(x_BCHW)
+
+    def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
+        """Mean of the heads, then each head, the one of the last node first."""
+        rows = [[x] for x in maps]
+        for column in self.columns:
+            rows = column(rows)
+        nodes = rows[0][-len(self.heads) :]
+        logits = [head(x) for head, x in zip(self.heads, nodes, strict=True)]
+        if len(logits) == 1:
+            return logits
+        mean = torch.stack(logits).mean(dim=0)
+        return [mean, *reversed(logits)] if all_heads else [mean]
