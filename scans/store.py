@@ -113,7 +113,7 @@ class SliceStore:
 
     @cached_property
     def cases(self) -> pd.DataFrame:
-        """One row per case: case, patient, annotated (organs, ';'-separated), num_slices, num_lost."""
+        """One row per case: case, patient, annotated (";"-separated), num_slices, num_lost."""
         return pd.read_csv(
             self.root / "cases.csv",
             dtype={"case": str, "patient": str, "annotated": str},

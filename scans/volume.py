@@ -49,6 +49,7 @@ _READ_ERRORS: tuple[Any, ...] = (
     isal_zlib.error,
     nib.spatialimages.HeaderDataError,
     nib.filebasedimages.ImageFileError,
+    nib.wrapstruct.WrapStructError,
 )
 
 Array = NDArray[Any]
