@@ -188,6 +188,20 @@ _TABLE = (
         "check that the scan is in HU, or lower slice.body_threshold_hu",
     ),
     Check(
+        "checksum_differs",
+        "refused",
+        "A file is not the one that was ingested",
+        "the checksum that cases.csv gives",
+        "restore it with `dvc checkout`, or ingest the new file with replace",
+    ),
+    Check(
+        "cluster",
+        "refused",
+        "The Dask cluster cannot be used",
+        "a scheduler at compute.address and the package `distributed`",
+        'start the cluster, correct compute.address, or `pip install "fullscale[dask]"`',
+    ),
+    Check(
         "store_missing",
         "refused",
         "The slice store is not there or not complete",

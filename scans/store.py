@@ -12,10 +12,12 @@ A pixel count is empty where the case does not annotate the organ. Needs pandas 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,16 @@ from numpy.typing import NDArray
 
 from scans.checks import failure
 from scans.cohort import Case, write_json
-from scans.files import write_atomically
+from scans.files import file_sha256, write_atomically
 from scans.slicing import Grid, plan_grid, slice_image, slice_labels
 from scans.volume import check_aligned, read_image, read_labels
 
 STORE_VERSION = 1
+SLICING_VERSION = 1
+"""Raised whenever the same scan and recipe give other bytes, so that no old slices are reused."""
+
+TABLES = ("store.json", "cases.csv", "index.csv")
+_ARRAYS = ("image.npy", "label.npy")
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class SliceStore:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
-        for name in ("store.json", "cases.csv", "index.csv"):
+        for name in TABLES:
             if not (self.root / name).is_file():
                 raise failure("store_missing", f"no file {self.root / name}")
         description = json.loads((self.root / "store.json").read_text(encoding="utf-8"))
@@ -142,22 +149,64 @@ class SliceStore:
 
 
 def write_case(
-    root: Path, case: Case, annotated: Sequence[str], recipe: SliceRecipe
-) -> dict[str, Any]:
+    root: Path,
+    case: Case,
+    annotated: Sequence[str],
+    recipe: SliceRecipe,
+    cache_dir: Path | None = None,
+) -> bool:
     """Slice one case into the store; its folder appears complete or not at all.
 
     Args:
         root: of the store.
         case: whose scan and label map are read.
-        annotated: organs drawn in it; others are left out of the label.
+        annotated: organs drawn in it.
         recipe: what slices look like.
+        cache_dir: slices made before, found by the content they were made from; None keeps none.
 
     Returns:
-        The content of case.json.
+        True if the case was sliced, False if the slices were found in the cache.
 
     Raises:
-        ScanError: the files cannot be used, or hold no body.
+        ScanError: the files cannot be used, are not those that were ingested, or hold no body.
     """
+    for path, expected in ((case.image, case.image_sha256), (case.label, case.label_sha256)):
+        if not path.is_file():
+            raise failure("file_missing", f"no file {path}")
+        if (found := file_sha256(path)) != expected:
+            raise failure("checksum_differs", f"{path} with {found[:12]}, not {expected[:12]}")
+    entry = None if cache_dir is None else cache_dir / slices_key(case, annotated, recipe)
+    is_cached = entry is not None and _is_whole(entry)
+    temporary = root / f".{case.name}.part"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    if entry is not None and is_cached:
+        _link_files(entry, temporary)
+    else:
+        _slice_files(temporary, case, annotated, recipe)
+        if entry is not None:
+            _keep(temporary, entry)
+    folder = root / case.name
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)
+    return not is_cached
+
+
+def slices_key(case: Case, annotated: Sequence[str], recipe: SliceRecipe) -> str:
+    """Checksum of all that decides the bytes of a case's slices."""
+    parts = {
+        "version": SLICING_VERSION,
+        "case": case.name,
+        "patient": case.patient,
+        "annotated": list(annotated),
+        "image": case.image_sha256,
+        "label": case.label_sha256,
+        "recipe": asdict(recipe),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _slice_files(folder: Path, case: Case, annotated: Sequence[str], recipe: SliceRecipe) -> None:
     scan = read_image(case.image)
     grid = plan_grid(
         scan,
@@ -165,12 +214,13 @@ def write_case(
         body_threshold_hu=recipe.body_threshold_hu,
         body_margin_mm=recipe.body_margin_mm,
     )
-    image_ZHW = slice_image(scan, grid, recipe.window_hu)
     geometry = scan.geometry
+    np.save(folder / "image.npy", slice_image(scan, grid, recipe.window_hu), allow_pickle=False)
     del scan
     labels = read_labels(case.label)
     check_aligned(geometry, labels.geometry, case.name)
     label_ZHW, num_lost = slice_labels(labels.values_ZYX, grid, recipe.organs)
+    np.save(folder / "label.npy", label_ZHW, allow_pickle=False)
     about = {
         "case": case.name,
         "patient": case.patient,
@@ -179,16 +229,39 @@ def write_case(
         "num_lost": num_lost,
         "image_sha256": case.image_sha256,
         "label_sha256": case.label_sha256,
+        "slices_sha256": {name: file_sha256(folder / name) for name in _ARRAYS},
     }
-    folder, temporary = root / case.name, root / f".{case.name}.part"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    np.save(temporary / "image.npy", image_ZHW, allow_pickle=False)
-    np.save(temporary / "label.npy", label_ZHW, allow_pickle=False)
-    write_json(temporary / "case.json", about)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
-    return about
+    write_json(folder / "case.json", about)
+
+
+def _is_whole(entry: Path) -> bool:
+    """Whether a cache entry is there with the bytes it was written with."""
+    try:
+        about = json.loads((entry / "case.json").read_text(encoding="utf-8"))
+        return all(file_sha256(entry / name) == about["slices_sha256"][name] for name in _ARRAYS)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _keep(folder: Path, entry: Path) -> None:
+    """Put finished files into the cache; the entry appears whole or not at all."""
+    shutil.rmtree(entry, ignore_errors=True)
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    (entry.parent / ".gitignore").write_text("*\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".part-") as temporary:
+        copy = Path(temporary) / "entry"
+        copy.mkdir()
+        _link_files(folder, copy)
+        copy.replace(entry)
+
+
+def _link_files(source: Path, target: Path) -> None:
+    """The same files under a second name, or copies where the file system has no links."""
+    for name in ("case.json", *_ARRAYS):
+        try:
+            (target / name).hardlink_to(source / name)
+        except OSError:
+            shutil.copyfile(source / name, target / name)
 
 
 def write_tables(root: Path, cases: Sequence[str], recipe: SliceRecipe) -> pd.DataFrame:

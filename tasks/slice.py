@@ -2,68 +2,138 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from scans.cohort import read_cohort
-from scans.store import SliceRecipe, write_case, write_tables
+from scans.cohort import Case, Cohort, read_cohort
+from scans.errors import ScanError
+from scans.parallel import Compute, map_cases
+from scans.store import TABLES, SliceRecipe, SliceStore, write_case, write_tables
 from tasks.console import StageError, report_errors, track
 from tasks.params import Params, load_params
 
 DATA_DIR = Path("data")
 OUTPUT_DIR = Path("artifacts/slices")
+CACHE_DIR = Path(".cache/slices")
 
 
 @dataclass(frozen=True)
 class SliceSummary:
-    """What the stage did: number of cases and slices, and organ voxels outside the slices."""
+    """What the stage did.
+
+    Attributes:
+        num_cases: cases in the store.
+        num_slices: slices in the store.
+        num_sliced: cases that were sliced now; the others were found in the cache.
+        num_lost: organ voxels outside the slices, of the cases that have any.
+    """
 
     num_cases: int
     num_slices: int
+    num_sliced: int
     num_lost: dict[str, int]
 
 
-def slice_cohort(data_dir: Path, output_dir: Path, params: Params) -> SliceSummary:
+def slice_cohort(
+    data_dir: Path, output_dir: Path, params: Params, cache_dir: Path | None = None
+) -> SliceSummary:
     """Slice every case of a cohort into a slice store.
+
+    A bad case does not end the work: the others are sliced first, and found in the cache when
+    the stage runs again.
 
     Args:
         data_dir: the cohort.
-        output_dir: the store.
-        params: sections organs and slice.
+        output_dir: the store, whose tables are written only if every case could be sliced.
+        params: sections organs, slice and compute.
+        cache_dir: slices made before, found by content; None keeps none.
 
     Raises:
-        ScanError: the cohort, or a scan in it, cannot be used.
-        StageError: params name a label that the cohort does not have.
+        ScanError: the cohort cannot be used.
+        StageError: params name a label the cohort does not have, or cases could not be sliced;
+            every one of them is named.
     """
-    cohort = read_cohort(data_dir)
-    for organ, label_ids in params.organs.items():
-        if unknown := set(label_ids) - set(cohort.labels.values()):
-            raise StageError(
-                f"organs.{organ} names label ids {sorted(unknown)}, but {data_dir}/dataset.json "
-                f"has {cohort.labels}; correct organs in params.yaml"
-            )
+    cohort = read_cohort(data_dir.resolve())
+    _check_labels(cohort, params)
     recipe = SliceRecipe(
-        organs=params.organs,
+        organs={organ: tuple(label_ids) for organ, label_ids in params.organs.items()},
         size_px=params.slice.size_px,
         window_hu=params.slice.window_hu,
         body_threshold_hu=params.slice.body_threshold_hu,
         body_margin_mm=params.slice.body_margin_mm,
     )
-    num_lost = {}
-    for case in track(cohort.cases, "slice", len(cohort.cases)):
-        annotated = cohort.annotated_organs(case, params.organs)
-        about = write_case(output_dir, case, annotated, recipe)
-        if about["num_lost"]:
-            num_lost[case.name] = int(about["num_lost"])
-    index = write_tables(output_dir, [case.name for case in cohort.cases], recipe)
-    return SliceSummary(len(cohort.cases), len(index), num_lost)
+    _clear(output_dir, {case.name for case in cohort.cases})
+    work = partial(
+        _slice_one,
+        cohort=Cohort(cohort.root, cohort.name, cohort.labels, ()),
+        root=output_dir.resolve(),
+        recipe=recipe,
+        cache_dir=None if cache_dir is None else cache_dir.resolve(),
+    )
+    compute = Compute(params.compute.backend, params.compute.address, params.compute.num_workers)
+    results = map_cases(work, cohort.cases, compute)
+    outcomes = list(track(results, "slice", len(cohort.cases)))
+    failed = [str(outcome) for outcome in outcomes if isinstance(outcome, ScanError)]
+    if failed:
+        raise StageError(
+            f"{len(failed)} of {len(cohort.cases)} cases cannot be sliced: " + " | ".join(failed)
+        )
+    write_tables(output_dir, [case.name for case in cohort.cases], recipe)
+    cases = SliceStore(output_dir).cases
+    lossy = cases[cases["num_lost"] > 0]
+    return SliceSummary(
+        num_cases=len(cases),
+        num_slices=int(cases["num_slices"].sum()),
+        num_sliced=sum(outcome is True for outcome in outcomes),
+        num_lost=dict(zip(lossy["case"], lossy["num_lost"].astype(int), strict=True)),
+    )
+
+
+def _slice_one(
+    case: Case, *, cohort: Cohort, root: Path, recipe: SliceRecipe, cache_dir: Path | None
+) -> bool | ScanError:
+    """Whether the case had to be sliced, or why it could not be."""
+    annotated = cohort.annotated_organs(case, recipe.organs)
+    try:
+        return write_case(root, case, annotated, recipe, cache_dir)
+    except ScanError as error:
+        return ScanError(error.code, f"{case.name}: {error.found}", error.wanted, error.cure)
+
+
+def _check_labels(cohort: Cohort, params: Params) -> None:
+    for organ, label_ids in params.organs.items():
+        if unknown := sorted(set(label_ids) - set(cohort.labels.values())):
+            raise StageError(
+                f"organs.{organ} names label ids {unknown}, but {cohort.root.name}/dataset.json "
+                f"has {cohort.labels}; correct organs in params.yaml"
+            )
+    if not cohort.cases:
+        raise StageError(
+            f"{cohort.root.name}/cases.csv has no case; bring scans in with "
+            "`fullscale ingest SOURCE`"
+        )
+
+
+def _clear(output_dir: Path, cases: set[str]) -> None:
+    """Take the tables away until they are true again, and cases that are no longer there."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for name in TABLES:
+        (output_dir / name).unlink(missing_ok=True)
+    for about in output_dir.glob("*/case.json"):
+        if about.parent.name not in cases:
+            shutil.rmtree(about.parent)
 
 
 @report_errors
 def main() -> None:
-    """Run the stage on data/ with params.yaml."""
-    summary = slice_cohort(DATA_DIR, OUTPUT_DIR, load_params(Path("params.yaml")))
-    print(f"slice: {summary.num_cases} cases, {summary.num_slices} slices")
+    """Run the stage: data/ -> artifacts/slices."""
+    summary = slice_cohort(DATA_DIR, OUTPUT_DIR, load_params(Path("params.yaml")), CACHE_DIR)
+    print(
+        f"slice: {summary.num_cases} cases, {summary.num_slices} slices; "
+        f"{summary.num_sliced} cases sliced now, the others unchanged"
+    )
     for case, count in summary.num_lost.items():
         print(f"slice: {case}: {count} organ voxels lie outside the slices")
 

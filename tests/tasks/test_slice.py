@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from scans.cohort import Case, image_path, label_path, read_cohort, write_cases, write_json
+from scans.files import file_sha256
+from scans.store import SliceStore
+from scans.volume import write_volume
+from tasks.console import StageError
+from tasks.params import Params, load_params
+from tasks.slice import slice_cohort
+
+ROOT = Path(__file__).parents[2]
+NUM_CASES = 4
+
+
+def write_scan(data: Path, name: str, seed: int, annotated=("liver", "spleen")) -> Case:
+    rng = np.random.default_rng(seed)
+    image = np.full((40, 36, 10), -1000, np.int16)
+    image[6:34, 6:30] = rng.integers(20, 80, (28, 24, 10))
+    label = np.zeros(image.shape, np.uint8)
+    label[8:16, 10:20, 2:8], label[24:30, 12:20, 3:7] = 1, 2
+    for folder in ("imagesTr", "labelsTr"):
+        (data / folder).mkdir(parents=True, exist_ok=True)
+    affine = np.diag([-8.0, -8.0, 5.0, 1.0])
+    write_volume(image_path(data, name), image, affine)
+    write_volume(label_path(data, name), label, affine)
+    return Case(
+        name,
+        f"p_{name}",
+        tuple(annotated),
+        "test",
+        image_path(data, name),
+        label_path(data, name),
+        file_sha256(image_path(data, name)),
+        file_sha256(label_path(data, name)),
+    )
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    folder = tmp_path / "data"
+    cases = [write_scan(folder, f"c{n}", seed=n) for n in range(NUM_CASES - 1)]
+    cases.append(write_scan(folder, "liver_only", seed=99, annotated=("liver",)))
+    labels = {"background": 0, "liver": 1, "spleen": 2}
+    write_json(folder / "dataset.json", {"name": "Test", "labels": labels})
+    write_cases(folder, cases)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def content() -> dict:
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def make_params(content: dict, **compute) -> Params:
+    changed = {**content, "compute": {"num_workers": 1, **compute}}
+    changed["slice"] = {**content["slice"], "size_px": 48}
+    return Params.model_validate(changed)
+
+
+def tree_digest(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def replace_scan(data: Path, name: str) -> None:
+    cases = {case.name: case for case in read_cohort(data).cases}
+    cases[name] = write_scan(data, name, seed=1234)
+    write_cases(data, cases.values())
+
+
+def test_slice_cohort_fills_a_store_that_reads_back(data, tmp_path, content):
+    summary = slice_cohort(data, tmp_path / "slices", make_params(content))
+    store = SliceStore(tmp_path / "slices")
+    assert summary.num_cases == NUM_CASES
+    assert summary.num_slices == len(store.index) == NUM_CASES * 10
+    assert summary.num_lost == {}
+    assert store.organs == ("liver", "spleen")
+    assert store.size_px == 48
+    assert list(store.cases["case"]) == ["c0", "c1", "c2", "liver_only"]
+    sliced = store.load("c1")
+    assert sliced.image.shape == sliced.label.shape == (10, 48, 48)
+    assert isinstance(sliced.image, np.memmap)
+    assert sliced.image.dtype == np.int16
+    rows = store.index[store.index["case"] == "c1"]
+    counted = [(plane == 1).sum() for plane in sliced.label]
+    np.testing.assert_array_equal(rows["liver"], counted)
+    assert max(counted) > 0
+
+
+def test_slice_cohort_leaves_unannotated_organs_empty(data, tmp_path, content):
+    slice_cohort(data, tmp_path / "slices", make_params(content))
+    store = SliceStore(tmp_path / "slices")
+    rows = store.index[store.index["case"] == "liver_only"]
+    assert rows["spleen"].isna().all()
+    assert rows["liver"].notna().all()
+    assert store.load("liver_only").annotated == ("liver",)
+    assert dict(zip(store.cases["case"], store.cases["annotated"], strict=True)) == {
+        "c0": "liver;spleen",
+        "c1": "liver;spleen",
+        "c2": "liver;spleen",
+        "liver_only": "liver",
+    }
+
+
+def test_slice_cohort_gives_the_same_bytes_for_any_number_of_workers(data, tmp_path, content):
+    slice_cohort(data, tmp_path / "one", make_params(content))
+    slice_cohort(data, tmp_path / "two", make_params(content, num_workers=2), tmp_path / "cache")
+    assert tree_digest(tmp_path / "one") == tree_digest(tmp_path / "two")
+
+
+def test_slice_cohort_slices_only_the_scan_that_changed(data, tmp_path, content):
+    params, cache = make_params(content), tmp_path / "cache"
+    first = slice_cohort(data, tmp_path / "slices", params, cache)
+    assert first.num_sliced == NUM_CASES
+    before = tree_digest(tmp_path / "slices")
+    assert slice_cohort(data, tmp_path / "again", params, cache).num_sliced == 0
+    assert tree_digest(tmp_path / "again") == before
+    replace_scan(data, "c1")
+    assert slice_cohort(data, tmp_path / "slices", params, cache).num_sliced == 1
+    after = tree_digest(tmp_path / "slices")
+    changed = {name for name in after if after[name] != before[name]}
+    assert {name.split("/")[0] for name in changed if "/" in name} == {"c1"}
+    slice_cohort(data, tmp_path / "fresh", params)
+    assert tree_digest(tmp_path / "fresh") == after
+
+
+def test_slice_cohort_does_not_trust_a_damaged_cache(data, tmp_path, content):
+    params, cache = make_params(content), tmp_path / "cache"
+    slice_cohort(data, tmp_path / "slices", params, cache)
+    before = tree_digest(tmp_path / "slices")
+    victim = sorted(cache.glob("*/image.npy"))[0]
+    content_bytes = bytearray(victim.read_bytes())
+    content_bytes[-1] ^= 0xFF
+    victim.unlink()
+    victim.write_bytes(content_bytes)
+    assert slice_cohort(data, tmp_path / "slices", params, cache).num_sliced == 1
+    assert tree_digest(tmp_path / "slices") == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"size_px": 40}, {"window_hu": [-100, 200]}, {"body_margin_mm": 0}]
+)
+def test_slice_cohort_slices_again_when_the_recipe_changes(data, tmp_path, content, change):
+    cache = tmp_path / "cache"
+    slice_cohort(data, tmp_path / "slices", make_params(content), cache)
+    changed = make_params({**content})
+    recipe = changed.slice.model_copy(update={k: _frozen(v) for k, v in change.items()})
+    changed = changed.model_copy(update={"slice": recipe})
+    assert slice_cohort(data, tmp_path / "slices", changed, cache).num_sliced == NUM_CASES
+
+
+def _frozen(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def test_slice_cohort_finishes_good_cases_and_names_every_bad_one(data, tmp_path, content):
+    params, cache = make_params(content), tmp_path / "cache"
+    for name in ("c0", "c2"):
+        path = image_path(data, name)
+        path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(StageError, match=r"2 of 4 cases .*c0: .*checksum_differs.*c2: ") as caught:
+        slice_cohort(data, tmp_path / "slices", params, cache)
+    assert "c1: " not in str(caught.value)
+    assert (tmp_path / "slices" / "c1" / "image.npy").is_file()
+    assert not (tmp_path / "slices" / "store.json").exists()
+    for name in ("c0", "c2"):
+        replace_scan(data, name)
+    assert slice_cohort(data, tmp_path / "slices", params, cache).num_sliced == 2
+
+
+def test_slice_cohort_drops_cases_that_are_no_longer_in_the_cohort(data, tmp_path, content):
+    params = make_params(content)
+    slice_cohort(data, tmp_path / "slices", params)
+    write_cases(data, [case for case in read_cohort(data).cases if case.name != "c2"])
+    slice_cohort(data, tmp_path / "slices", params)
+    assert not (tmp_path / "slices" / "c2").exists()
+    assert len(SliceStore(tmp_path / "slices").cases) == NUM_CASES - 1
+
+
+def test_slice_cohort_names_an_organ_without_a_label(data, tmp_path, content):
+    params = make_params({**content, "organs": {"liver": [1], "pancreas": [7]}})
+    with pytest.raises(StageError, match=r"organs.pancreas names label ids \[7\]"):
+        slice_cohort(data, tmp_path / "slices", params)
+
+
+def test_slice_cohort_without_cases_says_how_to_get_some(data, tmp_path, content):
+    write_cases(data, [])
+    with pytest.raises(StageError, match="has no case; bring scans in with `fullscale ingest"):
+        slice_cohort(data, tmp_path / "slices", make_params(content))
+
+
+def test_slice_cohort_counts_what_a_tight_crop_loses(data, tmp_path, content):
+    params = make_params({**content, "slice": {**content["slice"], "body_threshold_hu": 100}})
+    for name in ("c0", "c1", "c2", "liver_only"):
+        _brighten_a_corner(data, name)
+    summary = slice_cohort(data, tmp_path / "slices", params)
+    assert set(summary.num_lost) == {"c0", "c1", "c2", "liver_only"}
+    lost = SliceStore(tmp_path / "slices").cases.set_index("case")["num_lost"]
+    assert lost.to_dict() == summary.num_lost
+
+
+def _brighten_a_corner(data: Path, name: str) -> None:
+    cases = {case.name: case for case in read_cohort(data).cases}
+    image = np.full((40, 36, 10), 30, np.int16)
+    image[8:16, 8:16] = 500
+    write_volume(image_path(data, name), image, np.diag([-8.0, -8.0, 5.0, 1.0]))
+    case = cases[name]
+    changed = Case(**{**vars(case), "image_sha256": file_sha256(case.image)})
+    write_cases(data, [*(c for c in cases.values() if c.name != name), changed])
+
+
+@pytest.mark.slow
+def test_slice_cohort_on_a_dask_cluster_gives_the_same_bytes(data, tmp_path, content):
+    distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
+    slice_cohort(data, tmp_path / "local", make_params(content))
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
+        params = make_params(content, backend="dask", address=cluster.scheduler_address)
+        slice_cohort(data, tmp_path / "dask", params)
+    assert tree_digest(tmp_path / "local") == tree_digest(tmp_path / "dask")
+
+
+def test_main_shows_one_line_when_data_are_missing(tmp_path):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    load_params(tmp_path / "params.yaml")
+    result = subprocess.run(
+        [sys.executable, "-m", "tasks.slice"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "dvc pull" in result.stderr
