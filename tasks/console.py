@@ -6,29 +6,30 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from scans.errors import ScanError
 
 Item = TypeVar("Item")
+Arguments = ParamSpec("Arguments")
 
 PLAIN_INTERVAL_S = 10.0
 
 
 class StageError(Exception):
-    """Work that cannot go on for a reason the user can cure; the message says found, wanted, cure."""
+    """Work cannot go on for a reason the user can cure; the message says which and how."""
 
 
-def report_errors(main: Callable[[], None]) -> Callable[[], None]:
+def report_errors(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """Turn the errors a user can cure into one line on stderr and exit code 1.
 
     Programming errors keep their traceback: hiding those would hide a defect of ours.
     """
 
     @functools.wraps(main)
-    def wrapped() -> None:
+    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         try:
-            main()
+            main(*args, **kwargs)
         except (ScanError, StageError, OSError) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(1) from None

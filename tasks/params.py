@@ -25,11 +25,14 @@ class ComputeParams(Section):
 
     backend: Literal["local", "dask"] = "local"
     address: str | None = None
+    num_workers: int = Field(default=0, ge=0, description="0 uses every core")
 
     @model_validator(mode="after")
     def _dask_needs_address(self) -> Self:
         if self.backend == "dask" and not self.address:
-            raise ValueError("backend dask needs the address of a scheduler, such as tcp://host:8786")
+            raise ValueError(
+                "backend dask needs the address of a scheduler, such as tcp://host:8786"
+            )
         return self
 
 
@@ -40,7 +43,6 @@ class SliceParams(Section):
     window_hu: tuple[float, float]
     body_threshold_hu: float
     body_margin_mm: float = Field(ge=0)
-    num_workers: int = Field(ge=0, description="0 uses every core")
 
     @model_validator(mode="after")
     def _window_ascends(self) -> Self:

@@ -1,0 +1,59 @@
+"""Pictures of slices with the outlines of truth and prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from scans.files import write_atomically
+
+TRUTH_COLOUR, PREDICTION_COLOUR = "#22d3a6", "#ff5a5f"
+
+
+def draw_slices(
+    images_NHW: np.ndarray,
+    truths_NKHW: np.ndarray,
+    predictions_NKHW: np.ndarray,
+    window_hu: tuple[float, float],
+    titles: Sequence[str],
+    heading: str = "",
+) -> Figure:
+    """Slices side by side, truth outlined in green and prediction in red.
+
+    Args:
+        images_NHW: HU, in radiological view (patient's right on the left).
+        truths_NKHW: boolean masks, one per organ.
+        predictions_NKHW: boolean masks of the same shape.
+        window_hu: grey-scale window.
+        titles: one per slice.
+        heading: written over the whole picture.
+    """
+    columns = min(len(images_NHW), 6)
+    rows = -(-len(images_NHW) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.85 * rows + 0.35), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, image, truths, predictions, title in zip(
+        axes, images_NHW, truths_NKHW, predictions_NKHW, titles, strict=False
+    ):
+        axis.imshow(image, cmap="gray", vmin=window_hu[0], vmax=window_hu[1])
+        for masks, colour in ((truths, TRUTH_COLOUR), (predictions, PREDICTION_COLOUR)):
+            for mask in masks:
+                if mask.any():
+                    axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.0)
+        axis.set_title(title, fontsize=8)
+    figure.suptitle(f"{heading}  (green: truth, red: prediction)".strip(), fontsize=9)
+    return figure
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a picture as PNG, whole or not at all."""
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,71 @@
+"""Where a result comes from: git commit, data version, library versions."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+from tasks.console import StageError
+
+LIBRARIES = ("torch", "lightning", "kornia", "numpy", "nibabel", "mlflow", "dvc", "prefect")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a person needs to make a result again.
+
+    Attributes:
+        git_commit: the commit checked out, with "-dirty" behind it when tracked files differ,
+            or "none" outside a git repository.
+        data_version: MD5 of the annotated scans, as data.dvc states it.
+    """
+
+    git_commit: str
+    data_version: str
+
+
+def read_provenance(root: Path) -> Provenance:
+    """Read the versions of code and data in the project at `root`."""
+    return Provenance(git_commit=_git_commit(root), data_version=read_data_version(root))
+
+
+def read_data_version(root: Path) -> str:
+    """The MD5 that data.dvc gives for data/.
+
+    Raises:
+        StageError: data.dvc is missing or does not describe data/.
+    """
+    path = root / "data.dvc"
+    try:
+        return str(yaml.safe_load(path.read_text(encoding="utf-8"))["outs"][0]["md5"])
+    except FileNotFoundError:
+        raise StageError(f"{path} is missing; version the scans with `dvc add data`") from None
+    except (yaml.YAMLError, KeyError, IndexError, TypeError):
+        raise StageError(
+            f"{path} does not give the MD5 of data/; restore it with `git checkout data.dvc` "
+            "or make it anew with `dvc add data`"
+        ) from None
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide a result."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def _git_commit(root: Path) -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.yaml")
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return "none"
+    return f"{commit}-dirty" if changed else commit

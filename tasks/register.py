@@ -1,0 +1,208 @@
+"""Stage register: the gate's verdict, and on a pass a registered model that people may promote."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scans.cohort import read_cohort
+from scans.files import file_sha256, write_atomically
+from tasks.console import StageError, report_errors
+from tasks.evaluate import evaluate_network
+from tasks.gate import Verdict, judge
+from tasks.params import Params, load_params
+from tasks.provenance import Provenance, read_provenance
+from tasks.split import digest_test_set
+from tasks.tracking import (
+    CHAMPION,
+    WEIGHTS_TAG,
+    Store,
+    add_test_results,
+    default_store,
+    download_model,
+    find_alias,
+    find_training_run,
+    find_version,
+    register_model,
+    tag_version,
+    training_run,
+)
+from tasks.train import HISTORY_NAME, read_history
+from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
+
+PACKAGES = ("model", "scans", "tasks")
+LIBRARIES = (
+    "mlflow", "torch", "numpy", "pandas", "scipy", "nibabel", "isal", "pydantic", "pyyaml",
+    "safetensors", "rich", "pytorch-msssim",
+)  # fmt: skip
+
+
+def decide(params: Params, root: Path, store: Store) -> Verdict:
+    """Judge the candidate against the baseline and the present champion, on the same test cases.
+
+    Raises:
+        StageError: scores are missing or were made on different test cases.
+    """
+    scores = {
+        name: read_scores(root, name)
+        for name in (params.register_.candidate, params.register_.baseline)
+    }
+    candidate, baseline = scores.values()
+    if set(candidate["case"]) != set(baseline["case"]):
+        raise StageError(
+            f"{' and '.join(scores)} were scored on different test cases; run `dvc repro`"
+        )
+    champion = score_champion(params, root, store, sorted(candidate["case"].unique()))
+    return judge(candidate, baseline, champion, params.register_)
+
+
+def score_champion(
+    params: Params, root: Path, store: Store, test_cases: list[str]
+) -> pd.DataFrame | None:
+    """Scores of the champion on these cases, made now.
+
+    None when there is no champion, or when it is the candidate itself.
+    """
+    found = find_alias(store, params.register_.model_name, CHAMPION)
+    weights = root / "artifacts/train" / params.register_.candidate / WEIGHTS_NAME
+    if found is None or found.tags.get(WEIGHTS_TAG) == file_sha256(weights):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        trained = load_trained(download_model(store, found, Path(folder)))
+        _, scores = evaluate_network(
+            trained, read_cohort(root / "data"), test_cases, **params.evaluate.model_dump()
+        )
+    return scores
+
+
+def read_scores(root: Path, name: str) -> pd.DataFrame:
+    """The score table that stage evaluate wrote for a network."""
+    path = root / "reports" / name / "cases.csv"
+    try:
+        return pd.read_csv(path, dtype={"case": str, "patient": str})
+    except FileNotFoundError:
+        raise StageError(f"{path} is missing; run `dvc repro evaluate@{name}`") from None
+
+
+def write_verdict(
+    verdict: Verdict, params: Params, root: Path, provenance: Provenance
+) -> dict[str, Any]:
+    """Write reports/gate.json and return its content."""
+    candidate = params.register_.candidate
+    test_cases = read_scores(root, candidate)["case"].unique()
+    content = {
+        "status": verdict.status,
+        "candidate": candidate,
+        "baseline": params.register_.baseline,
+        "dice_gain": {key: round(value, 6) for key, value in asdict(verdict.gain).items()},
+        "clauses": [asdict(clause) for clause in verdict.clauses],
+        "weights_sha256": file_sha256(root / "artifacts/train" / candidate / WEIGHTS_NAME),
+        "test_set": digest_test_set(test_cases),
+        "data_version": provenance.data_version,
+        "git_commit": provenance.git_commit,
+    }
+    write_atomically(root / "reports/gate.json", json.dumps(content, indent=2) + "\n")
+    return content
+
+
+def ensure_run(name: str, params: Params, root: Path, store: Store, data_version: str) -> str:
+    """The tracked run that trained a network's weights.
+
+    Where DVC restored the weights from its cache and this store never saw the training, a run is
+    written from the stored history, and says so.
+    """
+    folder = root / "artifacts/train" / name
+    weights_sha256 = file_sha256(folder / WEIGHTS_NAME)
+    run_id = find_training_run(store, weights_sha256)
+    if run_id is not None:
+        return run_id
+    tags = {
+        WEIGHTS_TAG: weights_sha256,
+        "fullscale.network": name,
+        "mlflow.note.content": "Trained elsewhere or earlier, and restored from the DVC cache: "
+        "written afterwards from the stored history.",
+    }
+    with training_run(store, name, {"network": name}, tags, data_version) as run:
+        for metrics in read_history(folder / HISTORY_NAME):
+            run.log_metrics(metrics, step=int(metrics.pop("epoch")))
+        run.log_files(folder, "trained")
+    print(f"register: wrote a run for {name} from its stored history; this store had none")
+    return run.run_id
+
+
+def register(params: Params, root: Path, store: Store, verdict: dict[str, Any]) -> str | None:
+    """Track test results, and register the candidate if it passed; returns its version.
+
+    Weights that were registered before are not registered again: their tags are brought up to
+    date with the verdict.
+    """
+    settings = params.register_
+    run_ids = {}
+    for name in (settings.candidate, settings.baseline):
+        run_ids[name] = ensure_run(name, params, root, store, verdict["data_version"])
+        summary = json.loads((root / "reports" / name / "summary.json").read_text(encoding="utf-8"))
+        add_test_results(store, run_ids[name], summary, root / "reports" / name)
+    if verdict["status"] != "pass":
+        return None
+    tags = {
+        WEIGHTS_TAG: verdict["weights_sha256"],
+        "fullscale.data_version": verdict["data_version"],
+        "fullscale.git_commit": verdict["git_commit"],
+        "fullscale.test_set": verdict["test_set"],
+        "fullscale.verdict": verdict["status"],
+        **{
+            f"fullscale.verdict.{clause['name'].replace('/', '.')}": clause["found"]
+            for clause in verdict["clauses"]
+        },
+    }
+    known = find_version(store, settings.model_name, verdict["weights_sha256"])
+    if known is not None:
+        tag_version(store, known, tags)
+        return str(known.version)
+    folder = root / "artifacts/train" / settings.candidate
+    return register_model(
+        store,
+        run_ids[settings.candidate],
+        settings.model_name,
+        trained_files={
+            "weights": folder / WEIGHTS_NAME,
+            "description": folder / DESCRIPTION_NAME,
+            "verdict": root / "reports/gate.json",
+        },
+        code=tuple(root / package for package in PACKAGES),
+        model_file=root / "tasks/serving.py",
+        model_config={
+            "threshold": params.evaluate.threshold,
+            "batch_size": params.evaluate.batch_size,
+        },
+        pip_requirements=[f"{library}=={version(library).split('+')[0]}" for library in LIBRARIES],
+        tags=tags,
+    )
+
+
+@report_errors
+def main() -> None:
+    """Run the stage: scores of candidate and baseline -> reports/gate.json and the registry."""
+    root = Path()
+    params = load_params(root / "params.yaml")
+    store = default_store(root)
+    verdict = decide(params, root, store)
+    content = write_verdict(verdict, params, root, read_provenance(root))
+    registered = register(params, root, store, content)
+    print(f"register: verdict {verdict.status}")
+    for clause in verdict.clauses:
+        print(
+            f"register: {'yes' if clause.passed else 'NO '} {clause.found}; wanted {clause.wanted}"
+        )
+    if registered is not None:
+        print(f"register: {params.register_.model_name} version {registered}")
+
+
+if __name__ == "__main__":
+    main()

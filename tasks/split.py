@@ -1,0 +1,106 @@
+"""Stage split: which patients are tested, which steer training, and which are learned from.
+
+Test membership is a function of the patient and a salt alone, so a patient who joins later
+never moves another. The rest is divided by scikit-learn, grouped by patient and stratified by
+which organs a case annotates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from scans.files import write_atomically
+from scans.store import SliceStore
+from tasks.console import StageError, report_errors
+from tasks.params import SplitParams, load_params
+
+FOLDS = ("train", "val", "test")
+
+
+def is_test_patient(patient: str, params: SplitParams) -> bool:
+    """Whether a patient belongs to the frozen test set.
+
+    Named test patients, where params give any, replace the hash altogether.
+    """
+    if params.test_patients:
+        return patient in params.test_patients
+    digest = hashlib.sha256(f"{params.salt}/{patient}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < params.test_fraction
+
+
+def split_cases(cases: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
+    """Give every case a fold.
+
+    Args:
+        cases: columns case, patient, annotated (organs, ';'-separated); one row per case.
+        params: the section `split` of params.yaml.
+
+    Returns:
+        Columns case, patient, fold (one of train, val, test), ordered by case.
+
+    Raises:
+        StageError: a named test patient is absent, or too few patients are left to divide.
+    """
+    cases = cases.sort_values("case", ignore_index=True)
+    missing = sorted(set(params.test_patients) - set(cases["patient"]))
+    if missing:
+        raise StageError(
+            f"split.test_patients names patients who have no case: {', '.join(missing)}; "
+            "ingest their scans or take them off the list"
+        )
+    is_test = cases["patient"].map(lambda patient: is_test_patient(patient, params))
+    rest = cases[~is_test]
+    num_folds = max(2, round(1 / params.val_fraction))
+    num_patients = rest["patient"].nunique()
+    if num_patients < num_folds or not is_test.any():
+        raise StageError(
+            f"{cases['patient'].nunique()} patients give {cases[is_test]['patient'].nunique()} "
+            f"for testing and {num_patients} for training and validation; wanted at least 1 and "
+            f"{num_folds}: add scans, or change split.test_fraction or split.val_fraction"
+        )
+    fold = np.where(is_test, "test", "train").astype(object)
+    fold[rest.index[_validation_rows(rest, num_folds, params.seed)]] = "val"
+    return pd.DataFrame({"case": cases["case"], "patient": cases["patient"], "fold": fold})
+
+
+def _validation_rows(rest: pd.DataFrame, num_folds: int, seed: int) -> np.ndarray:
+    """Positions in `rest` of one fold of a grouped, stratified division."""
+    strata = rest["annotated"].to_numpy()
+    counts = rest.groupby("annotated")["patient"].nunique()
+    rare = set(counts[counts < num_folds].index)
+    strata = np.array(["rare" if stratum in rare else stratum for stratum in strata])
+    if (pd.Series(strata).value_counts() < num_folds).any():
+        strata = np.full(len(rest), "all")
+    folds = StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
+    _, validation = next(folds.split(rest, strata, groups=rest["patient"]))
+    return np.asarray(validation)
+
+
+def digest_test_set(cases: Iterable[str]) -> str:
+    """A short digest that names a test set: the same cases in any order give the same."""
+    joined = "\n".join(sorted(cases))
+    return hashlib.sha256(joined.encode()).hexdigest()[:16]
+
+
+@report_errors
+def main() -> None:
+    """Run the stage: artifacts/slices -> artifacts/split.csv."""
+    params = load_params(Path("params.yaml"))
+    store = SliceStore(Path("artifacts/slices"))
+    table = split_cases(store.cases, params.split)
+    write_atomically(Path("artifacts/split.csv"), table.to_csv(index=False))
+    test = table[table["fold"] == "test"]
+    for fold in FOLDS:
+        rows = table[table["fold"] == fold]
+        print(f"{fold}: {rows['patient'].nunique()} patients, {len(rows)} cases")
+    print(f"test set {digest_test_set(test['case'])}")
+
+
+if __name__ == "__main__":
+    main()
