@@ -45,7 +45,7 @@ def draw_contrast(rng: np.random.Generator) -> Contrast:
 
     if phase == "native":
         blood = between(36, 48)
-        liver, spleen, moire = between(47, 66), between(36, 52), 0.0
+        liver, spleen, moire = between(47, 66), between(37, 52), 0.0
         artery = portal = hepatic = cava = heart = blood
         cortex = medulla = between(28, 36)
         myocardium, pancreas, wall, muscle = blood + 2, between(32, 45), between(34, 46), 52.0

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.floating[Any]]
 
 
 class Points(NamedTuple):
@@ -42,78 +42,111 @@ class Solid:
     box: Box
 
     def grow(self, margin_mm: float) -> Solid:
-        """The solid with its surface moved outwards by `margin_mm`."""
+        """The solid with its surface moved outwards by `margin_mm` (inwards if negative)."""
         low, high = self.box
         reach = max(margin_mm, 0.0)
-        return Solid(
-            lambda p: self.distance(p) - np.float32(margin_mm),
-            (
-                (low[0] - reach, low[1] - reach, low[2] - reach),
-                (high[0] + reach, high[1] + reach, high[2] + reach),
-            ),
+        box = (
+            (low[0] - reach, low[1] - reach, low[2] - reach),
+            (high[0] + reach, high[1] + reach, high[2] + reach),
         )
+        return Solid(lambda p: self.distance(p) - margin_mm, box)
+
+    def roughen(self, field: Field, height_mm: float) -> Solid:
+        """The solid with its surface moved by a random field of unit variance."""
+        grown = self.grow(1.5 * height_mm)
+        return Solid(lambda p: self.distance(p) + height_mm * field(p), grown.box)
 
     def within(self, *fields: Field) -> Solid:
         """The part that lies inside all `fields`."""
-        return Solid(
-            lambda p: reduce(np.maximum, (f(p) for f in fields), self.distance(p)), self.box
-        )
+
+        def distance(p: Points) -> Array:
+            return reduce(np.maximum, (f(p) for f in fields), self.distance(p))
+
+        return Solid(distance, self.box)
 
     def without(self, *fields: Field) -> Solid:
         """The part that lies outside all `fields`."""
-        return Solid(
-            lambda p: reduce(np.maximum, (-f(p) for f in fields), self.distance(p)), self.box
-        )
+
+        def distance(p: Points) -> Array:
+            return reduce(np.maximum, (-f(p) for f in fields), self.distance(p))
+
+        return Solid(distance, self.box)
 
 
 @dataclass(frozen=True)
 class Structure:
-    """One thing to paint: where, of which HU, and which organ id its voxels carry.
+    """One thing to paint over what is there: where, of which HU, carrying which organ id.
 
-    `organ` None leaves the id beneath it (a vessel or a lesion within an organ).
+    With `inside`, it is painted only where that organ already is, and leaves the id: a vessel or
+    a lesion.
     """
 
     name: str
     solid: Solid
     hu: float | Field
-    organ: int | None = 0
+    organ: int = 0
+    inside: int | None = None
+
+
+def remembered(field: Field) -> Field:
+    """The field, keeping its latest answer: many solids lean on the same few surfaces."""
+    last: list[tuple[Points, Array]] = []
+
+    def value(p: Points) -> Array:
+        if not last or last[0][0] is not p:
+            last[:] = [(p, field(p))]
+        return last[0][1]
+
+    return value
 
 
 def join_smoothly(first: Array, second: Array, blend_mm: float) -> Array:
     """Union of two distances with a fillet of about `blend_mm` (polynomial smooth minimum)."""
-    overlap = np.maximum(blend_mm - np.abs(first - second), 0) / np.float32(blend_mm)
-    return np.minimum(first, second) - overlap * overlap * np.float32(blend_mm / 4)
+    overlap = np.maximum(blend_mm - np.abs(first - second), 0)
+    return np.minimum(first, second) - overlap * overlap / (4 * blend_mm)
+
+
+def cut_smoothly(first: Array, second: Array, blend_mm: float) -> Array:
+    """Intersection of two distances with an edge rounded over about `blend_mm`."""
+    return -join_smoothly(-first, -second, blend_mm)
 
 
 def rotation(roll_deg: float = 0, pitch_deg: float = 0, yaw_deg: float = 0) -> Array:
     """Rotation matrix about y (roll), x (pitch) and z (yaw), applied in this order."""
-    c, s = (
-        np.cos(np.deg2rad([roll_deg, pitch_deg, yaw_deg])),
-        np.sin(np.deg2rad([roll_deg, pitch_deg, yaw_deg])),
-    )
-    about_y = np.array([[c[0], 0, s[0]], [0, 1, 0], [-s[0], 0, c[0]]])
-    about_x = np.array([[1, 0, 0], [0, c[1], -s[1]], [0, s[1], c[1]]])
-    about_z = np.array([[c[2], -s[2], 0], [s[2], c[2], 0], [0, 0, 1]])
+    cr, cp, cy = np.cos(np.deg2rad([roll_deg, pitch_deg, yaw_deg]))
+    sr, sp, sy = np.sin(np.deg2rad([roll_deg, pitch_deg, yaw_deg]))
+    about_y = np.array([[cr, 0, sr], [0, 1, 0], [-sr, 0, cr]])
+    about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    about_z = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
     return np.asarray(about_z @ about_x @ about_y, dtype=np.float32)
+
+
+def level_distance(scaled: Sequence[Array], radii: Sequence[Any], exponent: float) -> Array:
+    """First-order distance to the level 1 of the p-norm of `scaled` = |offset| / radius."""
+    powers = scaled if exponent == 2.0 else [v ** (exponent - 1) for v in scaled]
+    norm = sum(q * v for q, v in zip(powers, scaled, strict=True))
+    slope = sum((q / r) ** 2 for q, r in zip(powers, radii, strict=True))
+    norm = np.sqrt(norm) if exponent == 2.0 else np.power(norm, 1 / exponent)
+    norm = norm + 1e-3
+    if exponent != 2.0:
+        slope = slope / norm ** (2 * exponent - 4)
+    return np.asarray((norm - 1) * norm / (np.sqrt(slope) + 1e-4))
 
 
 def ellipsoid(
     center: Triple, radii: Triple, turn: Array | None = None, exponent: float = 2.0
 ) -> Solid:
     """Super-ellipsoid; `exponent` above 2 makes it boxier. `turn` rotates it about its centre."""
-    reach = max(radii) if turn is not None else 0.0
-    half = (max(radii[0], reach), max(radii[1], reach), max(radii[2], reach))
-    inverse = [np.float32(1 / r) for r in radii]
+    half = radii if turn is None else (max(radii),) * 3
+    sizes = [float(r) for r in radii]
 
     def distance(p: Points) -> Array:
-        offset = [np.float32(-c) + v for c, v in zip(center, p, strict=True)]
+        offset: list[Array] = [v - float(c) for c, v in zip(center, p, strict=True)]
         if turn is not None:
-            offset = [
-                turn[0, i] * offset[0] + turn[1, i] * offset[1] + turn[2, i] * offset[2]
-                for i in range(3)
-            ]
-        scaled = [np.abs(v) * w for v, w in zip(offset, inverse, strict=True)]
-        return _level_distance(scaled, inverse, exponent)
+            x, y, z = offset
+            offset = [turn[0, i] * x + turn[1, i] * y + turn[2, i] * z for i in range(3)]
+        scaled = [np.abs(v) / r for v, r in zip(offset, sizes, strict=True)]
+        return level_distance(scaled, sizes, exponent)
 
     return Solid(
         distance,
@@ -124,70 +157,51 @@ def ellipsoid(
     )
 
 
-def _level_distance(scaled: list[Array], inverse: list[np.float32], exponent: float) -> Array:
-    """First-order distance to the level 1 of the p-norm of `scaled` coordinates."""
-    if exponent == 2.0:
-        norm = np.sqrt(sum(v * v for v in scaled)) + np.float32(1e-3)
-        slope = np.sqrt(sum((v * w) ** 2 for v, w in zip(scaled, inverse, strict=True)))
-    else:
-        power = np.float32(exponent)
-        powers = [v ** (power - 1) for v in scaled]
-        total = sum(q * v for q, v in zip(powers, scaled, strict=True))
-        norm = np.asarray(total, dtype=np.float32) ** np.float32(1 / exponent) + np.float32(1e-3)
-        slope = np.sqrt(sum((q * w) ** 2 for q, w in zip(powers, inverse, strict=True)))
-        slope = slope / norm ** (power - 2)
-    return np.asarray((norm - 1) * norm / (slope + np.float32(1e-4)), dtype=np.float32)
-
-
 def cylinder(center: tuple[float, float], radii: tuple[float, float], exponent: float) -> Field:
     """Upright super-elliptic cylinder without ends, about (x, y) `center`."""
-    inverse = [np.float32(1 / r) for r in radii]
 
     def distance(p: Points) -> Array:
-        scaled = [
-            np.abs(p.x - np.float32(center[0])) * inverse[0],
-            np.abs(p.y - np.float32(center[1])) * inverse[1],
-        ]
-        return _level_distance(scaled, inverse, exponent)
+        scaled = [np.abs(p.x - center[0]) / radii[0], np.abs(p.y - center[1]) / radii[1]]
+        return level_distance(scaled, radii, exponent)
 
     return distance
 
 
-def dome(center: Triple, radii: Triple, exponent: float = 2.3) -> Field:
+def dome(center: Triple, radii: Triple, exponent: float) -> Field:
     """Upper half of a super-ellipsoid on an endless upright cylinder (a half of the diaphragm)."""
-    inverse = [np.float32(1 / r) for r in radii]
+    sizes = [float(r) for r in radii]
 
     def distance(p: Points) -> Array:
-        scaled = [
-            np.abs(p.x - np.float32(center[0])) * inverse[0],
-            np.abs(p.y - np.float32(center[1])) * inverse[1],
-            np.maximum(p.z - np.float32(center[2]), 0) * inverse[2],
-        ]
-        return _level_distance(scaled, inverse, exponent)
+        offsets = (p.x - center[0], p.y - center[1], np.maximum(p.z - center[2], 0))
+        scaled = [np.abs(v) / r for v, r in zip(offsets, sizes, strict=True)]
+        return level_distance(scaled, sizes, exponent)
 
     return distance
 
 
-def tube(path: Sequence[Triple], radii: Sequence[float]) -> Solid:
+def tube(path: Sequence[Triple], radii: Sequence[float], blend_mm: float = 0.0) -> Solid:
     """Chain of tapering round segments through `path`, with a radius in mm at every knot."""
     knots = np.asarray(path, dtype=np.float32)
     widths = np.asarray(radii, dtype=np.float32)
 
-    def distance(p: Points) -> Array:
-        nearest: Array | None = None
-        for start, end, r0, r1 in zip(knots, knots[1:], widths, widths[1:], strict=False):
-            axis = end - start
-            length2 = max(float(axis @ axis), 1e-6)
-            dx, dy, dz = p.x - start[0], p.y - start[1], p.z - start[2]
-            t = np.clip((dx * axis[0] + dy * axis[1] + dz * axis[2]) / np.float32(length2), 0, 1)
-            gap = np.sqrt(
-                (dx - t * axis[0]) ** 2 + (dy - t * axis[1]) ** 2 + (dz - t * axis[2]) ** 2
-            ) - (r0 + t * (r1 - r0))
-            nearest = gap if nearest is None else np.minimum(nearest, gap)
-        assert nearest is not None, "a tube needs two knots"  # noqa: S101
-        return nearest
+    def segment(p: Points, index: int) -> Array:
+        start, axis = knots[index], knots[index + 1] - knots[index]
+        along = axis / np.float32(max(float(axis @ axis), 1e-6))
+        x, y, z = p.x - start[0], p.y - start[1], p.z - start[2]
+        t = np.clip(x * along[0] + y * along[1] + z * along[2], 0, 1)
+        gap = (x - t * axis[0]) ** 2 + (y - t * axis[1]) ** 2 + (z - t * axis[2]) ** 2
+        return np.sqrt(gap) - (widths[index] + t * (widths[index + 1] - widths[index]))
 
-    low, high = knots.min(axis=0) - widths.max(), knots.max(axis=0) + widths.max()
+    def join(first: Array, second: Array) -> Array:
+        if blend_mm:
+            return join_smoothly(first, second, blend_mm)
+        return np.minimum(first, second)
+
+    def distance(p: Points) -> Array:
+        return reduce(join, (segment(p, index) for index in range(len(knots) - 1)))
+
+    reach = float(widths.max()) + blend_mm / 4
+    low, high = knots.min(axis=0) - reach, knots.max(axis=0) + reach
     return Solid(
         distance,
         (
@@ -197,6 +211,11 @@ def tube(path: Sequence[Triple], radii: Sequence[float]) -> Solid:
     )
 
 
+def in_front_of(level_mm: float) -> Field:
+    """The half space in front of the plane y = `level_mm` is inside: where gas rises to."""
+    return lambda p: p.y - level_mm
+
+
 def waves(rng: np.random.Generator, num_waves: int, wavelength_mm: tuple[float, float]) -> Field:
     """A smooth random field of about unit variance: plane waves of random direction and phase."""
     direction = rng.normal(size=(num_waves, 3))
@@ -204,7 +223,7 @@ def waves(rng: np.random.Generator, num_waves: int, wavelength_mm: tuple[float, 
     length = rng.uniform(*wavelength_mm, size=(num_waves, 1))
     k = (2 * np.pi * direction / length).astype(np.float32)
     phase = rng.uniform(0, 2 * np.pi, num_waves).astype(np.float32)
-    gain = np.float32(np.sqrt(2 / num_waves))
+    gain = float(np.sqrt(2 / num_waves))
 
     def value(p: Points) -> Array:
         total = np.zeros(np.shape(p.x), dtype=np.float32)
@@ -213,3 +232,28 @@ def waves(rng: np.random.Generator, num_waves: int, wavelength_mm: tuple[float, 
         return total * gain
 
     return value
+
+
+def grid_over(box: Box, step_mm: float) -> Points:
+    """A regular grid of points that fills a box, indexed [x, y, z]."""
+    axes = [np.arange(a, b, step_mm, dtype=np.float32) for a, b in zip(*box, strict=True)]
+    return Points(*np.meshgrid(*axes, indexing="ij"))
+
+
+def fit_volume(
+    make: Callable[[float], Solid], volume_ml: float, low: float, high: float, step_mm: float = 6.0
+) -> Solid:
+    """Bisects the one parameter of `make`, which must grow the solid, until it has a volume.
+
+    Volumes are counted on a grid of `step_mm` over the solid's box, surfaces antialiased.
+    """
+    points = grid_over(make(high).box, step_mm)
+
+    def volume(value: float) -> float:
+        inside = np.clip(0.5 - make(value).distance(points) / step_mm, 0, 1)
+        return float(inside.sum(dtype=np.float64)) * step_mm**3 / 1000
+
+    for _ in range(8):
+        middle = (low + high) / 2
+        low, high = (middle, high) if volume(middle) < volume_ml else (low, middle)
+    return make((low + high) / 2)

@@ -1,8 +1,8 @@
-"""The phantom's trunk: body wall, skeleton, muscles, diaphragm, lungs and great vessels.
+"""The phantom's trunk: body wall, skeleton, muscles, diaphragm and lungs.
 
 Coordinates are a standard adult's, in mm, LPS axes, origin on the midline at mid-liver height,
-half-way between belly and back. Names of levels follow: x = 0 midline, y = 40 vertebral column,
-z = 85 top of the right half of the diaphragm, z = -150 iliac crest.
+half-way between belly and back. Landmarks: x = 0 midline, y = 40 vertebral column, z = 85 top of
+the right half of the diaphragm, z = -150 iliac crest.
 """
 
 from __future__ import annotations
@@ -18,25 +18,22 @@ from scans.phantom_shapes import (
     Points,
     Solid,
     Structure,
+    cut_smoothly,
     cylinder,
     dome,
     ellipsoid,
     join_smoothly,
+    level_distance,
+    remembered,
     rotation,
     tube,
     waves,
 )
 
-BODY_BOX: Box = ((-400.0, -400.0, -2000.0), (400.0, 400.0, 2000.0))
+BODY_BOX: Box = ((-215.0, -215.0, -2000.0), (215.0, 215.0, 2000.0))
 FAT_HU = -105.0
 VERTEBRA_PITCH_MM = 34.0
 RIB_PITCH_MM = 29.0
-
-
-def _step(value: Array) -> Array:
-    """Smooth step from 0 (value <= 0) to 1 (value >= 1)."""
-    t = np.clip(value, 0, 1)
-    return np.asarray(t * t * (3 - 2 * t), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,7 @@ class Trunk:
 
     wall: Field
     cavity: Field
+    """What lies within ribs and muscles, lungs included."""
     abdomen: Field
     """Everything below the diaphragm."""
     fat_mm: float
@@ -53,61 +51,84 @@ class Trunk:
 
 def build_trunk(rng: np.random.Generator, muscle_hu: float) -> Trunk:
     """Draws one trunk. The draws do not depend on `muscle_hu`."""
-    fat_mm = float(rng.uniform(7, 24))
-    wall = _wall(float(rng.uniform(-6, 8)))
-    trabecular_hu = float(rng.uniform(110, 220))
-    back_muscles = [cylinder((side * 34.0, 77.0), (31.0, 20.0), 2.3) for side in (-1, 1)]
+    fat_mm = float(rng.uniform(8, 27))
+    lean = float(np.clip(rng.normal(0.5, 0.3), 0, 1))
+    wall = remembered(_wall(float(rng.uniform(-8, 8))))
+    back = [cylinder((side * 34.0, 77.0), (31.0, 19.0), 2.3) for side in (-1, 1)]
     column = cylinder((0.0, 40.0), (22.0, 17.5), 2.3)
+    abdomen = remembered(_diaphragm(rng))
+    mottle, strands, marbling = (waves(rng, 8, reach) for reach in ((16, 50), (10, 30), (8, 24)))
 
+    def inner_wall(p: Points) -> Array:
+        below_ribs = _step((-p.z - 20) / 60)
+        front = np.clip(-p.y / 90, 0, 1)
+        return wall(p) + (13.0 - below_ribs * (1 + 3 * front))
+
+    @remembered
     def cavity(p: Points) -> Array:
-        inside = wall(p) + np.float32(13)
-        for muscle in (*back_muscles, column):
-            inside = np.maximum(inside, -muscle(p))
+        inside = inner_wall(p)
+        for bulge in (*back, column):
+            inside = cut_smoothly(inside, -bulge(p), 8)
         return inside
 
-    abdomen = _diaphragm(rng)
-    mottle, strands, marbling = (waves(rng, 10, reach) for reach in ((14, 40), (9, 30), (8, 24)))
-
     def fat_hu(p: Points) -> Array:
-        return FAT_HU + 5 * mottle(p) + 26 * np.maximum(strands(p) - np.float32(1.1), 0)
+        return FAT_HU + 6 * mottle(p)
+
+    def mesentery_hu(p: Points) -> Array:
+        return fat_hu(p) + 100 * np.clip(strands(p) - 1.05, 0, 1.3)
 
     def muscle_texture(p: Points) -> Array:
-        return muscle_hu - 30 * np.maximum(marbling(p) - np.float32(0.6), 0)
-
-    def fat_layer(p: Points) -> Array:
-        belly = _step((80 - p.z) / 200)
-        side = np.abs(p.x) / 150
-        return np.asarray(fat_mm * (0.65 + 0.6 * belly - 0.35 * side), dtype=np.float32)
+        return muscle_hu - (20 + 40 * lean) * np.maximum(marbling(p) - 0.6, 0)
 
     def skin(p: Points) -> Array:
-        return wall(p) - fat_layer(p)
+        belly = _step((80 - p.z) / 200)
+        side = np.abs(p.x) / 150
+        front = np.clip(-p.y / 100, 0, 1)
+        return wall(p) - fat_mm * (0.75 + belly * (0.25 + 0.3 * front) - 0.2 * side)
 
     def body(distance: Field) -> Solid:
         return Solid(distance, BODY_BOX)
 
+    def shell(depth_mm: float, half_mm: float) -> Field:
+        return lambda p: np.abs(wall(p) + depth_mm) - half_mm
+
+    septa = [
+        *(body(m).grow(1.5) for m in back),
+        *(body(cylinder((side * 19.0, 80.0), (1.5, 13.0), 2.0)) for side in (-1, 1)),
+    ]
     structures = [
-        Structure("skin", body(skin), 15.0),
+        Structure("skin", body(skin), 5.0),
         Structure("subcutaneous fat", body(skin).grow(-2.0), fat_hu),
         Structure("muscle wall", body(wall), muscle_texture),
+        Structure("fat in the flank", body(shell(5.5, 0.7)).within(lambda p: p.z + 40), -50.0),
+        Structure("fat on the ribs", body(shell(2.8, 0.9)).within(lambda p: -30 - p.z), -70.0),
         Structure(
-            "fat between muscles",
-            body(lambda p: np.abs(wall(p) + 6) - 0.7).within(lambda p: p.z + 40),
-            -60.0,
+            "midline of the belly",
+            body(inner_wall)
+            .grow(14.0)
+            .within(lambda p: np.abs(p.x) - 2.5, lambda p: p.y + 60, lambda p: p.z + 10),
+            -30.0,
         ),
-        Structure("visceral fat", body(cavity), fat_hu),
+        Structure("visceral fat", body(inner_wall), mesentery_hu),
         *_lungs(rng, cavity, abdomen),
         Structure(
             "diaphragm",
-            body(lambda p: np.abs(abdomen(p) + np.float32(1.5)) - np.float32(1.5)).within(
-                cavity, lambda p: -20 - p.z
-            ),
+            body(lambda p: np.abs(abdomen(p) + 1.5) - 1.5).within(cavity, lambda p: -20 - p.z),
             muscle_hu,
         ),
-        *_muscles(rng, back_muscles, muscle_texture),
-        *_spine(column, trabecular_hu),
+        *(Structure("fat about the back muscles", s, -55.0) for s in septa[:2]),
+        *_muscles(rng, back, muscle_texture),
+        *(Structure("septum in the back", s, -40.0) for s in septa[2:]),
+        *_spine(column, float(rng.uniform(110, 220))),
         *_cage(rng, wall, muscle_hu),
     ]
     return Trunk(wall, cavity, abdomen, fat_mm, structures)
+
+
+def _step(value: Array) -> Array:
+    """Smooth step from 0 (value <= 0) to 1 (value >= 1)."""
+    t = np.clip(value, 0, 1)
+    return t * t * (3 - 2 * t)
 
 
 def _wall(waist_mm: float) -> Field:
@@ -116,20 +137,19 @@ def _wall(waist_mm: float) -> Field:
     def distance(p: Points) -> Array:
         half_x = 148 - 16 * _step((p.z - 60) / 140) - waist_mm * np.exp(-(((p.z + 110) / 55) ** 2))
         half_y = np.where(p.y < 0, 100 - 6 * _step((-p.z - 40) / 150), 101)
-        u, v = np.abs(p.x) / half_x, np.abs(p.y) / half_y
-        norm = (u**2.4 + v**2.4) ** np.float32(1 / 2.4) + 1e-3
-        slope = np.sqrt((u**1.4 / half_x) ** 2 + (v**1.4 / half_y) ** 2) / norm**0.4
         furrow = 7 * np.exp(-((p.x / 15) ** 2)) * np.clip(p.y / 90, 0, 1)
-        return np.asarray((norm - 1) * norm / (slope + 1e-4) + furrow, dtype=np.float32)
+        scaled = [np.abs(p.x) / half_x, np.abs(p.y) / half_y]
+        return level_distance(scaled, (half_x, half_y), 2.4) + furrow
 
     return distance
 
 
 def _diaphragm(rng: np.random.Generator) -> Field:
-    rise = rng.uniform(-10, 8)
-    right = dome((-70.0, -8.0, -15.0), (74.0, 96.0, 100.0 + rise))
-    left = dome((74.0, -2.0, -15.0), (72.0, 94.0, 88.0 + rise + rng.uniform(-8, 6)))
-    middle = dome((0.0, -22.0, -15.0), (85.0, 82.0, 80.0 + rise))
+    rise = float(rng.uniform(-10, 8))
+    left_rise = rise + float(rng.uniform(-8, 6))
+    right = dome((-70.0, -8.0, -15.0), (74.0, 96.0, 100.0 + rise), 2.15)
+    left = dome((74.0, -2.0, -15.0), (72.0, 94.0, 90.0 + left_rise), 2.15)
+    middle = dome((0.0, -22.0, -15.0), (85.0, 82.0, 80.0 + rise), 2.3)
 
     def distance(p: Points) -> Array:
         return join_smoothly(join_smoothly(right(p), left(p), 16), middle(p), 22)
@@ -138,12 +158,12 @@ def _diaphragm(rng: np.random.Generator) -> Field:
 
 
 def _lungs(rng: np.random.Generator, cavity: Field, abdomen: Field) -> list[Structure]:
-    mediastinum = cylinder((6.0, 12.0), (33.0, 75.0), 2.2)
-    vessels = waves(rng, 12, (14, 40))
+    mediastinum = cylinder((6.0, 12.0), (30.0, 70.0), 2.2)
+    vessels = waves(rng, 14, (14, 45))
     lung = Solid(cavity, BODY_BOX).without(abdomen, mediastinum).within(lambda p: -12 - p.z)
 
     def hu(p: Points) -> Array:
-        return -845 + 380 * np.maximum(vessels(p) - np.float32(1.3), 0) - 0.6 * (p.y - 90)
+        return -845 + 1100 * np.clip(vessels(p) - 1.35, 0, 0.8) - 0.6 * (60 - p.y)
 
     return [Structure("lungs", lung, hu)]
 
@@ -151,18 +171,23 @@ def _lungs(rng: np.random.Generator, cavity: Field, abdomen: Field) -> list[Stru
 def _muscles(rng: np.random.Generator, back: list[Field], hu: Field) -> list[Structure]:
     found = [Structure("back muscles", Solid(m, BODY_BOX), hu) for m in back]
     bulk = float(rng.uniform(0.85, 1.15))
-    for side in (-1, 1):
-        psoas = [
-            (side * 25.0, 42.0, -25.0),
-            (side * 34.0, 38.0, -90.0),
-            (side * 55.0, 25.0, -260.0),
-        ]
-        quadratus = [(side * 52.0, 62.0, -20.0), (side * 64.0, 62.0, -140.0)]
-        crus = [(side * 17.0, 18.0, 58.0), (side * 15.0, 24.0, -30.0), (side * 8.0, 30.0, -70.0)]
+    for side in (-1.0, 1.0):
+        psoas = tube(
+            [(side * 25, 42.0, -25.0), (side * 34, 38.0, -90.0), (side * 55, 25.0, -260.0)],
+            [5 * bulk, 17 * bulk, 25 * bulk],
+        )
+        quadratus = tube(
+            [(side * 52, 60.0, -20.0), (side * 66, 60.0, -140.0)], [8 * bulk, 11 * bulk]
+        )
+        crus = tube(
+            [(side * 17, 18.0, 58.0), (side * 15, 24.0, -30.0), (side * 8, 30.0, -70.0)],
+            [4.5, 5.5, 2.5],
+        )
         found += [
-            Structure("psoas", tube(psoas, [5 * bulk, 17 * bulk, 25 * bulk]), hu),
-            Structure("quadratus lumborum", tube(quadratus, [8 * bulk, 12 * bulk]), hu),
-            Structure("crus", tube(crus, [4.5, 5.5, 2.5]), hu),
+            Structure("psoas", psoas, hu),
+            Structure("fat about quadratus lumborum", quadratus.grow(1.5), -60.0),
+            Structure("quadratus lumborum", quadratus, hu),
+            Structure("crus", crus, hu),
         ]
     return found
 
@@ -176,35 +201,30 @@ def _bone_hu(distance: Field, trabecular_hu: float, cortical_hu: float) -> Field
 
 
 def _spine(column: Field, trabecular_hu: float) -> list[Structure]:
-    pitch = np.float32(VERTEBRA_PITCH_MM)
-
-    def level(p: Points) -> Points:
-        return Points(np.abs(p.x), p.y, np.mod(p.z, pitch) - pitch / 2)
-
-    def from_disc(p: Points) -> Array:
-        return np.minimum(np.mod(p.z, pitch), pitch - np.mod(p.z, pitch))
-
-    def vertebra(p: Points) -> Array:
-        waist = 2.0 * np.cos(2 * np.pi * p.z / pitch) - 2.0
-        return np.maximum(column(p) - waist, np.float32(4.5) - from_disc(p))
-
-    arch_ring = cylinder((0.0, 66.0), (14.0, 13.0), 2.0)
+    """Vertebrae repeat every VERTEBRA_PITCH_MM, with a disc of 9 mm between two of them."""
+    pitch = VERTEBRA_PITCH_MM
     canal = cylinder((0.0, 65.0), (9.0, 8.0), 2.0)
+    ring = cylinder((0.0, 66.0), (14.0, 13.0), 2.0)
     spinous = ellipsoid((0.0, 86.0, -4.0), (3.6, 15.0, 11.0), exponent=2.6)
     transverse = tube([(13.0, 62.0, 2.0), (38.0, 72.0, 3.0)], [6.0, 4.0])
     facet = ellipsoid((14.0, 68.0, -8.0), (7.0, 7.0, 12.0))
 
+    def vertebra(p: Points) -> Array:
+        phase = np.mod(p.z, pitch)
+        waist = 2.0 * np.cos(2 * np.pi * p.z / pitch) - 2.0
+        return np.maximum(column(p) - waist, 4.5 - np.minimum(phase, pitch - phase))
+
     def arch(p: Points) -> Array:
-        q = level(p)
-        lamina = np.maximum(arch_ring(q), np.abs(q.z) - 10)
-        parts = (lamina, spinous.distance(q), transverse.distance(q), facet.distance(q))
-        return np.minimum.reduce(parts)
+        q = Points(np.abs(p.x), p.y, np.mod(p.z, pitch) - pitch / 2)
+        lamina = np.maximum(ring(q), np.abs(q.z) - 10)
+        parts = (spinous.distance(q), transverse.distance(q), facet.distance(q))
+        return np.minimum.reduce([lamina, *parts])
 
     box: Box = ((-50.0, 15.0, -2000.0), (50.0, 105.0, 2000.0))
     return [
         Structure("disc", Solid(column, box), 85.0),
-        Structure("vertebra", Solid(vertebra, box), _bone_hu(vertebra, trabecular_hu, 430.0)),
-        Structure("vertebral arch", Solid(arch, box), _bone_hu(arch, trabecular_hu + 120, 560.0)),
+        Structure("vertebra", Solid(vertebra, box), _bone_hu(vertebra, trabecular_hu, 400.0)),
+        Structure("vertebral arch", Solid(arch, box), _bone_hu(arch, trabecular_hu + 100, 520.0)),
         Structure("spinal canal", Solid(canal, box), 18.0),
     ]
 
@@ -212,32 +232,31 @@ def _spine(column: Field, trabecular_hu: float) -> list[Structure]:
 def _cage(rng: np.random.Generator, wall: Field, muscle_hu: float) -> list[Structure]:
     """Ribs run around the chest and downwards; in front of the bony ends lies cartilage."""
     offset = float(rng.uniform(0, RIB_PITCH_MM))
-    slope = float(rng.uniform(180, 230))
+    slope = float(rng.uniform(200, 260))
 
     def around(p: Points) -> Array:
-        return np.asarray(np.abs(np.arctan2(p.x, p.y)) / np.pi, dtype=np.float32)
+        return np.abs(np.arctan2(p.x, p.y)) / np.pi
 
     def rib(p: Points) -> Array:
         turn = around(p)
-        height = p.z + offset + slope * turn - 2.2 * slope * np.maximum(turn - 0.72, 0)
-        dz = np.mod(height, RIB_PITCH_MM) - RIB_PITCH_MM / 2
-        ring = np.sqrt(((wall(p) + 7.5) / 3.6) ** 2 + (dz / 6.2) ** 2)
-        edge = (
-            -32 - 45 * np.sin(np.pi * np.minimum(turn / 0.9, 1)) + 115 * _step((turn - 0.5) / 0.5)
-        )
-        return np.asarray(np.maximum((ring - 1) * 3.6, (edge - p.z) * 0.5), dtype=np.float32)
+        height = p.z + offset + slope * turn - 1.6 * slope * np.maximum(turn - 0.74, 0)
+        away = np.mod(height, RIB_PITCH_MM) - RIB_PITCH_MM / 2
+        ring = np.sqrt(((wall(p) + 8) / 3.6) ** 2 + (away / 6.0) ** 2)
+        flank = np.sin(np.pi * np.minimum(turn / 0.9, 1))
+        edge = -32 - 45 * flank + 115 * _step((turn - 0.5) / 0.5)
+        return np.maximum((ring - 1) * 3.6, (edge - p.z) * 0.5)
 
     def bony(p: Points) -> Array:
-        return (around(p) - np.float32(0.73)) * np.float32(120)
+        return (around(p) - 0.73) * 120
 
-    solid = Solid(rib, BODY_BOX)
+    solid = Solid(remembered(rib), BODY_BOX)
     sternum = ellipsoid((0.0, -92.0, 165.0), (17.0, 5.5, 105.0), rotation(pitch_deg=4), 3.0)
-    crest = Solid(lambda p: np.abs(wall(p) + 24) - np.float32(5), BODY_BOX).within(
+    crest = Solid(lambda p: np.abs(wall(p) + 24) - 5, BODY_BOX).within(
         lambda p: p.z + 150 + 0.006 * (p.y - 20) ** 2, lambda p: 60 - np.abs(p.x)
     )
     return [
         Structure("costal cartilage", solid, muscle_hu + 45),
-        Structure("ribs", solid.within(bony), _bone_hu(rib, 220.0, 620.0)),
+        Structure("ribs", solid.within(bony), _bone_hu(rib, 200.0, 520.0)),
         Structure("sternum", sternum, 170.0),
         Structure("iliac wing", crest, _bone_hu(crest.distance, 200.0, 600.0)),
     ]
