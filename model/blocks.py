@@ -6,13 +6,18 @@ deepest; level i is smaller by 2^(i-1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.output import Output
+
+RECOMPUTE_FROM_BYTES = 16 * 2**20
 
 
 class ConvBlock(nn.Module):
@@ -21,10 +26,11 @@ class ConvBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, norm: bool = True) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x_BCHW)), inplace=True)
+        """B x C x H x W -> B x out_channels x H x W."""
+        return norm_relu(self.norm, self.conv(x_BCHW))
 
     def fold_norms(self) -> None:
         """Move the batch norm (in eval mode) into the convolution."""
@@ -41,18 +47,79 @@ class DoubleConv(nn.Sequential):
             ConvBlock(out_channels, out_channels, norm=norm),
         )
 
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B x C x H x W -> B x out_channels x H x W."""
+        first, second = self
+        return norm_relu(second.norm, norm_relu_then(first.norm, second.conv, first.conv(x_BCHW)))
+
+
+def norm_relu(norm: nn.Module, x_BCHW: Tensor) -> Tensor:
+    """ReLU of the norm of a map that nothing else needs: it may be overwritten."""
+    return F.relu(norm(x_BCHW), inplace=True)
+
+
+def norm_relu_then(norm: nn.Module, conv: nn.Module, x_BCHW: Tensor) -> Tensor:
+    """conv(relu(norm(x))); large maps keep x alone for the backward pass, not the ReLU's result.
+
+    What is kept so is computed again from x in the backward pass, which costs little beside the
+    convolution. The compiler decides this for itself.
+    """
+
+    def run(x: Tensor) -> Tensor:
+        return cast(Tensor, conv(norm_relu(norm, x)))
+
+    if (
+        isinstance(norm, nn.BatchNorm2d)
+        and torch.is_grad_enabled()
+        and x_BCHW.nbytes >= RECOMPUTE_FROM_BYTES
+        and not torch.compiler.is_compiling()
+    ):
+        return cast(
+            Tensor,
+            checkpoint(
+                run,
+                x_BCHW,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=lambda: (nullcontext(), statistics_kept(norm)),
+            ),
+        )
+    return run(x_BCHW)
+
+
+@contextmanager
+def statistics_kept(norm: nn.BatchNorm2d) -> Iterator[None]:
+    """Within, the norm leaves its running statistics alone, so that they count a batch once."""
+    kept = dict(norm.named_buffers())
+    for name, buffer in kept.items():
+        setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for name, buffer in kept.items():
+            setattr(norm, name, buffer)
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate along channels, channels last in memory."""
+    return torch.cat([each.permute(0, 2, 3, 1) for each in parts], dim=-1).permute(0, 3, 1, 2)
+
 
 @torch.no_grad()
 def fold_norm(convs: Sequence[nn.Conv2d], norm: nn.Module) -> None:
     """Fold a batch norm over the joined outputs of `convs` into their weights and biases."""
     if not isinstance(norm, nn.BatchNorm2d):
         return
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    shift = norm.bias - norm.running_mean * scale
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:
+        raise ValueError("a batch norm without running statistics cannot be folded")
+    scale = norm.weight.double() * torch.rsqrt(var.double() + norm.eps)
+    shift = norm.bias.double() - mean.double() * scale
     sizes = [conv.out_channels for conv in convs]
-    for conv, a, b in zip(convs, scale.split(sizes), shift.split(sizes), strict=True):
-        conv.weight.mul_(a[:, None, None, None])
-        conv.bias.mul_(a).add_(b)
+    for conv, a, b in zip(convs, torch.split(scale, sizes), torch.split(shift, sizes), strict=True):
+        bias = torch.zeros_like(b) if conv.bias is None else conv.bias.double()
+        conv.weight.copy_(conv.weight.double() * a[:, None, None, None])
+        conv.bias = nn.Parameter((bias * a + b).to(conv.weight.dtype), requires_grad=False)
 
 
 class Up(nn.ConvTranspose2d):
@@ -133,12 +200,15 @@ class SegmentationNetwork(nn.Module):
 
 
 def pad_to_multiple(x_BCHW: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
-    """Pad H and W with zeros, evenly on both sides; also gives where the input begins."""
+    """Pad H and W with zeros, evenly on both sides; also gives where the input begins.
+
+    The result is channels-last in memory, in which convolutions are fastest.
+    """
     missing = [-size % multiple for size in x_BCHW.shape[-2:]]
     top, left = (each // 2 for each in missing)
     if any(missing):
         x_BCHW = F.pad(x_BCHW, (left, missing[1] - left, top, missing[0] - top))
-    return x_BCHW, (top, left)
+    return x_BCHW.contiguous(memory_format=torch.channels_last), (top, left)
 
 
 def crop(x_BCHW: Tensor, top_left: tuple[int, int], size: Sequence[int]) -> Tensor:

@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from model.blocks import OrganClassifier, SegmentationNetwork, fold_norm, resize
+from model.blocks import (
+    OrganClassifier,
+    SegmentationNetwork,
+    fold_norm,
+    join,
+    norm_relu,
+    norm_relu_then,
+    resize,
+)
 from model.encoders import Encoder
 from model.upsampling import upsample_conv
 
@@ -35,13 +43,16 @@ class FullScaleLevel(nn.Module):
         self.mix_norm = nn.BatchNorm2d(joined)
 
     def forward(self, maps: list[Tensor], size: torch.Size) -> Tensor:
-        """Maps at least as large as `size` fit it exactly; smaller ones are upsampled to it."""
+        """Maps at least as large as `size` fit it exactly; smaller ones are upsampled to it.
+
+        Returns:
+            B x C x H x W, still without `mix_norm` and ReLU.
+        """
         parts = [
             upsample_conv(x, conv, size[0] // x.shape[-2])
             for x, conv in zip(maps, self.branches, strict=True)
         ]
-        x = F.relu(self.norm(torch.cat(parts, dim=1)), inplace=True)
-        return F.relu(self.mix_norm(self.mix(x)), inplace=True)
+        return norm_relu_then(self.norm, self.mix, join(parts))
 
     def fold_norms(self) -> None:
         """Move the batch norms (in eval mode) into the convolutions."""
@@ -86,20 +97,25 @@ class UNet3Plus(SegmentationNetwork):
         return self.encoder(x_BCHW)
 
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
-        """Logits, the finest head first."""
-        decoded = self.decode_levels(maps)
-        size = maps[0].shape[-2:]
-        heads = self.heads if all_heads else self.heads[:1]
-        return [resize(head(x), size) for head, x in zip(heads, decoded, strict=False)]
-
-    def decode_levels(self, maps: list[Tensor]) -> list[Tensor]:
-        """Encoder maps -> decoder maps, the finest first; the deepest is the encoder's own."""
-        pooled = [[x] for x in maps]
-        for fine in pooled:
-            while fine[-1].shape[-1] > maps[-2].shape[-1]:
-                fine.append(F.max_pool2d(fine[-1], 2))
+        """Logits, the finest head first; the deepest head sees the encoder's deepest map."""
+        pooled = [pool_to_levels(x, len(self.levels) - k) for k, x in enumerate(maps[:-1])]
         decoded = [maps[-1]]
-        for level in reversed(range(len(self.levels))):
-            finer = [pooled[k][level - k] for k in range(level + 1)]
-            decoded.insert(0, self.levels[level]([*finer, *decoded], maps[level].shape[-2:]))
-        return decoded
+        logits = [self.heads[-1](maps[-1])] if all_heads and len(self.heads) > 1 else []
+        for i in reversed(range(len(self.levels))):
+            level = self.levels[i]
+            mixed = level([*(pooled[k][i - k] for k in range(i + 1)), *decoded], maps[i].shape[-2:])
+            if i == 0:
+                logits.insert(0, norm_relu_then(level.mix_norm, self.heads[0], mixed))
+            else:
+                decoded.insert(0, norm_relu(level.mix_norm, mixed))
+                if all_heads and len(self.heads) > 1:
+                    logits.insert(0, self.heads[i](decoded[0]))
+        return [resize(each, maps[0].shape[-2:]) for each in logits]
+
+
+def pool_to_levels(x_BCHW: Tensor, num_levels: int) -> list[Tensor]:
+    """A map at its own level and, max-pooled, at those below it."""
+    levels = [x_BCHW]
+    while len(levels) < num_levels:
+        levels.append(F.max_pool2d(levels[-1], 2))
+    return levels

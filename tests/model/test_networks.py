@@ -220,3 +220,17 @@ def test_every_network_names_its_source_and_encoders() -> None:
     for info in NETWORKS.values():
         assert "20" in info.source
         assert set(info.encoders) <= set(ENCODERS)
+
+
+@pytest.mark.slow  # compiles each network
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_compiled_network_is_one_graph_with_the_same_output(name: str, training: bool) -> None:
+    net = build(name, {}).train(training)
+    if net.classifier is not None:
+        net.classifier.dropout.eval()
+    x = torch.rand(2, 3, 64, 64)
+    expected = net(x)
+    found = torch.compile(net, fullgraph=True, backend="aot_eager")(x)
+    for one, other in zip(found.logits, expected.logits, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
