@@ -10,7 +10,7 @@ from typing import Literal
 
 from scans.errors import ScanError
 
-Severity = Literal["refused", "warning"]
+Severity = Literal["refused", "warning", "note"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Check:
 
     Attributes:
         code: stable name; never renamed once published.
-        severity: "refused" keeps the pair out; "warning" lets it in and says so.
+        severity: "refused" keeps the pair out; "warning" lets it in and says so; "note" tells
+            what was done.
         title: what is wrong, in a few words.
         wanted: what a usable scan has instead.
         cure: what the owner of the data can do.
@@ -160,6 +161,111 @@ _TABLE = (
         "name the ids in dataset.json, or remove them from the label",
     ),
     Check(
+        "few_slices",
+        "refused",
+        "The scan has too few slices",
+        "at least 8 axial slices",
+        "export the whole scan, not a part of it",
+    ),
+    Check(
+        "not_hu",
+        "refused",
+        "The values are not Hounsfield units",
+        "air below -500 HU and bone or contrast above 100 HU",
+        "export the scan without window, with rescale slope and intercept applied",
+    ),
+    Check(
+        "label_mirrored",
+        "refused",
+        "The label fits the image only when mirrored",
+        "labels that lie on even tissue",
+        "flip the label along the axis that is named, and look at both before you trust them",
+    ),
+    Check(
+        "label_full",
+        "refused",
+        "The label covers nearly the whole volume",
+        "organs that fill less than 90 percent of the voxels",
+        "check that 0 is the background, and that the label is not the image",
+    ),
+    Check(
+        "content_twice",
+        "refused",
+        "The same scan is there under two names",
+        "every scan once, so that none is both trained on and tested",
+        "remove one of the two",
+    ),
+    Check(
+        "slices_twice",
+        "refused",
+        "Several slices of a series are at one place",
+        "one slice at each position",
+        "export one reconstruction or phase per series",
+    ),
+    Check(
+        "slices_missing",
+        "refused",
+        "Slices of a series are missing",
+        "one slice at each step",
+        "export the series again, completely",
+    ),
+    Check(
+        "slices_uneven",
+        "refused",
+        "Slices of a series are unevenly spaced",
+        "the same distance between all neighbours, to 0.1 mm",
+        "export a reconstruction with even spacing",
+    ),
+    Check(
+        "slices_differ",
+        "refused",
+        "Slices of a series have different sizes, spacing or directions",
+        "one grid for the whole series",
+        "export one reconstruction per series",
+    ),
+    Check(
+        "gantry_tilt",
+        "refused",
+        "The gantry was tilted",
+        "slices stacked along the normal of their plane",
+        "resample the series onto a rectangular grid",
+    ),
+    Check(
+        "label_empty",
+        "warning",
+        "The label is empty",
+        "at least one voxel of an annotated organ",
+        "check that the scan really shows none of the organs",
+    ),
+    Check(
+        "label_not_annotated",
+        "warning",
+        "The label has an organ that the case is not said to annotate",
+        "only organs that `annotated` names",
+        "add the organ to `annotated` in cases.csv; until then it is ignored",
+    ),
+    Check(
+        "liver_on_left",
+        "warning",
+        "The liver lies on the patient's left",
+        "a liver on the patient's right",
+        "check the left and right of the header; situs inversus is rare",
+    ),
+    Check(
+        "patient_shared",
+        "warning",
+        "One patient has several cases",
+        "nothing else: they stay together when patients are split",
+        "nothing to do if it is true; correct the column `patient` if not",
+    ),
+    Check(
+        "private_text",
+        "note",
+        "Header fields with free text",
+        "no text that may name a patient",
+        "nothing to do: the text stays behind, only voxels and geometry go in",
+    ),
+    Check(
         "case_name",
         "refused",
         "The case's name cannot be used as a file name",
@@ -211,6 +317,42 @@ _TABLE = (
 )
 
 CHECKS: dict[str, Check] = {check.code: check for check in _TABLE}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found in one case.
+
+    Attributes:
+        case: name of the case, or of the source.
+        code: of the check.
+        severity: of the check.
+        found: what was found.
+        wanted: from the table.
+        cure: from the table.
+    """
+
+    case: str
+    code: str
+    severity: Severity
+    found: str
+    wanted: str
+    cure: str
+
+    def __str__(self) -> str:
+        text = f"{self.code}: found {self.found}; wanted {self.wanted}; {self.cure}"
+        return " ".join(text.split())
+
+    @classmethod
+    def of(cls, case: str, code: str, found: str) -> Finding:
+        """A finding worded from the table."""
+        check = CHECKS[code]
+        return cls(case, code, check.severity, found, check.wanted, check.cure)
+
+    @classmethod
+    def of_error(cls, case: str, error: ScanError) -> Finding:
+        """The finding that an error is about; it keeps the case out."""
+        return cls(case, error.code, "refused", error.found, error.wanted, error.cure)
 
 
 def failure(code: str, found: str) -> ScanError:

@@ -31,6 +31,7 @@ COLUMNS = (
     "image_sha256",
     "label_sha256",
     "source_sha256",
+    "voxels_sha256",
 )
 
 
@@ -49,6 +50,7 @@ class Case:
         image_sha256: checksum of the scan's file.
         label_sha256: checksum of the label map's file.
         source_sha256: checksum of what it was made from; empty if unknown.
+        voxels_sha256: checksum of the scan's voxels in canonical order; empty if unknown.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Case:
     image_sha256: str
     label_sha256: str
     source_sha256: str = ""
+    voxels_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ def read_cohort(root: Path) -> Cohort:
                 image_sha256=row["image_sha256"],
                 label_sha256=row["label_sha256"],
                 source_sha256=row.get("source_sha256", ""),
+                voxels_sha256=row.get("voxels_sha256", ""),
             )
         )
     names = [case.name for case in cases]
@@ -165,6 +169,7 @@ def write_cases(root: Path, cases: Iterable[Case]) -> None:
                 case.image_sha256,
                 case.label_sha256,
                 case.source_sha256,
+                case.voxels_sha256,
             ]
         )
     write_atomically(root / "cases.csv", text.getvalue())

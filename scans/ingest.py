@@ -11,21 +11,21 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scans.checks import failure
+from scans.checks import Finding, failure
 from scans.cohort import (
     BACKGROUND,
     FILE_ENDING,
     Case,
     Cohort,
     check_annotated,
-    check_case_name,
     image_path,
     label_path,
     read_cohort,
@@ -35,21 +35,13 @@ from scans.cohort import (
 )
 from scans.errors import ScanError
 from scans.files import file_sha256
-from scans.layouts import Source, SourceCase, read_source
+from scans.inspection import CrossChecks, inspect_case
+from scans.layouts import read_source
+from scans.parallel import Compute, map_cases
+from scans.source import Source, SourceCase
 from scans.volume import Volume, write_volume
 
-Progress = Callable[[Iterable[SourceCase], str, int], Iterator[SourceCase]]
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a case stayed out: the parts of a `ScanError`."""
-
-    case: str
-    code: str
-    found: str
-    wanted: str
-    cure: str
+Progress = Callable[[Iterable["_Prepared"], str, int], Iterator["_Prepared"]]
 
 
 @dataclass
@@ -59,9 +51,10 @@ class IngestReport:
     Attributes:
         source: its folder.
         layout: key of `scans.layouts.LAYOUTS`.
-        accepted: names of the cases that went in now.
+        accepted: names of the cases that went in now (or would, in a dry run).
         skipped: names of the cases that were in already, unchanged.
         refused: what stayed out, and why.
+        warnings: what went in and deserves a look, and notes on what was done.
         remapped: label names whose id in the cohort is not the source's, as (source, cohort).
     """
 
@@ -69,8 +62,14 @@ class IngestReport:
     layout: str
     accepted: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    refused: list[Refusal] = field(default_factory=list)
+    refused: list[Finding] = field(default_factory=list)
+    warnings: list[Finding] = field(default_factory=list)
     remapped: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def num_usable(self) -> int:
+        """Cases of the source that are in the cohort after this run."""
+        return len(self.accepted) + len(self.skipped)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and mappings."""
@@ -83,7 +82,8 @@ def ingest(
     *,
     layout: str | None = None,
     dry_run: bool = False,
-    replace: bool = False,
+    replace_changed: bool = False,
+    num_workers: int = 1,
     progress: Progress | None = None,
 ) -> IngestReport:
     """Bring a folder of annotated scans into the cohort.
@@ -93,11 +93,12 @@ def ingest(
         data_dir: the cohort, made if it is not there.
         layout: key of `LAYOUTS`; None finds out.
         dry_run: read and check everything, write nothing.
-        replace: let a case of the same name and other content take the old one's place.
-        progress: wraps the cases, as `tasks.console.track` does.
+        replace_changed: let a case of the same name and other content take the old one's place.
+        num_workers: processes at a time; 0 uses every core.
+        progress: wraps the results, as `tasks.console.track` does.
 
     Returns:
-        What went in, what was there already, what was refused. The refused are also written to
+        What went in, what was there already, what was refused. It is also written to
         quarantine.json beside `data_dir`.
 
     Raises:
@@ -107,76 +108,142 @@ def ingest(
     cohort = _open_cohort(data_dir, described)
     labels, remapped = _merged_labels(cohort.labels, described.labels)
     report = IngestReport(str(source), described.layout, remapped=remapped)
-    writer = _Writer(data_dir, described, labels, {case.name: case for case in cohort.cases})
-    cases = described.cases
-    for case in progress(cases, "ingest", len(cases)) if progress else cases:
-        try:
-            done = writer.add(case, dry_run=dry_run, replace=replace)
-        except ScanError as error:
-            report.refused.append(
-                Refusal(case.name, error.code, error.found, error.wanted, error.cure)
-            )
-        else:
-            (report.accepted if done else report.skipped).append(case.name)
+    report.refused += [Finding.of_error(case, error) for case, error in described.refused]
+    incoming = data_dir / ".incoming"
+    work = partial(
+        _prepare,
+        source=replace(described, cases=(), refused=()),
+        labels=labels,
+        known={case.name: (case.source_sha256, case.source) for case in cohort.cases},
+        incoming=None if dry_run else incoming.resolve(),
+        replace_changed=replace_changed,
+    )
+    results = map_cases(work, described.cases, Compute(num_workers=num_workers))
+    total = len(described.cases)
+    entry = _Entry(data_dir, described, labels, cohort)
+    for prepared in progress(results, "ingest", total) if progress else results:
+        entry.take(prepared, report, dry_run=dry_run)
     if not dry_run:
-        shutil.rmtree(writer.incoming, ignore_errors=True)
+        shutil.rmtree(incoming, ignore_errors=True)
         write_json(data_dir.with_name("quarantine.json"), report.to_json())
     return report
 
 
-class _Writer:
-    """Adds cases of one source to a cohort, one at a time."""
+@dataclass(frozen=True)
+class _Prepared:
+    """A case that was read and checked, with its new files beside the cohort."""
 
-    def __init__(
-        self, root: Path, source: Source, labels: dict[str, int], cases: dict[str, Case]
-    ) -> None:
+    case: str
+    patient: str
+    annotated: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
+    is_unchanged: bool = False
+    source_sha256: str = ""
+    voxels_sha256: str = ""
+    image: Path | None = None
+    label: Path | None = None
+    image_sha256: str = ""
+    label_sha256: str = ""
+
+    @property
+    def is_refused(self) -> bool:
+        return any(finding.severity == "refused" for finding in self.findings)
+
+
+def _prepare(
+    case: SourceCase,
+    *,
+    source: Source,
+    labels: dict[str, int],
+    known: dict[str, tuple[str, str]],
+    incoming: Path | None,
+    replace_changed: bool,
+) -> _Prepared:
+    """Read, check and write one case beside the cohort; runs in a worker."""
+    blank = _Prepared(case.name, case.patient, case.annotated)
+    try:
+        check_annotated(case.name, case.annotated, labels)
+        digest = _source_digest(case, source, labels)
+        before, origin = known.get(case.name, ("", ""))
+        if before == digest:
+            return replace(blank, is_unchanged=True)
+        if origin and not replace_changed:
+            raise failure("case_exists", f"{case.name}, which came from {origin}")
+    except ScanError as error:
+        return replace(blank, findings=(Finding.of_error(case.name, error),))
+    seen = inspect_case(case, source.labels)
+    checked = replace(blank, findings=tuple(seen.findings), source_sha256=digest)
+    if seen.is_refused or seen.scan is None or seen.labels is None or seen.facts is None:
+        return checked
+    checked = replace(checked, voxels_sha256=seen.facts.voxels_sha256)
+    if incoming is None:
+        return checked
+    incoming.mkdir(parents=True, exist_ok=True)
+    image, label = (incoming / f"{case.name}-{part}{FILE_ENDING}" for part in ("ct", "label"))
+    geometry = seen.scan.geometry
+    write_volume(image, geometry.to_own_grid(seen.scan.values_ZYX), geometry.own_affine)
+    new_labels = _mapped_ids(seen.labels, source.labels, labels)
+    write_volume(label, geometry.to_own_grid(new_labels), geometry.own_affine)
+    return replace(
+        checked,
+        image=image,
+        label=label,
+        image_sha256=file_sha256(image),
+        label_sha256=file_sha256(label),
+    )
+
+
+class _Entry:
+    """Takes prepared cases into a cohort, one at a time."""
+
+    def __init__(self, root: Path, source: Source, labels: dict[str, int], cohort: Cohort) -> None:
         self.root = root
         self.source = source
         self.labels = labels
-        self.cases = cases
-        self.incoming = root / ".incoming"
+        self.cases = {case.name: case for case in cohort.cases}
+        patients: dict[str, list[str]] = {}
+        for case in cohort.cases:
+            patients.setdefault(case.patient, []).append(case.name)
+        voxels = {case.voxels_sha256: case.name for case in cohort.cases if case.voxels_sha256}
+        self.across = CrossChecks(voxels, patients)
 
-    def add(self, case: SourceCase, *, dry_run: bool, replace: bool) -> bool:
-        """Check and write one case; False if it is there already."""
-        name = check_case_name(case.name)
-        check_annotated(name, case.annotated, self.labels)
-        digest = self._source_digest(case)
-        before = self.cases.get(name)
-        if before is not None:
-            if before.source_sha256 == digest:
-                return False
-            if not replace:
-                raise failure("case_exists", f"{name}, which came from {before.source}")
-        scan, labels = case.load()
-        labels_ZYX = self._mapped_ids(name, labels)
+    def take(self, prepared: _Prepared, report: IngestReport, *, dry_run: bool) -> None:
+        """Let one case in, or say why not."""
+        findings = list(prepared.findings)
+        if prepared.is_unchanged:
+            report.skipped.append(prepared.case)
+            return
+        if not prepared.is_refused:
+            findings += self.across.check(prepared.case, prepared.patient, prepared.voxels_sha256)
+        refused = [finding for finding in findings if finding.severity == "refused"]
+        report.refused += refused
+        if refused:
+            return
+        report.warnings += findings
+        report.accepted.append(prepared.case)
         if not dry_run:
-            self._write(case, digest, scan, labels_ZYX)
-        return True
+            self._write(prepared)
 
-    def _write(
-        self, case: SourceCase, digest: str, scan: Volume, labels_ZYX: NDArray[np.uint8]
-    ) -> None:
-        name = case.name
-        for folder in (self.incoming, self.root / "imagesTr", self.root / "labelsTr"):
-            folder.mkdir(parents=True, exist_ok=True)
-        affine = scan.geometry.own_affine
-        image, label = (self.incoming / f"{name}-{part}{FILE_ENDING}" for part in ("ct", "label"))
-        write_volume(image, scan.to_own_grid(scan.values_ZYX), affine)
-        write_volume(label, scan.to_own_grid(labels_ZYX), affine)
+    def _write(self, prepared: _Prepared) -> None:
         row = Case(
-            name=name,
-            patient=case.patient,
-            annotated=case.annotated,
+            name=prepared.case,
+            patient=prepared.patient,
+            annotated=prepared.annotated,
             source=f"{self.source.layout}:{self.source.name}",
-            image=image_path(self.root, name),
-            label=label_path(self.root, name),
-            image_sha256=file_sha256(image),
-            label_sha256=file_sha256(label),
-            source_sha256=digest,
+            image=image_path(self.root, prepared.case),
+            label=label_path(self.root, prepared.case),
+            image_sha256=prepared.image_sha256,
+            label_sha256=prepared.label_sha256,
+            source_sha256=prepared.source_sha256,
+            voxels_sha256=prepared.voxels_sha256,
         )
-        label.replace(row.label)
-        image.replace(row.image)
-        self.cases[name] = row
+        if prepared.image is None or prepared.label is None:
+            raise ValueError(f"case {prepared.case} was checked, but not written")
+        for folder in (row.image.parent, row.label.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        prepared.label.replace(row.label)
+        prepared.image.replace(row.image)
+        self.cases[row.name] = row
         write_json(self.root / "dataset.json", self._dataset())
         write_cases(self.root, self.cases.values())
 
@@ -196,43 +263,40 @@ class _Writer:
             "file_ending": FILE_ENDING,
         }
 
-    def _source_digest(self, case: SourceCase) -> str:
-        """Checksum of all that decides what the case becomes."""
-        digest = hashlib.sha256()
-        for path in case.files:
-            if not path.is_file():
-                raise failure("file_missing", f"no file {path}")
-            digest.update(file_sha256(path).encode())
-        mapping = sorted((key, self.labels[key]) for key in self.source.labels)
-        digest.update(repr((case.patient, case.annotated, mapping)).encode())
-        return digest.hexdigest()
 
-    def _mapped_ids(self, name: str, labels: Volume) -> NDArray[np.uint8]:
-        """Label ids of the source turned into those of the cohort."""
-        present = np.zeros(256, dtype=bool)
-        for plane in labels.values_ZYX:
-            present[plane] = True
-        known = {0, *self.source.labels.values()}
-        if unknown := [int(value) for value in np.flatnonzero(present) if value not in known]:
-            raise failure("label_unknown", f"{name}: ids {unknown}; named are {sorted(known)}")
-        new_id = np.zeros(256, dtype=np.uint8)
-        for label, value in self.source.labels.items():
-            new_id[value] = self.labels[label]
-        if (new_id[present] == np.flatnonzero(present)).all():
-            return labels.values_ZYX
-        return new_id[labels.values_ZYX]
+def _source_digest(case: SourceCase, source: Source, labels: dict[str, int]) -> str:
+    """Checksum of all that decides what the case becomes."""
+    digest = hashlib.sha256()
+    for path in case.files:
+        if not path.is_file():
+            raise failure("file_missing", f"no file {path}")
+        digest.update(file_sha256(path).encode())
+    mapping = sorted((value, labels[name]) for name, value in source.labels.items())
+    digest.update(repr((case.patient, case.annotated, mapping)).encode())
+    return digest.hexdigest()
+
+
+def _mapped_ids(
+    labels: Volume, source: dict[str, int], cohort: dict[str, int]
+) -> NDArray[np.uint8]:
+    """Label ids of the source turned into those of the cohort."""
+    new_id = np.zeros(256, dtype=np.uint8)
+    for name, value in source.items():
+        new_id[value] = cohort[name]
+    if all(new_id[value] == value for value in source.values()):
+        return labels.values_ZYX
+    return np.asarray(new_id[labels.values_ZYX])
 
 
 def _open_cohort(data_dir: Path, source: Source) -> Cohort:
     """The cohort, or an empty one where the folder is missing or holds no case yet."""
-    has_rows = (data_dir / "cases.csv").is_file()
-    if not has_rows and data_dir.is_dir():
+    if (data_dir / "cases.csv").is_file():
+        return read_cohort(data_dir)
+    if data_dir.is_dir():
         own = {"dataset.json", "dataset.json.part", "cases.csv.part"}
         own |= {"imagesTr", "labelsTr", ".incoming"}
         if strange := sorted(path.name for path in data_dir.iterdir() if path.name not in own):
             raise failure("not_a_cohort", f"{data_dir} holding {', '.join(strange[:5])}")
-    if has_rows:
-        return read_cohort(data_dir)
     return Cohort(data_dir, source.name, {BACKGROUND: 0}, ())
 
 

@@ -30,7 +30,8 @@ from scans.checks import failure
 from scans.cohort import Case, write_json
 from scans.files import file_sha256, write_atomically
 from scans.slicing import Grid, plan_grid, slice_image, slice_labels
-from scans.volume import check_aligned, read_image, read_labels
+from scans.geometry import check_aligned
+from scans.volume import read_image, read_labels
 
 STORE_VERSION = 1
 SLICING_VERSION = 1

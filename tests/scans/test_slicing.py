@@ -11,7 +11,8 @@ from test_volume import ALL_CODES
 
 from scans.errors import ScanError
 from scans.slicing import AIR_HU, Grid, plan_grid, restore, slice_image, slice_labels
-from scans.volume import Geometry, Volume, read_image, read_labels
+from scans.geometry import Geometry
+from scans.volume import Volume, read_image, read_labels
 
 WINDOW_HU = (-160.0, 240.0)
 

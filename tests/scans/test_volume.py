@@ -9,7 +9,8 @@ import pytest
 from bodies import lps_affine, make_body, save_nifti, turn
 
 from scans.errors import ScanError
-from scans.volume import Geometry, check_aligned, read_image, read_labels, write_volume
+from scans.geometry import Geometry, check_aligned
+from scans.volume import read_image, read_labels, write_volume
 
 ALL_CODES = [
     "".join(codes)
