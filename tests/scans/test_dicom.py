@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import numpy as np
+import pydicom
+import pytest
+from bodies import make_body
+from cohorts import SPACING_MM, write_series
+
+from scans.dicom import dicom_files, order_series, read_series
+from scans.errors import ScanError
+
+NUM = 16
+
+
+@pytest.fixture(scope="module")
+def hu():
+    return make_body()[0]
+
+
+def read(folder):
+    return read_series(order_series(dicom_files(folder), "case"), "case")
+
+
+def refused(folder):
+    with pytest.raises(ScanError) as caught:
+        read(folder)
+    assert "case" in caught.value.found or folder.name in caught.value.found
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "order", [list(range(NUM)), list(reversed(range(NUM))), [*range(0, NUM, 2), *range(1, NUM, 2)]]
+)
+def test_series_is_sorted_by_position_whatever_the_file_names(tmp_path, hu, order):
+    write_series(tmp_path, hu, order=order)
+    scan = read(tmp_path)
+    np.testing.assert_array_equal(scan.values_ZYX, hu)
+    np.testing.assert_allclose(scan.spacing_mm, SPACING_MM)
+    np.testing.assert_allclose(scan.affine[:3, 3], [100, 80, 30])
+
+
+def test_series_head_first_or_feet_first_is_canonical(tmp_path, hu):
+    turned = hu[:, ::-1, ::-1]
+    write_series(tmp_path, turned, ImageOrientationPatient=[-1, 0, 0, 0, -1, 0])
+    np.testing.assert_array_equal(read(tmp_path).values_ZYX, hu)
+
+
+def test_series_in_sagittal_planes_is_canonical(tmp_path, hu):
+    planes = np.ascontiguousarray(hu.transpose(2, 0, 1))[:, ::-1]
+    folder = tmp_path
+    write_series(folder, planes, ImageOrientationPatient=[0, 1, 0, 0, 0, -1])
+    for path in folder.iterdir():
+        ds = pydicom.dcmread(path)
+        ds.ImagePositionPatient = [float(ds.ImagePositionPatient[2]), 0, 0]
+        ds.save_as(path)
+    np.testing.assert_array_equal(read(folder).values_ZYX, hu)
+
+
+def test_series_applies_slope_and_intercept(tmp_path, hu):
+    write_series(tmp_path, hu, RescaleSlope="2", RescaleIntercept="-2048")
+    np.testing.assert_array_equal(read(tmp_path).values_ZYX, 2 * hu)
+
+
+def test_series_with_fractional_slope_is_float(tmp_path, hu):
+    write_series(tmp_path, hu, RescaleSlope="0.5", RescaleIntercept="-512")
+    scan = read(tmp_path)
+    assert scan.values_ZYX.dtype == np.float32
+    np.testing.assert_array_equal(scan.values_ZYX, hu / 2)
+
+
+def test_series_lists_text_that_may_name_the_patient(tmp_path, hu):
+    write_series(tmp_path, hu)
+    assert {"PatientName", "PatientID", "ReferringPhysicianName"} <= set(read(tmp_path).text_fields)
+    assert "InstitutionName" not in read(tmp_path).text_fields
+
+
+def test_series_leaves_scouts_and_other_files_out(tmp_path, hu):
+    write_series(tmp_path, hu)
+    write_series(tmp_path, hu[:1], name="scout{}.dcm", ImageType=["ORIGINAL", "LOCALIZER"])
+    (tmp_path / "readme.txt").write_text("hello")
+    np.testing.assert_array_equal(read(tmp_path).values_ZYX, hu)
+
+
+def test_series_with_missing_slices_names_the_gap(tmp_path, hu):
+    positions = [8.0 * k + (16.0 if k > 4 else 0.0) for k in range(NUM)]
+    write_series(tmp_path, hu, positions_mm=positions)
+    error = refused(tmp_path)
+    assert error.code == "slices_missing"
+    assert "2 slices missing between 62 and 86 mm" in error.found
+
+
+def test_series_with_uneven_steps_names_the_place(tmp_path, hu):
+    positions = [8.0 * k + (3.0 if k > 4 else 0.0) for k in range(NUM)]
+    write_series(tmp_path, hu, positions_mm=positions)
+    error = refused(tmp_path)
+    assert error.code == "slices_uneven"
+    assert "steps of 8 mm, but not between 62 and 73 mm" in error.found
+
+
+def test_series_with_two_slices_at_one_place_names_it(tmp_path, hu):
+    positions = [8.0 * k for k in range(NUM)]
+    positions[6] = positions[5]
+    write_series(tmp_path, hu, positions_mm=positions)
+    error = refused(tmp_path)
+    assert error.code == "slices_twice"
+    assert "70 mm" in error.found
+
+
+def test_series_of_a_tilted_gantry_names_the_tilt(tmp_path, hu):
+    write_series(tmp_path, hu, tilt_mm=8.0 * np.tan(np.radians(15)))
+    error = refused(tmp_path)
+    assert error.code == "gantry_tilt"
+    assert "15.0 degrees" in error.found
+
+
+def test_series_of_two_reconstructions_is_refused(tmp_path, hu):
+    write_series(tmp_path, hu)
+    write_series(tmp_path, hu[:, ::2, ::2], name="second{}.dcm")
+    assert refused(tmp_path).code == "slices_differ"
+
+
+def test_series_of_another_modality_is_refused(tmp_path, hu):
+    write_series(tmp_path, hu, SOPClassUID="1.2.840.10008.5.1.4.1.1.4", Modality="MR")
+    error = refused(tmp_path)
+    assert error.code == "modality"
+    assert "MR" in error.found
+
+
+@pytest.mark.parametrize("tag", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+def test_series_without_geometry_names_the_tag(tmp_path, hu, tag):
+    write_series(tmp_path, hu, **{tag: None})
+    error = refused(tmp_path)
+    assert error.code == "unreadable"
+    assert tag in error.found
+
+
+def test_series_with_a_truncated_file_is_refused(tmp_path, hu):
+    write_series(tmp_path, hu)
+    path = sorted(tmp_path.iterdir())[3]
+    path.write_bytes(path.read_bytes()[:-500])
+    assert refused(tmp_path).code == "unreadable"
+
+
+def test_series_in_a_compression_nobody_decodes_is_refused(tmp_path, hu):
+    write_series(tmp_path, hu)
+    path = sorted(tmp_path.iterdir())[0]
+    ds = pydicom.dcmread(path)
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.JPEGExtended12Bit
+    ds.PixelData = pydicom.encaps.encapsulate([b"\0" * 64])
+    ds["PixelData"].is_undefined_length = True
+    ds.save_as(path)
+    assert refused(tmp_path).code == "unreadable"
+
+
+def test_dicom_files_of_an_absent_folder_is_refused(tmp_path):
+    with pytest.raises(ScanError, match="no folder"):
+        dicom_files(tmp_path / "absent")
+
+
+def test_order_series_of_nothing_is_refused():
+    with pytest.raises(ScanError, match="not_3d: found case: 0 CT slices"):
+        order_series([], "case")
