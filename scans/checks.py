@@ -301,6 +301,13 @@ _TABLE = (
         "restore it with `dvc checkout`, or ingest the new file with replace",
     ),
     Check(
+        "case_unlisted",
+        "warning",
+        "Files of a case that cases.csv does not list",
+        "a row in cases.csv for every scan",
+        "bring the scan in with `fullscale ingest`, or remove its files",
+    ),
+    Check(
         "cluster",
         "refused",
         "The Dask cluster cannot be used",

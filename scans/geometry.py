@@ -155,10 +155,23 @@ def check_affine(geometry: Geometry, name: str) -> None:
     if not np.isfinite(geometry.own_affine).all():
         raise failure("affine", f"{name}: an affine with NaN or Inf")
     steps = np.linalg.norm(axes, axis=0)
-    low, high = SPACING_LIMITS_MM
-    if (steps < low).any() or (steps > high).any():
-        raise failure("spacing", f"{name}: {', '.join(f'{s:.4g}' for s in steps)} mm")
+    check_spacing(steps, name)
     unit = axes / steps
     shear = float(np.abs(unit.T @ unit - np.eye(3)).max())
     if shear > MAX_SHEAR:
         raise failure("affine", f"{name}: axes that are {shear:.3g} from orthogonal")
+
+
+def check_spacing(steps_mm: NDArray[np.float64], name: str) -> None:
+    """Refuse a spacing that no CT has.
+
+    Args:
+        steps_mm: distance of voxels along each axis, in any order.
+        name: of the file, for the message.
+
+    Raises:
+        ScanError: a step is not a number, zero, negative, or outside `SPACING_LIMITS_MM`.
+    """
+    low, high = SPACING_LIMITS_MM
+    if not ((steps_mm >= low) & (steps_mm <= high)).all():
+        raise failure("spacing", f"{name}: {', '.join(f'{s:.4g}' for s in steps_mm)} mm")

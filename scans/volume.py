@@ -4,6 +4,7 @@
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
+import logging
 import os
 import zlib
 from collections.abc import Sequence
@@ -18,10 +19,12 @@ from numpy.typing import NDArray
 
 from scans.checks import failure
 from scans.errors import ScanError
-from scans.geometry import Geometry, check_affine
+from scans.geometry import Geometry, check_affine, check_spacing
 
 GZIP_LEVEL = 3
 _GZIP_MAX_RATIO = 1100
+_SPACING_TOLERANCE = 0.01
+_SILENT = logging.Logger("header repairs", level=logging.CRITICAL + 1)
 _TEXT_FIELDS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
 _READ_ERRORS: tuple[Any, ...] = (
     OSError,
@@ -198,8 +201,14 @@ def _read(path: Path) -> _File:
 
 def _geometry(path: Path, header: nib.Nifti1Header) -> Geometry:
     shape = _check_shape(path, tuple(int(n) for n in header.get_data_shape()))
+    stored_mm = np.array(header["pixdim"][1:4], dtype=np.float64)
+    check_spacing(stored_mm, str(path))
     geometry = Geometry(shape, np.asarray(header.get_best_affine(), dtype=np.float64))
     check_affine(geometry, str(path))
+    affine_mm = np.linalg.norm(geometry.own_affine[:3, :3], axis=0)
+    if np.abs(stored_mm / affine_mm - 1).max() > _SPACING_TOLERANCE:
+        pair = " and ".join(", ".join(f"{s:.4g}" for s in mm) for mm in (stored_mm, affine_mm))
+        raise failure("spacing", f"{path}: {pair} mm in the fields pixdim and srow of one header")
     return geometry
 
 
@@ -233,12 +242,18 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _read_header(stream: BinaryIO) -> nib.Nifti1Header:
-    """The NIfTI-1 or NIfTI-2 header of an open file, in either byte order."""
+    """The NIfTI-1 or NIfTI-2 header of an open file, in either byte order.
+
+    nibabel repairs small faults; its repairs of the spacing would hide that there is none.
+    """
     size = stream.read(4)
     stream.seek(0)
     wide = size in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
     kind = nib.Nifti2Header if wide else nib.Nifti1Header
-    header: nib.Nifti1Header = kind.from_fileobj(stream)
+    header: nib.Nifti1Header = kind.from_fileobj(stream, check=False)
+    stored_spacing = np.array(header["pixdim"][1:4], dtype=np.float64)
+    header.check_fix(logger=_SILENT, error_level=40)
+    header["pixdim"][1:4] = stored_spacing
     return header
 
 

@@ -223,6 +223,40 @@ def test_read_image_with_an_unusable_affine_is_refused(tmp_path, affine, code):
     assert _refused(tmp_path / "a.nii").code == code
 
 
+@pytest.mark.parametrize(
+    "spacing_mm", [(0, 1, 1), (1, -1, 1), (1, 1, np.nan), (1, 1, 11), (0.1, 1, 1)]
+)
+@pytest.mark.parametrize("sform_code", [0, 1])
+def test_read_image_with_an_impossible_spacing_is_refused(tmp_path, spacing_mm, sform_code):
+    image = nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4))
+    header = image.header.copy()
+    header["vox_offset"], header["magic"], header["sform_code"] = 352, b"n+1", sform_code
+    header["pixdim"][1:4] = spacing_mm
+    (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(4 + 1024))
+    assert _refused(tmp_path / "a.nii").code == "spacing"
+
+
+def test_read_image_with_two_spacings_in_one_header_names_both(tmp_path):
+    image = nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.diag([2.0, 2, 5, 1]))
+    header = image.header.copy()
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    header["pixdim"][1:4] = 2, 2, 2.5
+    (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(4 + 1024))
+    error = _refused(tmp_path / "a.nii")
+    assert error.code == "spacing"
+    assert "2, 2, 2.5 and 2, 2, 5 mm" in error.found
+
+
+def test_read_image_prints_nothing_about_small_faults(tmp_path, capfd):
+    hu, _ = make_body()
+    path = save_nifti(tmp_path / "ct.nii", hu, SPACING_MM)
+    content = bytearray(path.read_bytes())
+    content[252:254] = (77).to_bytes(2, "little")
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_image(path).values_ZYX, hu)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_read_labels_takes_whole_floats_and_refuses_fractions(tmp_path):
     values = np.zeros((8, 8, 8), np.float64)
     values[1, 2, 3] = 2
