@@ -114,11 +114,11 @@ def _write_case(folder: Path, case: Case, seed: int, full_size: bool) -> None:
     for organ, organ_id in ORGANS.items():
         if organ not in case.annotated:
             label[label == organ_id] = 0
-    _save(folder / "imagesTr" / f"{case.name}_0000.nii.gz", image, scan)
-    _save(folder / "labelsTr" / f"{case.name}.nii.gz", label, scan)
+    save_volume(folder / "imagesTr" / f"{case.name}_0000.nii.gz", image, scan)
+    save_volume(folder / "labelsTr" / f"{case.name}.nii.gz", label, scan)
 
 
-def _save(path: Path, volume: npt.NDArray[Any], scan: Acquisition) -> None:
+def save_volume(path: Path, volume: npt.NDArray[Any], scan: Acquisition) -> None:
     """Writes a (Z, Y, X) LPS volume in the scan's own voxel order; equal input, equal bytes."""
     data = np.transpose(volume, (2, 1, 0))
     spacing = np.array(scan.spacing_mm[::-1])

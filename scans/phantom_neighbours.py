@@ -190,7 +190,7 @@ def _colon(rng: np.random.Generator, trunk: Trunk, contrast: Contrast) -> list[S
     haustra, stool = waves(rng, 8, (25, 55)), waves(rng, 10, (8, 26))
 
     def stool_hu(p: Points) -> Array:
-        return 15 - 130 * np.maximum(stool(p) - 0.2, 0) + 25 * haustra(p)
+        return np.asarray(15 - 130 * np.maximum(stool(p) - 0.2, 0) + 25 * haustra(p))
 
     found = []
     for path, radius, gas_share in courses:
@@ -274,7 +274,7 @@ def _pancreas(rng: np.random.Generator, contrast: Contrast) -> list[Structure]:
     lobes, fill = waves(rng, 12, (10, 24)), waves(rng, 8, (20, 50))
 
     def gland_hu(p: Points) -> Array:
-        return contrast.pancreas_hu - 55 * np.maximum(lobes(p) - 0.7, 0)
+        return np.asarray(contrast.pancreas_hu - 55 * np.maximum(lobes(p) - 0.7, 0))
 
     return [
         Structure("duodenum wall", duodenum, contrast.bowel_wall_hu),

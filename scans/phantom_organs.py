@@ -12,6 +12,7 @@ from scans.phantom_neighbours import KIDNEY_FAT_MM, Neighbours
 from scans.phantom_shapes import (
     Array,
     Box,
+    Frame,
     Points,
     Solid,
     Structure,
@@ -19,7 +20,9 @@ from scans.phantom_shapes import (
     cut_smoothly,
     ellipsoid,
     fit_volume,
+    grid_over,
     join_smoothly,
+    remembered,
     rotation,
     tube,
     waves,
@@ -42,6 +45,7 @@ HEPATIC_PATHS: tuple[tuple[Triple, ...], ...] = (
     ((-26.0, 10.0, 60.0), (-4.0, -24.0, 54.0), (28.0, -52.0, 44.0)),
     ((-70.0, 22.0, 48.0), (-96.0, -14.0, 36.0), (-112.0, -40.0, 20.0)),
 )
+FIT_STEP_MM = 6.0
 LESION_COUNTS = (0, 0, 0, 1, 2, 3, 5)
 
 
@@ -50,17 +54,19 @@ def build_liver(
     trunk: Trunk,
     neighbours: Neighbours,
     contrast: Contrast,
-    size: float,
+    frame: Frame,
 ) -> list[Structure]:
     """Draws one liver with its vessels and lesions. Shapes do not depend on `contrast`.
 
-    `size` is the patient's volume over the standard adult's.
+    `frame` gives the size of the patient in whom the liver has its volume.
     """
     patchy = waves(rng, 8, (40, 120))
     fissures = _fissures(rng)
-    liver = _shape_liver(rng, trunk, neighbours, fissures, size)
+    liver = _shape_liver(rng, trunk, neighbours, fissures, frame)
+    coat = Solid(lambda p: liver.distance(p) - 4, LIVER_BOX).within(neighbours.stomach.distance)
     lesions = [_lesion(rng, contrast) for _ in range(int(rng.choice(LESION_COUNTS)))]
     return [
+        Structure("stomach wall on the liver", coat, contrast.bowel_wall_hu),
         *(Structure("fat in a fissure", fissure, FAT_HU) for fissure in fissures),
         Structure("liver", liver, lambda p: contrast.liver_hu + 2.5 * patchy(p), LIVER),
         *_branches(rng, PORTAL_PATHS, contrast.portal_hu),
@@ -74,11 +80,11 @@ def build_spleen(
     trunk: Trunk,
     neighbours: Neighbours,
     contrast: Contrast,
-    size: float,
+    frame: Frame,
 ) -> list[Structure]:
     """Draws one spleen; as for the liver."""
     moire = waves(rng, 10, (18, 45))
-    spleen = _shape_spleen(rng, trunk, neighbours, size)
+    spleen = _shape_spleen(rng, trunk, neighbours, frame)
 
     def hu(p: Points) -> Array:
         return contrast.spleen_hu + contrast.spleen_moire_hu * moire(p)
@@ -94,12 +100,18 @@ def _fissures(rng: np.random.Generator) -> list[Solid]:
     ]
 
 
+def _fitting_grid(frame: Frame, box: Box) -> Points:
+    """Positions in the standard adult of a regular grid in the scanner, over `box` and more."""
+    margin = np.array([[-14.0], [14.0]])
+    return frame.to_standard(grid_over(1.15 * np.array(box) + margin, FIT_STEP_MM))
+
+
 def _shape_liver(
     rng: np.random.Generator,
     trunk: Trunk,
     neighbours: Neighbours,
     fissures: list[Solid],
-    size: float,
+    frame: Frame,
 ) -> Solid:
     """Under the diaphragm, within the wall, and right of a slanting visceral surface.
 
@@ -141,9 +153,10 @@ def _shape_liver(
 
     def make(shift: float) -> Solid:
         whole = Solid(lambda p: distance(p, shift), LIVER_BOX)
-        return whole.without(*(h.distance for h in hollows))
+        liver = whole.without(*(h.distance for h in hollows))
+        return Solid(remembered(liver.distance), LIVER_BOX)
 
-    return fit_volume(make, target_ml / size, -70.0, 70.0)
+    return fit_volume(make, target_ml, (-80.0, 70.0), _fitting_grid(frame, LIVER_BOX), FIT_STEP_MM)
 
 
 def _kidney_bed(kidney: Solid) -> Solid:
@@ -153,7 +166,7 @@ def _kidney_bed(kidney: Solid) -> Solid:
 
 
 def _shape_spleen(
-    rng: np.random.Generator, trunk: Trunk, neighbours: Neighbours, size: float
+    rng: np.random.Generator, trunk: Trunk, neighbours: Neighbours, frame: Frame
 ) -> Solid:
     """A rounded body against the left ribs, hollowed towards the stomach."""
     target_ml = float(np.clip(np.exp(rng.normal(np.log(235), 0.42)), 125, 720))
@@ -178,7 +191,7 @@ def _shape_spleen(
             neighbours.stomach.distance, neighbours.kidneys[1].grow(KIDNEY_FAT_MM).distance
         )
 
-    return fit_volume(make, target_ml / size, 0.5, 2.6)
+    return fit_volume(make, target_ml, (0.5, 2.6), _fitting_grid(frame, SPLEEN_BOX), FIT_STEP_MM)
 
 
 def _branches(
@@ -208,6 +221,6 @@ def _lesion(rng: np.random.Generator, contrast: Contrast) -> Structure:
     cyst_hu, depth_hu, rim_mm = (float(rng.uniform(*r)) for r in ((0, 14), (20, 50), (2, 7)))
 
     def solid_hu(p: Points) -> Array:
-        return contrast.liver_hu - depth_hu * np.clip(-shape.distance(p) / rim_mm, 0, 1)
+        return np.asarray(contrast.liver_hu - depth_hu * np.clip(-shape.distance(p) / rim_mm, 0, 1))
 
     return Structure("lesion", shape, cyst_hu if is_cyst else solid_hu, inside=LIVER)

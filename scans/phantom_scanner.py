@@ -11,13 +11,12 @@ import scipy.ndimage as ndi
 from scans.phantom_contrast import Contrast
 from scans.phantom_neighbours import build_neighbours
 from scans.phantom_organs import LIVER, SPLEEN, build_liver, build_spleen
-from scans.phantom_shapes import Array, Field, Points, Structure, Triple, grid_over, waves
+from scans.phantom_shapes import Array, Frame, Points, Structure, Triple, grid_over, waves
 from scans.phantom_trunk import build_trunk
 
 ORIENTATIONS = ("LPS", "RAS", "LAS", "RPI", "LPI", "RAI", "RPS", "LAI")
 ORIENTATION_WEIGHTS = (0.28, 0.24, 0.14, 0.1, 0.08, 0.06, 0.05, 0.05)
 AIR_HU, FLOOR_HU, CEILING_HU = -1000.0, -1024, 3071
-WARP_MM = 4.5
 PLANE_GAP_MM = 2.7
 """A slice averages planes that lie at most this far apart."""
 
@@ -27,46 +26,32 @@ class Body:
     """A patient's structures in the standard frame, and how the frame lies in the scanner."""
 
     structures: list[Structure]
-    scale: Triple
-    roll_deg: float
-    warp: tuple[Field, ...]
+    frame: Frame
     liver_span_mm: tuple[float, float]
     """Lowest and highest z of the liver in the scanner."""
     fat_mm: float
     metal_mm: Triple | None
     """Where a surgical clip lies in the scanner, if the patient has one."""
 
-    def to_standard(self, p: Points) -> Points:
-        """Scanner position to the standard adult's: roll, scale and a smooth deformation."""
-        cos, sin = (float(f(np.deg2rad(self.roll_deg))) for f in (np.cos, np.sin))
-        q = Points(
-            (cos * p.x + sin * p.y) / self.scale[0],
-            (cos * p.y - sin * p.x) / self.scale[1],
-            p.z / self.scale[2],
-        )
-        return Points(*(v + WARP_MM * w(q) for v, w in zip(q, self.warp, strict=True)))
-
 
 def build_body(rng: np.random.Generator, contrast: Contrast) -> Body:
     """Draws a patient. With an equal `rng`, another `contrast` leaves every shape as it is."""
     size = rng.normal(1.0, 0.045)
     x, y, z = (float(v) for v in np.clip(size * rng.normal(1, 0.03, 3), 0.88, 1.13))
-    warp = tuple(waves(rng, 8, (150, 320)) for _ in range(3))
-    roll_deg = float(rng.normal(0, 2))
+    u, v, w = (waves(rng, 8, (150, 320)) for _ in range(3))
+    frame = Frame((x, y, z), float(rng.normal(0, 2)), (u, v, w))
     clip = [float(rng.uniform(*r)) for r in ((-60, 60), (-50, 10), (-60, 40))]
     has_clip = rng.uniform() < 0.15
     trunk = build_trunk(rng, contrast.muscle_hu)
     neighbours = build_neighbours(rng, trunk, contrast)
-    spleen = build_spleen(rng, trunk, neighbours, contrast, x * y * z)
-    liver = build_liver(rng, trunk, neighbours, contrast, x * y * z)
+    spleen = build_spleen(rng, trunk, neighbours, contrast, frame)
+    liver = build_liver(rng, trunk, neighbours, contrast, frame)
     solid = next(s.solid for s in liver if s.organ == LIVER)
-    points = grid_over(solid.box, 5.0)
-    heights = points.z[solid.distance(points) < 0] * z
+    grid = grid_over(((-180.0, -140.0, -170.0), (140.0, 140.0, 140.0)), 5.0)
+    heights = grid.z[solid.distance(frame.to_standard(grid)) < 0]
     return Body(
         [*trunk.structures, *neighbours.beneath, *spleen, *liver, *neighbours.above],
-        (x, y, z),
-        roll_deg,
-        warp,
+        frame,
         (float(heights.min()), float(heights.max())),
         trunk.fat_mm,
         (clip[0], clip[1], clip[2]) if has_clip else None,
@@ -97,7 +82,7 @@ def draw_acquisition(
 
     `coarsen` enlarges the voxels along every axis, for quick looks.
     """
-    width = 2 * (149 + 0.8 * body.fat_mm) * body.scale[0] + float(rng.uniform(8, 30))
+    width = 2 * (149 + 0.8 * body.fat_mm) * body.frame.scale[0] + float(rng.uniform(8, 30))
     low, high = body.liver_span_mm
     length = min((high - low) / float(rng.uniform(0.42, 0.74)), 370.0)
     pixel, flatness = float(rng.uniform(2.85, 3.2)), float(rng.choice([1.0, 0.8, 0.8]))
@@ -167,7 +152,7 @@ def simulate(
 
 def _paint(body: Body, plane: Points, pixel_mm: float) -> Array:
     """HU and the shares of liver and spleen, (3, Y, X), on one plane without thickness."""
-    at = body.to_standard(plane)
+    at = body.frame.to_standard(plane)
     hu = _table_hu(plane, body)
     share = np.zeros((SPLEEN + 1, *hu.shape), dtype=np.float32)
     spans = [(v.min(axis=axis), v.max(axis=axis)) for v, axis in ((at.x, 0), (at.y, 1))]
@@ -202,7 +187,7 @@ def _paint(body: Body, plane: Points, pixel_mm: float) -> Array:
 
 def _table_hu(plane: Points, body: Body) -> Array:
     """Air, and the two thin curved sheets of the table under the patient."""
-    top = (101 + body.fat_mm) * body.scale[1] + 8 - plane.x**2 / 1400
+    top = (101 + body.fat_mm) * body.frame.scale[1] + 8 - plane.x**2 / 1400
     hu = np.full(plane.x.shape, AIR_HU, dtype=np.float32)
     for depth_mm, sheet_hu in ((0.0, -150.0), (32.0, -350.0)):
         away = np.abs(plane.y - top - depth_mm) - 1.5
@@ -218,7 +203,7 @@ def _metal_hu(body: Body, plane: Points) -> Array | float:
     near = np.exp(-(((plane.z - z) / 6) ** 2))
     away, angle = np.hypot(plane.x - x, plane.y - y), np.arctan2(plane.y - y, plane.x - x)
     star = 90 * np.cos(9 * angle + z) * np.exp(-away / 45) * (away > 4)
-    return near * (star + 2200 * np.exp(-((away / 2.5) ** 2)))
+    return np.asarray(near * (star + 2200 * np.exp(-((away / 2.5) ** 2))))
 
 
 class NoiseSource:
@@ -256,4 +241,4 @@ class NoiseSource:
         path = np.minimum(density.sum(axis=1, keepdims=True) * pixel / 300, 1.5)
         grain = self._last * (0.3 + 0.7 * np.minimum(depth / 0.8, 1.2)) * np.where(is_body, 1, 0.1)
         streak = self._shaped(self._streak) * path**2 * is_body
-        return self._scan.noise_hu * grain + self._scan.streak_hu * streak
+        return np.asarray(self._scan.noise_hu * grain + self._scan.streak_hu * streak)

@@ -190,7 +190,7 @@ def tube(path: Sequence[Triple], radii: Sequence[float], blend_mm: float = 0.0) 
         x, y, z = p.x - start[0], p.y - start[1], p.z - start[2]
         t = np.clip(x * along[0] + y * along[1] + z * along[2], 0, 1)
         gap = (x - t * axis[0]) ** 2 + (y - t * axis[1]) ** 2 + (z - t * axis[2]) ** 2
-        return np.sqrt(gap) - (widths[index] + t * (widths[index + 1] - widths[index]))
+        return np.asarray(np.sqrt(gap) - (widths[index] + t * (widths[index + 1] - widths[index])))
 
     def join(first: Array, second: Array) -> Array:
         if blend_mm:
@@ -234,20 +234,46 @@ def waves(rng: np.random.Generator, num_waves: int, wavelength_mm: tuple[float, 
     return value
 
 
-def grid_over(box: Box, step_mm: float) -> Points:
+def grid_over(box: Box | Array, step_mm: float) -> Points:
     """A regular grid of points that fills a box, indexed [x, y, z]."""
     axes = [np.arange(a, b, step_mm, dtype=np.float32) for a, b in zip(*box, strict=True)]
     return Points(*np.meshgrid(*axes, indexing="ij"))
 
 
+@dataclass(frozen=True)
+class Frame:
+    """How the standard adult's frame lies in the scanner: roll, scale, a smooth deformation."""
+
+    scale: Triple
+    roll_deg: float
+    warp: tuple[Field, Field, Field]
+    """Deformation along x, y, z in units of `warp_mm`."""
+    warp_mm: float = 4.5
+
+    def to_standard(self, p: Points) -> Points:
+        """Positions in the scanner to positions in the standard adult."""
+        cos, sin = (float(f(np.deg2rad(self.roll_deg))) for f in (np.cos, np.sin))
+        q = Points(
+            (cos * p.x + sin * p.y) / self.scale[0],
+            (cos * p.y - sin * p.x) / self.scale[1],
+            p.z / self.scale[2],
+        )
+        return Points(*(v + self.warp_mm * w(q) for v, w in zip(q, self.warp, strict=True)))
+
+
 def fit_volume(
-    make: Callable[[float], Solid], volume_ml: float, low: float, high: float, step_mm: float = 6.0
+    make: Callable[[float], Solid],
+    volume_ml: float,
+    limits: tuple[float, float],
+    points: Points,
+    step_mm: float,
 ) -> Solid:
     """Bisects the one parameter of `make`, which must grow the solid, until it has a volume.
 
-    Volumes are counted on a grid of `step_mm` over the solid's box, surfaces antialiased.
+    `points` are the solid's positions of a regular grid of `step_mm` in the scanner that holds
+    all of it; surfaces are antialiased.
     """
-    points = grid_over(make(high).box, step_mm)
+    low, high = limits
 
     def volume(value: float) -> float:
         inside = np.clip(0.5 - make(value).distance(points) / step_mm, 0, 1)

@@ -75,10 +75,10 @@ def build_trunk(rng: np.random.Generator, muscle_hu: float) -> Trunk:
         return FAT_HU + 6 * mottle(p)
 
     def mesentery_hu(p: Points) -> Array:
-        return fat_hu(p) + 100 * np.clip(strands(p) - 1.05, 0, 1.3)
+        return np.asarray(fat_hu(p) + 100 * np.clip(strands(p) - 1.05, 0, 1.3))
 
     def muscle_texture(p: Points) -> Array:
-        return muscle_hu - (20 + 40 * lean) * np.maximum(marbling(p) - 0.6, 0)
+        return np.asarray(muscle_hu - (20 + 40 * lean) * np.maximum(marbling(p) - 0.6, 0))
 
     def skin(p: Points) -> Array:
         belly = _step((80 - p.z) / 200)
@@ -139,7 +139,7 @@ def _wall(waist_mm: float) -> Field:
         half_y = np.where(p.y < 0, 100 - 6 * _step((-p.z - 40) / 150), 101)
         furrow = 7 * np.exp(-((p.x / 15) ** 2)) * np.clip(p.y / 90, 0, 1)
         scaled = [np.abs(p.x) / half_x, np.abs(p.y) / half_y]
-        return level_distance(scaled, (half_x, half_y), 2.4) + furrow
+        return np.asarray(level_distance(scaled, (half_x, half_y), 2.4) + furrow)
 
     return distance
 
@@ -163,7 +163,7 @@ def _lungs(rng: np.random.Generator, cavity: Field, abdomen: Field) -> list[Stru
     lung = Solid(cavity, BODY_BOX).without(abdomen, mediastinum).within(lambda p: -12 - p.z)
 
     def hu(p: Points) -> Array:
-        return -845 + 1100 * np.clip(vessels(p) - 1.35, 0, 0.8) - 0.6 * (60 - p.y)
+        return np.asarray(-845 + 1100 * np.clip(vessels(p) - 1.35, 0, 0.8) - 0.6 * (60 - p.y))
 
     return [Structure("lungs", lung, hu)]
 
@@ -212,13 +212,13 @@ def _spine(column: Field, trabecular_hu: float) -> list[Structure]:
     def vertebra(p: Points) -> Array:
         phase = np.mod(p.z, pitch)
         waist = 2.0 * np.cos(2 * np.pi * p.z / pitch) - 2.0
-        return np.maximum(column(p) - waist, 4.5 - np.minimum(phase, pitch - phase))
+        return np.asarray(np.maximum(column(p) - waist, 4.5 - np.minimum(phase, pitch - phase)))
 
     def arch(p: Points) -> Array:
         q = Points(np.abs(p.x), p.y, np.mod(p.z, pitch) - pitch / 2)
         lamina = np.maximum(ring(q), np.abs(q.z) - 10)
         parts = (spinous.distance(q), transverse.distance(q), facet.distance(q))
-        return np.minimum.reduce([lamina, *parts])
+        return np.asarray(np.minimum.reduce([lamina, *parts]))
 
     box: Box = ((-50.0, 15.0, -2000.0), (50.0, 105.0, 2000.0))
     return [
@@ -244,7 +244,7 @@ def _cage(rng: np.random.Generator, wall: Field, muscle_hu: float) -> list[Struc
         ring = np.sqrt(((wall(p) + 8) / 3.6) ** 2 + (away / 6.0) ** 2)
         flank = np.sin(np.pi * np.minimum(turn / 0.9, 1))
         edge = -32 - 45 * flank + 115 * _step((turn - 0.5) / 0.5)
-        return np.maximum((ring - 1) * 3.6, (edge - p.z) * 0.5)
+        return np.asarray(np.maximum((ring - 1) * 3.6, (edge - p.z) * 0.5))
 
     def bony(p: Points) -> Array:
         return (around(p) - 0.73) * 120
