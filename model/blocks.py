@@ -1,7 +1,6 @@
 """Parts that the networks share.
 
-Shapes: B batch, C channels, K organs, H W pixels. Level 1 is the full resolution, level N the
-deepest; level i is smaller by 2^(i-1).
+Shapes: B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -15,17 +14,29 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.output import Output
-
 RECOMPUTE_FROM_BYTES = 16 * 2**20
 
 
 class ConvBlock(nn.Module):
-    """3x3 convolution, batch norm (or none), ReLU."""
+    """Convolution (3x3 unless told otherwise, same size), batch norm (or none), ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, norm: bool = True) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        dilation: int = 1,
+        norm: bool = True,
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+        )
         self.norm: nn.Module = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -38,13 +49,49 @@ class ConvBlock(nn.Module):
         self.norm = nn.Identity()
 
 
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch norm."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            bias=False,
+        )
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B x C x H x W -> B x out_channels x (H / stride) x (W / stride)."""
+        return cast(Tensor, self.norm(self.conv(x_BCHW)))
+
+    def fold_norms(self) -> None:
+        """Move the batch norm (in eval mode) into the convolution."""
+        fold_norm([self.conv], self.norm)
+        self.norm = nn.Identity()
+
+
 class DoubleConv(nn.Sequential):
     """Two convolution blocks: one level of a plain encoder or decoder."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, norm: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, dilation: int = 1, norm: bool = True
+    ) -> None:
         super().__init__(
-            ConvBlock(in_channels, out_channels, norm=norm),
-            ConvBlock(out_channels, out_channels, norm=norm),
+            ConvBlock(in_channels, out_channels, dilation=dilation, norm=norm),
+            ConvBlock(out_channels, out_channels, dilation=dilation, norm=norm),
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -134,89 +181,6 @@ def resize(x_BCHW: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x_BCHW.shape[-2:]) == tuple(size):
         return x_BCHW
     return F.interpolate(x_BCHW, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-class OrganClassifier(nn.Module):
-    """Classification-guided module: which organs does the slice contain?
-
-    Dropout 0.5, 1x1 convolution of the deepest map, global maximum (UNet 3+, section 2.4). The
-    maximum is `amax`, whose gradient is deterministic on CUDA.
-    """
-
-    def __init__(self, in_channels: int, num_organs: int) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(0.5)
-        self.conv = nn.Conv2d(in_channels, 2 * num_organs, 1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Deepest map -> organ logits, B x K x 2."""
-        return self.conv(self.dropout(x_BCHW)).amax(dim=(2, 3)).unflatten(1, (-1, 2))
-
-
-class SegmentationNetwork(nn.Module):
-    """What the networks have in common: padding, the two halves, the output.
-
-    A network defines `encode`, which gives the maps from the finest to the deepest, and `decode`,
-    which gives logits at the input's resolution, the finest head first. The two are apart so that
-    inference can skip the decoder for slices that hold no organ.
-
-    Attributes:
-        stride: the input is padded with zeros to a multiple of this, and the logits are cropped.
-        num_organs: channels of the logits, K.
-        classifier: the classification-guided module, or None.
-    """
-
-    stride = 16
-
-    def __init__(self, num_organs: int) -> None:
-        super().__init__()
-        self.num_organs = num_organs
-        self.classifier: OrganClassifier | None = None
-
-    def encode(self, x_BCHW: Tensor) -> list[Tensor]:
-        """B x C x H x W, H and W divisible by `stride` -> maps, the finest first."""
-        raise NotImplementedError
-
-    def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
-        """Maps of `encode` -> logits, the finest head first; only that one unless `all_heads`."""
-        raise NotImplementedError
-
-    def classify(self, maps: list[Tensor]) -> Tensor | None:
-        """Maps of `encode` -> organ logits B x K x 2, or None without a classifier."""
-        return None if self.classifier is None else self.classifier(maps[-1])
-
-    def forward(self, x_BCHW: Tensor, *, all_heads: bool | None = None) -> Output:
-        """Segment a batch of slices.
-
-        Args:
-            x_BCHW: B x C x H x W, adjacent slices as channels, intensities in [0, 1].
-            all_heads: compute every supervised head; by default in training mode only.
-        """
-        padded, top_left = pad_to_multiple(x_BCHW, self.stride)
-        maps = self.encode(padded)
-        logits = self.decode(maps, all_heads=self.training if all_heads is None else all_heads)
-        size = x_BCHW.shape[-2:]
-        return Output([crop(each, top_left, size) for each in logits], self.classify(maps))
-
-
-def pad_to_multiple(x_BCHW: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
-    """Pad H and W with zeros, evenly on both sides; also gives where the input begins.
-
-    The result is channels-last in memory, in which convolutions are fastest.
-    """
-    missing = [-size % multiple for size in x_BCHW.shape[-2:]]
-    top, left = (each // 2 for each in missing)
-    if any(missing):
-        x_BCHW = F.pad(x_BCHW, (left, missing[1] - left, top, missing[0] - top))
-    return x_BCHW.contiguous(memory_format=torch.channels_last), (top, left)
-
-
-def crop(x_BCHW: Tensor, top_left: tuple[int, int], size: Sequence[int]) -> Tensor:
-    """The part of H x W = `size` that begins at `top_left`."""
-    if tuple(x_BCHW.shape[-2:]) == tuple(size):
-        return x_BCHW
-    (top, left), (height, width) = top_left, size
-    return x_BCHW[..., top : top + height, left : left + width]
 
 
 @torch.no_grad()

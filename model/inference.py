@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.blocks import SegmentationNetwork, crop, pad_to_multiple
 from model.output import (
     Gate,
     Output,
@@ -20,6 +19,7 @@ from model.output import (
     organ_probability,
     probabilities,
 )
+from model.segmentation import SegmentationNetwork, pad_to_multiple, restore
 
 
 class Prediction(NamedTuple):
@@ -122,7 +122,7 @@ def _predict_batch(
     net: SegmentationNetwork, x_BCHW: Tensor, gate: Gate
 ) -> tuple[Tensor, Tensor | None]:
     """Probabilities B x K x H x W and, with a classifier, organ probabilities B x K."""
-    padded, top_left = pad_to_multiple(x_BCHW, net.stride)
+    padded, frame = pad_to_multiple(x_BCHW, net.stride)
     maps = net.encode(padded)
     scores = net.classify(maps)
     wanted = torch.ones(len(x_BCHW), dtype=torch.bool, device=x_BCHW.device)
@@ -131,7 +131,7 @@ def _predict_batch(
     result = x_BCHW.new_zeros(len(x_BCHW), net.num_organs, *x_BCHW.shape[-2:])
     if wanted.any():
         chosen = maps if wanted.all() else [each[wanted] for each in maps]
-        logits = crop(net.decode(chosen, all_heads=False)[0], top_left, x_BCHW.shape[-2:])
+        logits = restore(net.decode(chosen, all_heads=False)[0], frame)
         kept = None if scores is None else scores[wanted]
         result[wanted] = probabilities(Output([logits], kept), gate)
     return result, None if scores is None else organ_probability(scores)

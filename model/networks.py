@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from model.blocks import SegmentationNetwork, initialise
+from model.blocks import initialise
 from model.encoders import Encoder, PlainEncoder
+from model.segmentation import SegmentationNetwork
 from model.unet import UNet
 from model.unet3plus import UNet3Plus
 from model.unetplusplus import UNetPlusPlus

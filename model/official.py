@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.blocks import SegmentationNetwork
 from model.networks import build_network
+from model.segmentation import SegmentationNetwork
 
 CONV_OR_NORM = ("conv", "norm")
 DEEPEST = 5

@@ -5,24 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.blocks import DoubleConv, SegmentationNetwork, Up
+from model.blocks import DoubleConv, Up
 from model.encoders import Encoder
+from model.segmentation import SegmentationNetwork
 
 
 class UNet(SegmentationNetwork):
     """Plain skip connections; the decoder has 4x4 transposed convolutions and no batch norm."""
 
     def __init__(self, encoder: Encoder, *, num_organs: int) -> None:
-        super().__init__(num_organs)
-        self.encoder = encoder
+        super().__init__(encoder, num_organs)
         pairs = list(zip(encoder.channels, encoder.channels[1:], strict=False))
         self.ups = nn.ModuleList(Up(deep, fine) for fine, deep in pairs)
         self.blocks = nn.ModuleList(DoubleConv(2 * fine, fine, norm=False) for fine, _ in pairs)
         self.head = nn.Conv2d(encoder.channels[0], num_organs, 3, padding=1)
-
-    def encode(self, x_BCHW: Tensor) -> list[Tensor]:
-        """Maps of the encoder, the finest first."""
-        return self.encoder(x_BCHW)
 
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
         """Logits, the finest head first."""

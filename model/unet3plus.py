@@ -9,16 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from model.blocks import (
-    OrganClassifier,
-    SegmentationNetwork,
-    fold_norm,
-    join,
-    norm_relu,
-    norm_relu_then,
-    resize,
-)
+from model.blocks import fold_norm, join, norm_relu, norm_relu_then
 from model.encoders import Encoder
+from model.segmentation import OrganClassifier, SegmentationNetwork
 from model.upsampling import upsample_conv
 
 
@@ -73,8 +66,7 @@ class UNet3Plus(SegmentationNetwork):
         deep_supervision: bool,
         cgm: bool,
     ) -> None:
-        super().__init__(num_organs)
-        self.encoder = encoder
+        super().__init__(encoder, num_organs)
         *finer, deepest = encoder.channels
         joined = branch_channels * (len(finer) + 1)
         self.levels = nn.ModuleList(
@@ -92,10 +84,6 @@ class UNet3Plus(SegmentationNetwork):
         if cgm:
             self.classifier = OrganClassifier(deepest, num_organs)
 
-    def encode(self, x_BCHW: Tensor) -> list[Tensor]:
-        """Maps of the encoder, the finest first."""
-        return self.encoder(x_BCHW)
-
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
         """Logits, the finest head first; the deepest head sees the encoder's deepest map."""
         pooled = [pool_to_levels(x, len(self.levels) - k) for k, x in enumerate(maps[:-1])]
@@ -110,7 +98,7 @@ class UNet3Plus(SegmentationNetwork):
                 decoded.insert(0, norm_relu(level.mix_norm, mixed))
                 if all_heads and len(self.heads) > 1:
                     logits.insert(0, self.heads[i](decoded[0]))
-        return [resize(each, maps[0].shape[-2:]) for each in logits]
+        return logits
 
 
 def pool_to_levels(x_BCHW: Tensor, num_levels: int) -> list[Tensor]:

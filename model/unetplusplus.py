@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.blocks import DoubleConv, SegmentationNetwork, Up
+from model.blocks import DoubleConv, Up
 from model.encoders import Encoder
+from model.segmentation import SegmentationNetwork
 
 
 class NestedColumn(nn.Module):
@@ -38,8 +39,7 @@ class UNetPlusPlus(SegmentationNetwork):
     """
 
     def __init__(self, encoder: Encoder, *, num_organs: int, deep_supervision: bool) -> None:
-        super().__init__(num_organs)
-        self.encoder = encoder
+        super().__init__(encoder, num_organs)
         num_columns = len(encoder.channels) - 1
         self.columns = nn.ModuleList(
             NestedColumn(encoder.channels, column) for column in range(1, num_columns + 1)
@@ -48,10 +48,6 @@ class UNetPlusPlus(SegmentationNetwork):
             nn.Conv2d(encoder.channels[0], num_organs, 1)
             for _ in range(num_columns if deep_supervision else 1)
         )
-
-    def encode(self, x_BCHW: Tensor) -> list[Tensor]:
-        """Maps of the encoder, the finest first."""
-        return self.encoder(x_BCHW)
 
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
         """Mean of the heads, then each head, the one of the last node first."""

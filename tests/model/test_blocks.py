@@ -9,15 +9,13 @@ from model import blocks
 from model.blocks import (
     ConvBlock,
     DoubleConv,
-    OrganClassifier,
-    crop,
     fold_norm,
     join,
     norm_relu_then,
-    pad_to_multiple,
 )
 from model.losses import total_loss
 from model.networks import build_network
+from model.segmentation import OrganClassifier, pad_to_multiple, restore
 
 
 def shaken(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
@@ -30,10 +28,10 @@ def shaken(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
 @pytest.mark.parametrize("size", [(16, 32), (33, 34), (35, 1), (1, 47)])
 def test_padding_and_cropping_undo_each_other(size: tuple[int, int]) -> None:
     x = torch.rand(2, 3, *size)
-    padded, top_left = pad_to_multiple(x, 16)
+    padded, frame = pad_to_multiple(x, 16)
     assert all(each % 16 == 0 for each in padded.shape[-2:])
     assert all(0 <= a - b < 16 for a, b in zip(padded.shape[-2:], size, strict=True))
-    assert torch.equal(crop(padded, top_left, size), x)
+    assert torch.equal(restore(padded, frame), x)
     assert padded.sum().item() == pytest.approx(x.sum().item(), rel=1e-5)
 
 
@@ -124,6 +122,7 @@ def test_recomputing_keeps_one_map_instead_of_two(monkeypatch: pytest.MonkeyPatc
             y = norm_relu_then(norm, conv, x * 1)
         kept[threshold] = sum(e.self_cpu_memory_usage for e in profile.key_averages())
         y.sum().backward()
+        del y
     assert kept[2**60] - kept[0] == pytest.approx(8 * 64 * 64 * 4, rel=0.05)
 
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from model.blocks import SegmentationNetwork
 from model.inference import adjacent_slices, predict_slices, prepare
 from model.networks import NETWORKS, build_network
 from model.output import organ_open, probabilities
+from model.segmentation import SegmentationNetwork
 
 
 def build(name: str, **parts: Any) -> SegmentationNetwork:

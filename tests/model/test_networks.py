@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from model.blocks import SegmentationNetwork
 from model.losses import total_loss
 from model.networks import ENCODERS, NETWORKS, build_network
+from model.segmentation import SegmentationNetwork
 
 PUBLISHED_PARAMETERS = [
     ("unet", {}, 39_396_033),
