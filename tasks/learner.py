@@ -93,7 +93,7 @@ class OrganLearner(LightningModule):
         )
         if not torch.isfinite(terms.total):
             raise StageError(
-                f"the loss is {float(terms.total)} in epoch {self.current_epoch + 1}, step "
+                f"the loss is {terms.total.item()} in epoch {self.current_epoch + 1}, step "
                 f"{batch_index + 1}; lower train.learning_rate, or look for broken scans"
             )
         for name, value in terms._asdict().items():

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from model.blocks import SegmentationNetwork
 from model.networks import build_network
+from model.segmentation import SegmentationNetwork
 from scans.files import write_atomically
 from tasks.console import StageError
 from tasks.params import Params, Section, SliceParams
@@ -102,13 +102,14 @@ def load_trained(folder: Path) -> Trained:
         StageError: a file is missing, damaged, or does not fit the other.
     """
     cure = "train it again with `dvc repro`, or fetch it with `dvc pull`"
+    for name in (WEIGHTS_NAME, DESCRIPTION_NAME):
+        if not (folder / name).is_file():
+            raise StageError(f"no trained network in {folder}: {name} is missing; {cure}")
     try:
         text = (folder / DESCRIPTION_NAME).read_text(encoding="utf-8")
         description = Description.model_validate_json(text)
         network = build(description)
         network.load_state_dict(load_file(folder / WEIGHTS_NAME))
-    except FileNotFoundError as error:
-        raise StageError(f"no trained network in {folder} ({error.filename}); {cure}") from None
     except (ValidationError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise StageError(f"the trained network in {folder} is damaged: {reason}; {cure}") from None

@@ -1,0 +1,47 @@
+# Everything a person or a machine does with this project, by name.
+.DELETE_ON_ERROR:
+.PHONY: help setup repro test lint types bench services clean
+
+PYTHON ?= $(firstword $(shell command -v python3.11) python3)
+VENV := .venv
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Waiting threads sleep: spinning ones slow training down many times over on a busy machine.
+export OMP_WAIT_POLICY := PASSIVE
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY)  ## make the virtual environment with pinned dependencies
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,dask]'
+	touch $@
+
+repro: setup  ## reproduce the published result: sample scans, whole pipeline, verdict
+	dvc pull --quiet data.dvc
+	dvc repro
+	fullscale verdict
+
+test: setup  ## run every test
+	pytest
+
+lint: setup  ## check style and who may import whom
+	ruff check
+	ruff format --check
+	lint-imports
+
+types: setup  ## check types
+	mypy
+
+bench: setup  ## measure speed and memory against plain formulations
+	for benchmark in benchmarks/[a-z]*.py; do python $$benchmark || exit 1; done
+
+services: setup  ## start the MLflow and Prefect servers until Ctrl-C
+	honcho start
+
+clean:  ## remove the environment and everything that can be made again
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

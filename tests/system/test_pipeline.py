@@ -1,0 +1,157 @@
+import gzip
+import json
+import shutil
+
+import pytest
+from conftest import ROOT, clone_project
+
+from scans.cohort import read_cohort
+
+pytestmark = pytest.mark.slow
+STAGES = (
+    "slice",
+    "split",
+    "train@unet",
+    "train@unet3plus",
+    "evaluate@unet",
+    "evaluate@unet3plus",
+    "register",
+)
+
+
+def stages_run(output):
+    return [
+        line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")
+    ]
+
+
+def test_fresh_clone_runs_every_stage(small_project):
+    assert sorted(stages_run(small_project.first_output)) == sorted(STAGES)
+    gate = json.loads((small_project.root / "reports/gate.json").read_text())
+    assert gate["status"] in ("pass", "fail", "undecided")
+    assert len(gate["data_version"]) >= 32
+    split = (small_project.root / "artifacts/split.csv").read_text().splitlines()
+    assert len(split) == 1 + len(read_cohort(small_project.root / "data").cases)
+
+
+def test_second_run_does_nothing(small_project):
+    assert stages_run(small_project.run("dvc", "repro")) == []
+    assert "up to date" in small_project.run("dvc", "status")
+
+
+def test_verdict_shows_scores_reasons_and_model(small_project):
+    gate = json.loads((small_project.root / "reports/gate.json").read_text())
+    shown = small_project.run("fullscale", "verdict")
+    for organ in ("liver", "spleen"):
+        for network in ("unet", "unet3plus"):
+            summary = json.loads(
+                (small_project.root / f"reports/{network}/summary.json").read_text()
+            )
+            row = next(
+                line for line in shown.splitlines() if organ in line and f" {network} " in line
+            )
+            assert f"{summary[f'test/dice/{organ}']:.4f}" in row
+    assert f"Verdict: {gate['status'].upper()}" in shown
+    for clause in gate["clauses"]:
+        assert clause["found"] in shown
+    assert "Registered: " in shown
+
+
+def test_metrics_params_and_plots_are_shown(small_project):
+    metrics = json.loads(small_project.run("dvc", "metrics", "show", "--json"))
+    names = set(metrics[""]["data"])
+    assert {"reports/unet/summary.json", "reports/unet3plus/summary.json"} <= names
+    assert "test/dice/liver" in metrics[""]["data"]["reports/unet/summary.json"]["data"]
+    small_project.run("dvc", "plots", "show", "--out", "plots-page")
+    page = (small_project.root / "plots-page/index.html").read_text()
+    assert "val/dice" in page
+    shutil.rmtree(small_project.root / "plots-page")
+
+
+def test_flow_runs_the_same_stages(small_project):
+    output = small_project.run("python", "-m", "flows.reproduce")
+    for stage in STAGES:
+        assert f"Task run '{stage.replace('@', '-')}'" in output
+        assert f"Stage '{stage}' didn't change, skipping" in output
+    assert "Finished in state Completed()" in output
+    assert "Traceback" not in output
+
+
+def test_learning_rate_reruns_training_and_what_follows_only(small_project):
+    small_project.change_params("train", learning_rate=0.0031)
+    ran = stages_run(small_project.run("dvc", "repro"))
+    assert sorted(ran) == sorted(stage for stage in STAGES if stage not in ("slice", "split"))
+
+
+def test_empty_store_gets_runs_from_stored_histories(small_project):
+    shutil.rmtree(small_project.root / "mlruns")
+    output = small_project.run("dvc", "repro", "--force", "--single-item", "register")
+    for network in ("unet", "unet3plus"):
+        assert f"wrote a run for {network} from its stored history" in output
+    again = small_project.run("dvc", "repro", "--force", "--single-item", "register")
+    assert "wrote a run" not in again
+    assert "up to date" in small_project.run("dvc", "status")
+
+
+@pytest.fixture
+def bare_project(tmp_path):
+    return clone_project(tmp_path / "project")
+
+
+def failed(project, *command):
+    """The lines that begin with error, of a program that must fail without a traceback."""
+    output = project.run(*command, code=None)
+    assert "Traceback" not in output
+    return [line for line in output.splitlines() if line.lower().startswith("error: ")]
+
+
+def test_bad_params_are_named_once(bare_project):
+    bare_project.change_params("slice", size_pixels=96)
+    (error,) = failed(bare_project, "python", "-m", "tasks.slice")
+    assert (
+        error
+        == "error: params.yaml: slice.size_pixels: unknown key; remove it or correct its spelling"
+    )
+
+
+def test_missing_data_says_pull(bare_project):
+    (error,) = failed(bare_project, "python", "-m", "tasks.slice")
+    assert "data" in error
+    assert "dvc pull" in error
+
+
+def test_missing_remote_is_named(bare_project):
+    shutil.rmtree(bare_project.root / "sample-remote")
+    errors = failed(bare_project, "dvc", "pull", "data.dvc")
+    assert errors
+    assert "data" in " ".join(errors)
+
+
+def test_truncated_scan_is_named(bare_project):
+    bare_project.run("dvc", "pull", "--quiet", "data.dvc")
+    path = read_cohort(bare_project.root / "data").cases[3].image
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(EOFError):
+        gzip.decompress(path.read_bytes())
+    (error,) = failed(bare_project, "python", "-m", "tasks.slice")
+    assert path.name in error
+    assert not (bare_project.root / "artifacts/slices/store.json").exists()
+
+
+def test_published_result_belongs_to_this_code_and_data(bare_project):
+    """dvc.lock was written by the code, parameters and data that stand beside it."""
+    status = json.loads(bare_project.run("dvc", "status", "--json"))
+    changed = {
+        stage: entry
+        for stage, entries in status.items()
+        for entry in entries
+        if isinstance(entry, dict) and "changed deps" in entry
+    }
+    stale = {
+        stage: {name: why for name, why in entry["changed deps"].items() if why != "deleted"}
+        for stage, entry in changed.items()
+    }
+    assert not {stage: deps for stage, deps in stale.items() if deps}
+    assert ROOT.joinpath("dvc.lock").is_file()

@@ -1,0 +1,209 @@
+import base64
+import gzip
+import json
+import shutil
+
+import mlflow
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+
+from scans.files import file_sha256
+from tasks import tracking
+from tasks.console import StageError
+from tasks.evaluate import evaluate_network, summarise
+from tasks.provenance import Provenance
+from tasks.register import PACKAGES, decide, ensure_run, read_scores, register, write_verdict
+from tasks.summary import make_table, read_report, registry_line, score_rows, verdict_lines
+from tasks.tracking import CHALLENGER, CHAMPION, WEIGHTS_TAG, find_alias, find_training_run
+from tasks.train import write_history
+from tasks.trained import WEIGHTS_NAME, Trained, build, describe, save_trained
+
+PROVENANCE = Provenance(git_commit="c" * 40, data_version="d" * 32 + ".dir")
+TEST_CASES = ["case_00", "case_01", "case_06"]
+
+
+def add_network(root, name, params, cohort, seed, dice):
+    """A trained network with score tables, as stages train and evaluate leave them."""
+    torch.manual_seed(seed)
+    description = describe(name, params)
+    network = build(description)
+    folder = root / "artifacts/train" / name
+    save_trained(folder, network, description)
+    write_history(folder / "history.csv", [{"epoch": 1, "val/dice": 0.25}])
+    trained = Trained(network.eval(), description)
+    _, scores = evaluate_network(trained, cohort, TEST_CASES, **params.evaluate.model_dump())
+    scores = scores.assign(dice=dice, num_false_positive_slices=0)
+    reports = root / "reports" / name
+    reports.mkdir(parents=True)
+    scores.to_csv(reports / "cases.csv", index=False)
+    summary = {"test_set": "x" * 16, **summarise(scores, tuple(params.organs))}
+    (reports / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.fixture
+def project(tmp_path, tiny_params, tiny_cohort, tiny_data):
+    """A project whose UNet 3+ is said to score 0.9 and whose UNet 0.8."""
+    root = tmp_path / "project"
+    add_network(root, "unet3plus", tiny_params, tiny_cohort, seed=0, dice=0.9)
+    add_network(root, "unet", tiny_params, tiny_cohort, seed=1, dice=0.8)
+    shutil.copytree(tiny_data, root / "data")
+    for package in PACKAGES:
+        shutil.copytree(
+            ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    return root
+
+
+def run_stage(project, params, store):
+    verdict = decide(params, project, store)
+    content = write_verdict(verdict, params, project, PROVENANCE)
+    return content, register(params, project, store, content)
+
+
+def rescale(project, name, dice):
+    path = project / "reports" / name / "cases.csv"
+    pd.read_csv(path).assign(dice=dice).to_csv(path, index=False)
+
+
+def test_pass_registers_first_version_with_both_aliases(project, tiny_params, empty_store):
+    content, version = run_stage(project, tiny_params, empty_store)
+    assert content["status"] == "pass"
+    assert version == "1"
+    name = tiny_params.register_.model_name
+    for alias in (CHALLENGER, CHAMPION):
+        assert int(find_alias(empty_store, name, alias).version) == 1
+    tags = find_alias(empty_store, name, CHAMPION).tags
+    weights = file_sha256(project / "artifacts/train/unet3plus" / WEIGHTS_NAME)
+    assert tags[WEIGHTS_TAG] == weights == content["weights_sha256"]
+    assert tags["fullscale.data_version"] == PROVENANCE.data_version
+    assert tags["fullscale.git_commit"] == PROVENANCE.git_commit
+    assert tags["fullscale.test_set"] == content["test_set"]
+    assert "interval" in tags["fullscale.verdict.dice_gain"]
+
+    _, again = run_stage(project, tiny_params, empty_store)
+    assert again == "1"
+    client = mlflow.MlflowClient(empty_store.uri)
+    assert len(client.search_model_versions(f"name = '{name}'")) == 1
+
+    check_served_model(project, name, empty_store)
+    check_better_candidate(project, tiny_params, empty_store)
+
+
+def check_served_model(project, name, store):
+    """The registered version segments a scan given as base64, and answers on its own grid."""
+    mlflow.set_tracking_uri(store.uri)
+    model = mlflow.pyfunc.load_model(f"models:/{name}@{CHAMPION}")
+    path = project / "data/imagesTr/case_01_0000.nii.gz"
+    scan = base64.b64encode(path.read_bytes()).decode()
+    answer = model.predict(pd.DataFrame({"scan": [scan]}))
+    image = nib.load(path)
+    mask = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(answer["mask"][0])))
+    assert mask.shape == image.shape
+    assert np.allclose(mask.affine, image.affine)
+    assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
+    assert set(json.loads(answer["statistics"][0])) == {"liver", "spleen"}
+    with pytest.raises(Exception, match="row 0: text that is not base64"):
+        model.predict(pd.DataFrame({"scan": ["not base64!"]}))
+
+
+def check_better_candidate(project, params, store):
+    """Other weights are compared with the champion, become challenger, and leave it in place."""
+    torch.manual_seed(5)
+    description = describe("unet3plus", params)
+    save_trained(project / "artifacts/train/unet3plus", build(description), description)
+    content, version = run_stage(project, params, store)
+    assert [clause["name"] for clause in content["clauses"]][-1] == "champion"
+    assert version == "2"
+    name = params.register_.model_name
+    assert int(find_alias(store, name, CHALLENGER).version) == 2
+    assert int(find_alias(store, name, CHAMPION).version) == 1
+    assert registry_line(params, content, store) == (
+        f"Registered: {name} version 2 (aliases: challenger)"
+    )
+
+
+def test_failed_gate_registers_nothing_and_says_why(project, tiny_params, mlflow_store):
+    rescale(project, "unet3plus", 0.7)
+    name = "never-registered"
+    params = tiny_params.model_copy(
+        update={"register_": tiny_params.register_.model_copy(update={"model_name": name})}
+    )
+    content, version = run_stage(project, params, mlflow_store)
+    assert (content["status"], version) == ("fail", None)
+    assert find_alias(mlflow_store, name, CHALLENGER) is None
+    assert registry_line(params, content, mlflow_store).endswith("the gate did not pass")
+    lines = verdict_lines(content)
+    assert lines[0].startswith("Verdict: FAIL")
+    assert any(line.startswith("  no ") and "-0.1000" in line for line in lines)
+
+
+def test_test_results_are_added_to_the_run_once(project, tiny_params, mlflow_store):
+    for _ in range(2):
+        run_stage(project, tiny_params, mlflow_store)
+    weights = file_sha256(project / "artifacts/train/unet" / WEIGHTS_NAME)
+    run_id = find_training_run(mlflow_store, weights)
+    client = mlflow.MlflowClient(mlflow_store.uri)
+    history = client.get_metric_history(run_id, "test/dice/liver")
+    assert [metric.value for metric in history] == [pytest.approx(0.8)]
+
+
+def test_run_written_afterwards_says_so(project, tiny_params, mlflow_store, capsys):
+    torch.manual_seed(11)
+    description = describe("unet", tiny_params)
+    save_trained(project / "artifacts/train/unet", build(description), description)
+    run_id = ensure_run("unet", tiny_params, project, mlflow_store, "d" * 32)
+    assert "wrote a run for unet from its stored history" in capsys.readouterr().out
+    client = mlflow.MlflowClient(mlflow_store.uri)
+    run = client.get_run(run_id)
+    assert "written afterwards" in run.data.tags["mlflow.note.content"]
+    assert run.data.metrics["val/dice"] == 0.25
+    assert ensure_run("unet", tiny_params, project, mlflow_store, "d" * 32) == run_id
+
+
+def test_missing_scores_say_what_to_do(project):
+    shutil.rmtree(project / "reports/unet")
+    with pytest.raises(StageError, match=r"cases\.csv is missing; run `dvc repro evaluate@unet`"):
+        read_scores(project, "unet")
+
+
+def test_scores_on_different_cases_are_refused(project, tiny_params, mlflow_store):
+    path = project / "reports/unet/cases.csv"
+    table = pd.read_csv(path)
+    table[table["case"] != "case_00"].to_csv(path, index=False)
+    with pytest.raises(StageError, match="scored on different test cases"):
+        decide(tiny_params, project, mlflow_store)
+
+
+def test_store_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    store = tracking.Store("http://127.0.0.1:9")
+    with pytest.raises(StageError, match=r"store http://127\.0\.0\.1:9 does not answer .*start"):
+        tracking.connect(store)
+
+
+def test_default_store_is_sqlite_inside_the_project(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = tracking.default_store(tmp_path)
+    assert store.uri == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5999")
+    assert tracking.default_store(tmp_path) == tracking.Store("http://127.0.0.1:5999")
+
+
+def test_table_shows_every_organ_and_network(project, tiny_params):
+    rows = score_rows(tiny_params, project)
+    assert [row[:3] for row in rows] == [
+        ("liver", "unet", "0.8000"),
+        ("liver", "unet3plus", "0.9000"),
+        ("spleen", "unet", "0.8000"),
+        ("spleen", "unet3plus", "0.9000"),
+    ]
+    assert make_table(tiny_params, project).row_count == 4
+
+
+def test_missing_report_says_what_to_do(tmp_path):
+    with pytest.raises(StageError, match=r"gate\.json is missing; run `make repro` first"):
+        read_report(tmp_path / "gate.json")
