@@ -107,9 +107,9 @@ def _stomach(rng: np.random.Generator, trunk: Trunk) -> Solid:
     swell = float(rng.uniform(0.85, 1.3))
     sag, shift = float(rng.uniform(-20, 10)), float(rng.uniform(-8, 8))
     path: list[Triple] = [
-        (58.0 + shift, 20.0, 64.0),
-        (66.0 + shift, -2.0, 35.0),
-        (60.0 + shift, -30.0, 6.0),
+        (52.0 + shift, 18.0, 64.0),
+        (58.0 + shift, -2.0, 35.0),
+        (53.0 + shift, -30.0, 6.0),
         (40.0, -52.0, -22.0 + sag),
         (8.0, -48.0, -28.0 + sag / 2),
         (-22.0, -32.0, -22.0),

@@ -63,11 +63,16 @@ def build_liver(
     patchy = waves(rng, 8, (40, 120))
     fissures = _fissures(rng)
     liver = _shape_liver(rng, trunk, neighbours, fissures, frame)
-    coat = Solid(lambda p: liver.distance(p) - 4, LIVER_BOX).within(neighbours.stomach.distance)
+
+    def close_by(p: Points) -> Array:
+        return liver.distance(p) - 4
+
+    coat = Solid(close_by, LIVER_BOX).within(neighbours.stomach.distance)
+    fat = [fissure.within(close_by) for fissure in fissures]
     lesions = [_lesion(rng, contrast) for _ in range(int(rng.choice(LESION_COUNTS)))]
     return [
         Structure("stomach wall on the liver", coat, contrast.bowel_wall_hu),
-        *(Structure("fat in a fissure", fissure, FAT_HU) for fissure in fissures),
+        *(Structure("fat in a fissure", solid, FAT_HU) for solid in fat),
         Structure("liver", liver, lambda p: contrast.liver_hu + 2.5 * patchy(p), LIVER),
         *_branches(rng, PORTAL_PATHS, contrast.portal_hu),
         *_branches(rng, HEPATIC_PATHS, contrast.hepatic_vein_hu),
@@ -120,7 +125,7 @@ def _shape_liver(
     """
     target_ml = float(rng.uniform(1080, 1820))
     tilt = float(rng.uniform(0.5, 0.72))
-    fall = float(rng.uniform(0.9, 1.4))
+    fall = float(rng.uniform(1.1, 1.6))
     rise = float(rng.uniform(0.2, 0.6))
     reach = float(rng.uniform(28, 82))
     ripple, fine = waves(rng, 8, (70, 150)), waves(rng, 10, (26, 60))
@@ -129,6 +134,7 @@ def _shape_liver(
         (44.0, float(rng.uniform(24, 32)), float(rng.uniform(34, 48))),
         rotation(roll_deg=-12, yaw_deg=-14),
     )
+    caudate = ellipsoid((-10.0, 8.0, 34.0), (18.0, 13.0, 27.0))
     hollows = [
         ellipsoid((-20.0, -6.0, 2.0), (19.0, 11.0, 10.0)),
         *fissures,
@@ -144,7 +150,8 @@ def _shape_liver(
         edge = np.minimum(rise * above, 30) - fall * below + shift
         slope = np.where(p.z > 20, rise * rise, fall * fall)
         surface = (p.x + lean * p.y - edge) / np.sqrt(1 + lean * lean + slope)
-        return join_smoothly(surface, lobe.distance(p), 16) + 4 * ripple(p) + 1.6 * fine(p)
+        lobes = join_smoothly(lobe.distance(p), caudate.distance(p), 10)
+        return join_smoothly(surface, lobes, 16) + 4 * ripple(p) + 1.6 * fine(p)
 
     def distance(p: Points, shift: float) -> Array:
         top = np.maximum(trunk.abdomen(p) + 3, trunk.cavity(p) + 1.5)

@@ -189,7 +189,7 @@ def _table_hu(plane: Points, body: Body) -> Array:
     """Air, and the two thin curved sheets of the table under the patient."""
     top = (101 + body.fat_mm) * body.frame.scale[1] + 8 - plane.x**2 / 1400
     hu = np.full(plane.x.shape, AIR_HU, dtype=np.float32)
-    for depth_mm, sheet_hu in ((0.0, -150.0), (32.0, -350.0)):
+    for depth_mm, sheet_hu in ((0.0, 120.0), (32.0, -40.0)):
         away = np.abs(plane.y - top - depth_mm) - 1.5
         hu += np.clip(0.5 - away / 2.5, 0, 1) * (np.abs(plane.x) < 200) * (sheet_hu - hu)
     return hu
