@@ -177,23 +177,26 @@ def slice_labels(
     _check_shape(labels_ZYX, grid)
     index_of_id = _organ_index(organs)
     rows, columns = grid.to_slices()
-    inside_rows, inside_columns = (_inside(*axis, grid.side_mm) for axis in grid._axes())
+    inside_box = np.ix_(*(_inside(*axis, grid.side_mm) for axis in grid._axes()))
     slices_ZHW = np.zeros((grid.shape_ZYX[0], grid.size_px, grid.size_px), dtype=np.uint8)
     num_lost = 0
     for z, plane in enumerate(labels_ZYX):
-        organ_plane = index_of_id[plane]
-        present = np.flatnonzero(np.bincount(organ_plane.ravel(), minlength=2)[1:]) + 1
-        if not len(present):
+        if not plane.any():
             continue
-        kept = np.count_nonzero(organ_plane[np.ix_(inside_rows, inside_columns)])
-        num_lost += int(np.count_nonzero(organ_plane)) - int(kept)
-        shares = np.stack(
-            [_apply(rows, columns, (organ_plane == index).astype(np.float32)) for index in present]
-        )
-        best = shares.argmax(axis=0)
-        background = 1 - shares.sum(axis=0)
-        wins = shares.max(axis=0) > background
-        slices_ZHW[z] = np.where(wins, present.astype(np.uint8)[best], 0)
+        organ_plane = index_of_id[plane]
+        num_voxels = np.count_nonzero(organ_plane)
+        num_lost += int(num_voxels - np.count_nonzero(organ_plane[inside_box]))
+        most = np.zeros(slices_ZHW.shape[1:], dtype=np.float32)
+        covered = np.zeros_like(most)
+        for index in range(1, len(organs) + 1):
+            mask = organ_plane == index
+            if not mask.any():
+                continue
+            share = _apply(rows, columns, mask.astype(np.float32))
+            slices_ZHW[z][share > most] = index
+            np.maximum(most, share, out=most)
+            covered += share
+        slices_ZHW[z][most <= 1 - covered] = 0
     return slices_ZHW, num_lost
 
 

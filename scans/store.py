@@ -18,25 +18,24 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import NDArray
 
+from scans import geometry, slicing, volume
 from scans.checks import failure
 from scans.cohort import Case, write_json
 from scans.files import file_sha256, write_atomically
-from scans.slicing import Grid, plan_grid, slice_image, slice_labels
 from scans.geometry import check_aligned
+from scans.slicing import Grid, plan_grid, slice_image, slice_labels
 from scans.volume import read_image, read_labels
 
 STORE_VERSION = 1
-SLICING_VERSION = 1
-"""Raised whenever the same scan and recipe give other bytes, so that no old slices are reused."""
-
 TABLES = ("store.json", "cases.csv", "index.csv")
 _ARRAYS = ("image.npy", "label.npy")
 
@@ -196,7 +195,7 @@ def write_case(
 def slices_key(case: Case, annotated: Sequence[str], recipe: SliceRecipe) -> str:
     """Checksum of all that decides the bytes of a case's slices."""
     parts = {
-        "version": SLICING_VERSION,
+        "code": _code_sha256(),
         "case": case.name,
         "patient": case.patient,
         "annotated": list(annotated),
@@ -204,7 +203,17 @@ def slices_key(case: Case, annotated: Sequence[str], recipe: SliceRecipe) -> str
         "label": case.label_sha256,
         "recipe": asdict(recipe),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@cache
+def _code_sha256() -> str:
+    """Checksum of the code that makes slices, so that no slices of other code are reused."""
+    digest = hashlib.sha256(f"{np.__version__} {scipy.__version__}".encode())
+    for module in (geometry, slicing, volume):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()
 
 
 def _slice_files(folder: Path, case: Case, annotated: Sequence[str], recipe: SliceRecipe) -> None:
@@ -215,11 +224,11 @@ def _slice_files(folder: Path, case: Case, annotated: Sequence[str], recipe: Sli
         body_threshold_hu=recipe.body_threshold_hu,
         body_margin_mm=recipe.body_margin_mm,
     )
-    geometry = scan.geometry
+    own_grid = scan.geometry
     np.save(folder / "image.npy", slice_image(scan, grid, recipe.window_hu), allow_pickle=False)
     del scan
     labels = read_labels(case.label)
-    check_aligned(geometry, labels.geometry, case.name)
+    check_aligned(own_grid, labels.geometry, case.name)
     label_ZHW, num_lost = slice_labels(labels.values_ZYX, grid, recipe.organs)
     np.save(folder / "label.npy", label_ZHW, allow_pickle=False)
     about = {
