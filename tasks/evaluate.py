@@ -21,7 +21,7 @@ from tasks.console import StageError, report_errors, track
 from tasks.params import load_params
 from tasks.pictures import draw_slices, save_picture
 from tasks.predict import Predictor, Segmentation
-from tasks.split import digest_test_set
+from tasks.provenance import digest_test_set
 from tasks.trained import Trained, load_trained
 
 NUM_PICTURE_SLICES = 6

@@ -1,8 +1,10 @@
-"""Where a result comes from: git commit, data version, library versions."""
+"""Where a result comes from: git commit, data version, test set, library versions."""
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +51,12 @@ def read_data_version(root: Path) -> str:
             f"{path} does not give the MD5 of data/; restore it with `git checkout data.dvc` "
             "or make it anew with `dvc add data`"
         ) from None
+
+
+def digest_test_set(cases: Iterable[str]) -> str:
+    """A short digest that names a test set: the same cases in any order give the same."""
+    joined = "\n".join(sorted(cases))
+    return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
 
 def library_versions() -> dict[str, str]:

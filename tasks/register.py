@@ -16,9 +16,9 @@ from scans.files import file_sha256, write_atomically
 from tasks.console import StageError, report_errors
 from tasks.evaluate import evaluate_network
 from tasks.gate import Verdict, judge
+from tasks.history import HISTORY_NAME, read_history
 from tasks.params import Params, load_params
-from tasks.provenance import Provenance, read_provenance
-from tasks.split import digest_test_set
+from tasks.provenance import Provenance, digest_test_set, read_provenance
 from tasks.tracking import (
     CHAMPION,
     WEIGHTS_TAG,
@@ -33,7 +33,6 @@ from tasks.tracking import (
     tag_version,
     training_run,
 )
-from tasks.train import HISTORY_NAME, read_history
 from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
 
 PACKAGES = ("model", "scans", "tasks")

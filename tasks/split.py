@@ -8,7 +8,6 @@ which organs a case annotates.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from scans.files import write_atomically
 from scans.store import SliceStore
 from tasks.console import StageError, report_errors
 from tasks.params import SplitParams, load_params
+from tasks.provenance import digest_test_set
 
 FOLDS = ("train", "val", "test")
 
@@ -80,12 +80,6 @@ def _validation_rows(rest: pd.DataFrame, num_folds: int, seed: int) -> np.ndarra
     folds = StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
     _, validation = next(folds.split(rest, strata, groups=rest["patient"]))
     return np.asarray(validation)
-
-
-def digest_test_set(cases: Iterable[str]) -> str:
-    """A short digest that names a test set: the same cases in any order give the same."""
-    joined = "\n".join(sorted(cases))
-    return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
 
 @report_errors

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import sys
 import warnings
@@ -17,19 +15,17 @@ import torch
 from lightning import Trainer, seed_everything
 
 from model.output import probabilities
-from scans.files import file_sha256, write_atomically
+from scans.files import file_sha256
 from scans.store import SliceStore
 from tasks.console import StageError, report_errors
 from tasks.dataset import Batch, SliceDataset, load_batches, normalise, one_mask_per_organ
+from tasks.history import HISTORY_NAME, write_history
 from tasks.learner import OrganLearner
 from tasks.params import Params, load_params
 from tasks.pictures import draw_slices
-from tasks.provenance import library_versions, read_provenance
-from tasks.split import digest_test_set
+from tasks.provenance import digest_test_set, library_versions, read_provenance
 from tasks.tracking import WEIGHTS_TAG, TrainingRun, default_store, training_run
 from tasks.trained import WEIGHTS_NAME, build, describe, save_trained
-
-HISTORY_NAME = "history.csv"
 
 
 class Progress:
@@ -158,22 +154,6 @@ def train_network(
     trainer.fit(learner, training, validation)
     if trainer.interrupted:
         raise KeyboardInterrupt
-
-
-def write_history(path: Path, rows: list[dict[str, float]]) -> None:
-    """Write one row of metrics per epoch as CSV, with 6 significant digits."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: f"{value:.6g}" for key, value in row.items()})
-    write_atomically(path, buffer.getvalue())
-
-
-def read_history(path: Path) -> list[dict[str, float]]:
-    """The rows of `write_history`, values as numbers."""
-    with path.open(encoding="utf-8", newline="") as stream:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

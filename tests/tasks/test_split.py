@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from tasks.console import StageError
 from tasks.params import SplitParams
-from tasks.split import digest_test_set, is_test_patient, split_cases
+from tasks.provenance import digest_test_set
+from tasks.split import is_test_patient, split_cases
 
 ANNOTATIONS = ("liver;spleen", "liver", "spleen")
 

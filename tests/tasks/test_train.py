@@ -8,10 +8,11 @@ import torch
 from scans.files import file_sha256
 from tasks.console import StageError
 from tasks.dataset import SliceDataset, load_batches
+from tasks.history import read_history, write_history
 from tasks.learner import OrganLearner
 from tasks.params import Params
 from tasks.tracking import training_run
-from tasks.train import flatten, read_history, train_network, write_history
+from tasks.train import flatten, train_network
 from tasks.trained import WEIGHTS_NAME, build, describe, load_trained
 
 SPLIT = pd.DataFrame(

@@ -1,0 +1,96 @@
+"""How steady is the verdict? Train and judge both networks with several training seeds.
+
+    python benchmarks/seeds.py --seeds 5
+
+Needs artifacts/slices and artifacts/split.csv, so run `dvc repro` first. Everything but
+`train.seed` is as params.yaml says; networks, scores and runs go to a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import pandas as pd
+
+from scans.cohort import read_cohort
+from scans.store import SliceStore
+from tasks.evaluate import evaluate_network, summarise
+from tasks.gate import judge
+from tasks.params import Params, load_params
+from tasks.tracking import Store, training_run
+from tasks.train import train_network
+from tasks.trained import load_trained
+
+
+def run_seed(params: Params, seed: int, folder: Path) -> list[dict[str, object]]:
+    """One row per network: its test metrics, its training time and the gate's verdict."""
+    params = params.model_copy(update={"train": params.train.model_copy(update={"seed": seed})})
+    split = pd.read_csv("artifacts/split.csv", dtype=str)
+    test_cases = split.loc[split["fold"] == "test", "case"].tolist()
+    cohort = read_cohort(Path("data"))
+    store = Store(f"sqlite:///{folder / 'mlflow.db'}", (folder / "runs").as_uri())
+    scores, rows = {}, []
+    for name in params.networks:
+        start = time.monotonic()
+        with training_run(store, name, {}, {}, "seeds") as run:
+            train_network(
+                name, params, SliceStore(Path("artifacts/slices")), split, folder / name, run
+            )
+        train_s = time.monotonic() - start
+        _, scores[name] = evaluate_network(
+            load_trained(folder / name), cohort, test_cases, **params.evaluate.model_dump()
+        )
+        metrics = summarise(scores[name], tuple(params.organs))
+        rows.append({"seed": seed, "network": name, "train_s": train_s, **metrics})
+    settings = params.register_
+    verdict = judge(scores[settings.candidate], scores[settings.baseline], None, settings)
+    gain = verdict.gain
+    for row in rows:
+        row |= {"gate": verdict.status, "gain": gain.mean, "low": gain.low, "high": gain.high}
+    return rows
+
+
+def format_markdown(rows: list[dict[str, object]], organs: tuple[str, ...]) -> str:
+    """The table of docs/method.md."""
+    headings = ["seed", "network"]
+    for organ in organs:
+        headings += [f"Dice {organ}", f"slice FPR {organ}"]
+    headings += ["Dice gain (interval)", "gate"]
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    for row in rows:
+        cells = [str(row["seed"]), str(row["network"])]
+        for organ in organs:
+            cells += [f"{row[f'test/dice/{organ}']:.4f}", f"{row[f'test/slice_fpr/{organ}']:.4f}"]
+        cells += [f"{row['gain']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})", str(row["gate"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    verdicts = [row["gate"] for row in rows[:: len({row["network"] for row in rows})]]
+    lines.append(f"\nThe gate passed in {verdicts.count('pass')} of {len(verdicts)} seeds.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table, and write it as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ...")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    arguments = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    params = load_params(Path("params.yaml"))
+    rows = []
+    for seed in range(arguments.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            rows += run_seed(params, seed, Path(folder))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    print(format_markdown(rows, tuple(params.organs)))
+
+
+if __name__ == "__main__":
+    main()
