@@ -17,6 +17,16 @@ from torch.utils.checkpoint import checkpoint
 RECOMPUTE_FROM_BYTES = 16 * 2**20
 
 
+class Recomputing(nn.Module):
+    """A module that can compute large maps again in the backward pass instead of keeping them.
+
+    Attributes:
+        recompute_from_bytes: size of a map from which it does so; None = never.
+    """
+
+    recompute_from_bytes: int | None = RECOMPUTE_FROM_BYTES
+
+
 class ConvBlock(nn.Module):
     """Convolution (3x3 unless told otherwise, same size), batch norm (or none), ReLU."""
 
@@ -83,7 +93,7 @@ class ConvNorm(nn.Module):
         self.norm = nn.Identity()
 
 
-class DoubleConv(nn.Sequential):
+class DoubleConv(nn.Sequential, Recomputing):
     """Two convolution blocks: one level of a plain encoder or decoder."""
 
     def __init__(
@@ -96,8 +106,10 @@ class DoubleConv(nn.Sequential):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B x C x H x W -> B x out_channels x H x W."""
-        first, second = self
-        return norm_relu(second.norm, norm_relu_then(first.norm, second.conv, first.conv(x_BCHW)))
+        first, second = cast(tuple[ConvBlock, ConvBlock], tuple(self))
+        x = first.conv(x_BCHW)
+        x = norm_relu_then(first.norm, second.conv, x, self.recompute_from_bytes)
+        return norm_relu(second.norm, x)
 
 
 def norm_relu(norm: nn.Module, x_BCHW: Tensor) -> Tensor:
@@ -105,11 +117,13 @@ def norm_relu(norm: nn.Module, x_BCHW: Tensor) -> Tensor:
     return F.relu(norm(x_BCHW), inplace=True)
 
 
-def norm_relu_then(norm: nn.Module, conv: nn.Module, x_BCHW: Tensor) -> Tensor:
-    """conv(relu(norm(x))); large maps keep x alone for the backward pass, not the ReLU's result.
+def norm_relu_then(
+    norm: nn.Module, conv: nn.Module, x_BCHW: Tensor, recompute_from_bytes: int | None
+) -> Tensor:
+    """conv(relu(norm(x))), which of a large map keeps only x for the backward pass.
 
-    What is kept so is computed again from x in the backward pass, which costs little beside the
-    convolution. The compiler decides this for itself.
+    The ReLU's result is computed again from x there, which costs little beside the convolution.
+    `torch.compile` decides such things for itself.
     """
 
     def run(x: Tensor) -> Tensor:
@@ -118,7 +132,8 @@ def norm_relu_then(norm: nn.Module, conv: nn.Module, x_BCHW: Tensor) -> Tensor:
     if (
         isinstance(norm, nn.BatchNorm2d)
         and torch.is_grad_enabled()
-        and x_BCHW.nbytes >= RECOMPUTE_FROM_BYTES
+        and recompute_from_bytes is not None
+        and x_BCHW.nbytes >= recompute_from_bytes
         and not torch.compiler.is_compiling()
     ):
         return cast(

@@ -1,6 +1,6 @@
 """Encoders: an image -> maps, the finest first.
 
-Each takes the coarsest stride wanted: where it would go beyond, it dilates its convolutions instead.
+Each takes the coarsest stride wanted; where it would go beyond, it dilates its convolutions.
 
 Shapes: B batch, C channels, H W pixels.
 """

@@ -107,7 +107,7 @@ def predict_slices(
     was_training = net.training
     net.to(device).eval()
     try:
-        for slices in torch.arange(len(image_ZHW)).split(batch_size):
+        for slices in torch.split(torch.arange(len(image_ZHW)), batch_size):
             x_BCHW = adjacent_slices(image_ZHW, slices, num_adjacent).to(device, torch.float32)
             batch_BKHW, organ_BK = _predict_batch(net, x_BCHW, gate)
             volume_KZHW[:, slices] = batch_BKHW.transpose(0, 1).to("cpu", dtype)

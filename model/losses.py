@@ -53,6 +53,7 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0) -> Tensor:
     Args:
         logits: ... x H x W.
         target: ... x H x W in [0, 1], broadcast against logits.
+        gamma: how strongly pixels that are already right are played down; 0 = cross-entropy.
     """
     target = target.to(logits.dtype).expand_as(logits)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -111,15 +112,15 @@ def ms_ssim(p: Tensor, target: Tensor) -> Tensor:
     window, num_scales = ms_ssim_window(min(p.shape[-2:]))
     target = target.to(p.dtype)
     similarity = torch.ones((), dtype=p.dtype, device=p.device)
-    weights = torch.tensor(MS_SSIM_WEIGHTS[:num_scales], dtype=torch.float64)
-    for scale, weight in enumerate((weights / weights.sum()).tolist()):
+    weights = MS_SSIM_WEIGHTS[:num_scales]
+    for scale, weight in enumerate(weights):
         luminance, contrast = _ssim_maps(p, target, window)
         term = (
             contrast.mean(dim=(-2, -1))
             if scale < num_scales - 1
             else ((luminance * contrast).mean(dim=(-2, -1)))
         )
-        similarity = similarity * term.clamp(min=CONTRAST_FLOOR) ** weight
+        similarity = similarity * term.clamp(min=CONTRAST_FLOOR) ** (weight / sum(weights))
         if scale < num_scales - 1:
             p, target = _halve(p), _halve(target)
     return similarity
@@ -153,7 +154,8 @@ def _gaussian_band(side: int, window: int, like: Tensor) -> Tensor:
 
 def _halve(x: Tensor) -> Tensor:
     """Mean of 2 x 2 pixels; an odd last row or column is averaged by itself."""
-    return F.avg_pool2d(x.flatten(0, -3), 2, ceil_mode=True).unflatten(0, x.shape[:-2])
+    halved = F.avg_pool2d(x.flatten(0, -3), 2, ceil_mode=True)
+    return halved.view(*x.shape[:-2], *halved.shape[-2:])
 
 
 SEGMENTATION_TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -178,7 +180,7 @@ def segmentation_loss(
     Args:
         logits: one B x K x H x W tensor per side output.
         target_BKHW: masks, bool or 0 and 1.
-        annotated_BK: bool tensor; organs that a sample does not annotate count in no term. None = all.
+        annotated_BK: bool; organs that a sample does not annotate count nowhere. None = all.
         terms: names from `SEGMENTATION_TERMS`.
 
     Returns:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.blocks import initialise
-from model.encoders import Encoder, PlainEncoder
+from model.context import DeepLabV2, DeepLabV3, DeepLabV3Plus, FCN8s, PSPNet
+from model.encoders import Encoder, PlainEncoder, ProjectedEncoder, ResNet101Encoder
 from model.segmentation import SegmentationNetwork
-from model.unet import UNet
+from model.unet import AttentionUNet, UNet
 from model.unet3plus import UNet3Plus
 from model.unetplusplus import UNetPlusPlus
 
@@ -19,53 +23,71 @@ class NetworkInfo(NamedTuple):
     Attributes:
         title: name in the literature.
         source: paper in which it was published.
-        build: constructor, called with encoder, num_organs, width, deep_supervision, cgm.
-        encoders: encoders it can have.
-        deep_supervision: default; None where the network has none.
-        cgm: default; None where the network has none.
+        build: makes it from an encoder, num_organs, and what `takes` names.
+        stride: of the deepest map with the encoder ResNet-101, and with the plain one.
+        takes: those of width, deep_supervision and cgm that `build` wants.
+        projected: maps of ResNet-101 are brought to the plain encoder's channels.
+        published_parameters_m: millions of parameters in the comparison, by encoder.
     """
 
     title: str
     source: str
     build: Callable[..., SegmentationNetwork]
-    encoders: tuple[str, ...]
-    deep_supervision: bool | None = None
-    cgm: bool | None = None
+    stride: dict[str, int]
+    takes: tuple[str, ...] = ()
+    projected: bool = False
+    published_parameters_m: dict[str, float] = {}  # noqa: RUF012
 
 
-def _unet(encoder: Encoder, num_organs: int, width: int) -> UNet:
-    return UNet(encoder, num_organs=num_organs)
-
-
-def _unetplusplus(
-    encoder: Encoder, num_organs: int, width: int, deep_supervision: bool
-) -> UNetPlusPlus:
-    return UNetPlusPlus(encoder, num_organs=num_organs, deep_supervision=deep_supervision)
-
-
-def _unet3plus(
-    encoder: Encoder, num_organs: int, width: int, deep_supervision: bool, cgm: bool
-) -> UNet3Plus:
-    return UNet3Plus(
-        encoder,
-        num_organs=num_organs,
-        branch_channels=width,
-        deep_supervision=deep_supervision,
-        cgm=cgm,
-    )
-
+U_SHAPED = {"plain": 16, "resnet101": 32}
+DILATED_TO_8 = {"plain": 8, "resnet101": 8}
+DILATED_TO_16 = {"plain": 16, "resnet101": 16}
 
 NETWORKS: dict[str, NetworkInfo] = {
-    "unet": NetworkInfo("UNet", "Ronneberger et al., MICCAI 2015", _unet, ("plain",)),
+    "unet": NetworkInfo(
+        "UNet",
+        "Ronneberger et al., MICCAI 2015",
+        UNet,
+        U_SHAPED,
+        projected=True,
+        published_parameters_m={"plain": 39.39, "resnet101": 55.90},
+    ),
     "unetplusplus": NetworkInfo(
-        "UNet++", "Zhou et al., DLMIA 2018", _unetplusplus, ("plain",), True
+        "UNet++",
+        "Zhou et al., DLMIA 2018",
+        UNetPlusPlus,
+        U_SHAPED,
+        ("deep_supervision",),
+        projected=True,
+        published_parameters_m={"plain": 47.18, "resnet101": 63.76},
     ),
     "unet3plus": NetworkInfo(
-        "UNet 3+", "Huang et al., ICASSP 2020", _unet3plus, ("plain",), True, True
+        "UNet 3+",
+        "Huang et al., ICASSP 2020",
+        UNet3Plus,
+        U_SHAPED,
+        ("width", "deep_supervision", "cgm"),
+        projected=True,
+        published_parameters_m={"plain": 26.97, "resnet101": 43.55},
     ),
+    "attention_unet": NetworkInfo(
+        "Attention UNet", "Oktay et al., MIDL 2018", AttentionUNet, U_SHAPED, projected=True
+    ),
+    "pspnet": NetworkInfo("PSPNet", "Zhao et al., CVPR 2017", PSPNet, DILATED_TO_8),
+    "deeplabv2": NetworkInfo("DeepLab v2", "Chen et al., IEEE TPAMI 2018", DeepLabV2, DILATED_TO_8),
+    "deeplabv3": NetworkInfo(
+        "DeepLab v3", "Chen et al., arXiv 1706.05587, 2017", DeepLabV3, DILATED_TO_16, ("width",)
+    ),
+    "deeplabv3plus": NetworkInfo(
+        "DeepLab v3+", "Chen et al., ECCV 2018", DeepLabV3Plus, DILATED_TO_16, ("width",)
+    ),
+    "fcn": NetworkInfo("FCN-8s", "Long et al., CVPR 2015", FCN8s, {"plain": 32, "resnet101": 32}),
 }
 
-ENCODERS: dict[str, Callable[[int, int], Encoder]] = {"plain": PlainEncoder}
+ENCODERS: dict[str, str] = {
+    "plain": "two 3x3 convolutions a level, as in the UNet 3+ paper",
+    "resnet101": "He et al., CVPR 2016",
+}
 
 
 def build_network(
@@ -86,8 +108,8 @@ def build_network(
         num_organs: sigmoid channels out, and gates of the classification-guided module.
         width: channels of the first level, 64 in the papers.
         encoder: a key of `ENCODERS`.
-        deep_supervision: a head on every decoder level; None = the network's default.
-        cgm: the classification-guided module; None = the network's default.
+        deep_supervision: a head on every decoder level; None = wherever the network has them.
+        cgm: the classification-guided module; None = wherever the network has it.
 
     Raises:
         ValueError: for an unknown name or encoder, a part that the network does not have, or a
@@ -95,25 +117,90 @@ def build_network(
     """
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}: use one of {', '.join(NETWORKS)}")
-    info = NETWORKS[name]
-    if encoder not in info.encoders:
-        raise ValueError(
-            f"network {name!r} has no encoder {encoder!r}: use one of {', '.join(info.encoders)}"
-        )
+    if encoder not in ENCODERS:
+        raise ValueError(f"unknown encoder {encoder!r}: use one of {', '.join(ENCODERS)}")
     numbers = {"in_channels": in_channels, "num_organs": num_organs, "width": width}
     for key, number in numbers.items():
         if number < 1:
             raise ValueError(f"{key} is {number}: it must be at least 1")
-    options = {}
+    info = NETWORKS[name]
+    options: dict[str, Any] = {"width": width} if "width" in info.takes else {}
     for key, asked in {"deep_supervision": deep_supervision, "cgm": cgm}.items():
-        default = getattr(info, key)
-        if default is not None:
-            options[key] = default if asked is None else asked
+        if key in info.takes:
+            options[key] = True if asked is None else asked
         elif asked:
-            having = [each for each, other in NETWORKS.items() if getattr(other, key) is not None]
+            having = [each for each, other in NETWORKS.items() if key in other.takes]
             raise ValueError(
                 f"network {name!r} has no {key}: leave it out, or use one of {', '.join(having)}"
             )
-    net = info.build(ENCODERS[encoder](in_channels, width), num_organs, width, **options)
+    stem = _build_encoder(encoder, info, in_channels, width)
+    net = info.build(stem, num_organs=num_organs, **options)
     initialise(net)
     return net
+
+
+def _build_encoder(encoder: str, info: NetworkInfo, in_channels: int, width: int) -> Encoder:
+    if encoder == "plain":
+        return PlainEncoder(in_channels, width, stride=info.stride[encoder])
+    resnet = ResNet101Encoder(in_channels, width, stride=info.stride[encoder])
+    return ProjectedEncoder(resnet, width) if info.projected else resnet
+
+
+class Description(NamedTuple):
+    """A row of the table of networks, at the paper's width, 3 channels in and 1 organ out.
+
+    Attributes:
+        name: what `build_network` takes.
+        title: name in the literature.
+        encoder: what `build_network` takes.
+        parameters: counted on ours, without the classification-guided module.
+        published_parameters_m: millions, in the UNet 3+ paper; None where it gives none.
+        gmac: 10^9 multiplications of convolutions and matrix products for one 320 x 320 slice at
+            inference, finest head only, in the form that runs here.
+        source: paper in which the network was published.
+    """
+
+    name: str
+    title: str
+    encoder: str
+    parameters: int
+    published_parameters_m: float | None
+    gmac: float
+    source: str
+
+
+RESNET101_NOTE = (
+    "With ResNet-101 the published counts exceed the plain ones by 16.5 to 16.6 million in all "
+    "three U-shaped networks: the decoders are the plain ones, and the encoder would have 35.4 "
+    "million, less than ResNet-101 has (42.5). The paper does not say how. Ours is the whole "
+    "ResNet-101 with 1x1 convolutions to the plain encoder's channels, 45.3 million."
+)
+
+
+def describe(side_px: int = 320) -> list[Description]:
+    """Every network with every encoder; computed on the meta device, without weights or data.
+
+    Args:
+        side_px: slice height and width for `gmac`.
+    """
+    return [
+        _describe(name, encoder, side_px) for name in NETWORKS for encoder in NETWORKS[name].stride
+    ]
+
+
+def _describe(name: str, encoder: str, side_px: int) -> Description:
+    info = NETWORKS[name]
+    options = {"cgm": False} if "cgm" in info.takes else {}
+    with torch.device("meta"), torch.no_grad():
+        net = build_network(name, in_channels=3, num_organs=1, encoder=encoder, **options).eval()
+        with FlopCounterMode(display=False) as counter:
+            net(torch.empty(1, 3, side_px, side_px))
+    return Description(
+        name=name,
+        title=info.title,
+        encoder=encoder,
+        parameters=sum(each.numel() for each in net.parameters()),
+        published_parameters_m=info.published_parameters_m.get(encoder),
+        gmac=counter.get_total_flops() / 2e9,
+        source=info.source,
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class Official(NamedTuple):
     """A network of theirs: ours, its options, and the rules for the names."""
 
     network: str
-    options: dict[str, bool]
+    options: dict[str, Any]
     rules: list[Rule]
     first_conv: str = "conv1.conv1.0.weight"
     head: str = "outconv1.weight"

@@ -33,7 +33,7 @@ def organ_open(organ_logits: Tensor) -> Tensor:
 
 
 def organ_probability(organ_logits: Tensor) -> Tensor:
-    """Softmax weight of "present", above 0.5 exactly where the hard gate is open. B x K x 2 -> B x K."""
+    """Softmax of "present": above 0.5 where the hard gate is open. B x K x 2 -> B x K."""
     return torch.sigmoid((organ_logits[..., 1] - organ_logits[..., 0]).float())
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from model.blocks import resize
+from model.blocks import Recomputing, resize
 from model.encoders import Encoder
 from model.output import Output
 
@@ -30,7 +30,8 @@ class OrganClassifier(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Deepest map -> organ logits, B x K x 2."""
-        return self.conv(self.dropout(x_BCHW)).amax(dim=(2, 3)).unflatten(1, (-1, 2))
+        scores: Tensor = self.conv(self.dropout(x_BCHW))
+        return scores.amax(dim=(2, 3)).view(len(x_BCHW), -1, 2)
 
 
 class SegmentationNetwork(nn.Module):
@@ -73,6 +74,18 @@ class SegmentationNetwork(nn.Module):
     def classify(self, maps: list[Tensor]) -> Tensor | None:
         """Maps of `encode` -> organ logits B x K x 2, or None without a classifier."""
         return None if self.classifier is None else self.classifier(maps[-1])
+
+    def recompute_maps(self, from_bytes: int | None) -> None:
+        """Choose which maps are computed again in the backward pass instead of kept.
+
+        Args:
+            from_bytes: the results of batch norm and ReLU on maps (of a batch) at least this
+                large, where only a convolution needs them; 0 = all, None = none. A new network
+                does it from `model.blocks.RECOMPUTE_FROM_BYTES`.
+        """
+        for module in self.modules():
+            if isinstance(module, Recomputing):
+                module.recompute_from_bytes = from_bytes
 
     def forward(self, x_BCHW: Tensor, *, all_heads: bool | None = None) -> Output:
         """Segment a batch of slices.

@@ -1,11 +1,18 @@
-"""UNet: Ronneberger et al., MICCAI 2015, as the UNet 3+ authors' program has it."""
+"""UNet as the UNet 3+ authors' program has it (Ronneberger et al., MICCAI 2015), Attention UNet.
+
+Shapes: B batch, C channels, H W pixels.
+"""
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import cast
+
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from model.blocks import DoubleConv, Up
+from model.blocks import ConvNorm, DoubleConv, Up
 from model.encoders import Encoder
 from model.segmentation import SegmentationNetwork
 
@@ -15,14 +22,49 @@ class UNet(SegmentationNetwork):
 
     def __init__(self, encoder: Encoder, *, num_organs: int) -> None:
         super().__init__(encoder, num_organs)
-        pairs = list(zip(encoder.channels, encoder.channels[1:], strict=False))
+        pairs = list(pairwise(encoder.channels))
         self.ups = nn.ModuleList(Up(deep, fine) for fine, deep in pairs)
         self.blocks = nn.ModuleList(DoubleConv(2 * fine, fine, norm=False) for fine, _ in pairs)
         self.head = nn.Conv2d(encoder.channels[0], num_organs, 3, padding=1)
 
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
-        """Logits, the finest head first."""
+        """The one head's logits."""
         x = maps[-1]
-        for skip, up, block in zip(maps[-2::-1], self.ups[::-1], self.blocks[::-1], strict=True):
-            x = block(torch.cat([up(x), skip], dim=1))
+        for level in reversed(range(len(self.ups))):
+            x = self.ups[level](x)
+            x = self.blocks[level](torch.cat([x, self.skip(level, maps[level], x)], dim=1))
         return [self.head(x)]
+
+    def skip(self, level: int, x_BCHW: Tensor, decoded_BCHW: Tensor) -> Tensor:
+        """What joins the upsampled decoder map: the encoder's map as it is."""
+        return x_BCHW
+
+
+class AttentionGate(nn.Module):
+    """Weighs a skip connection, pixel by pixel, by what the decoder looks for.
+
+    psi(relu(W_x x + W_g g)) through a sigmoid, with 1x1 convolutions.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.skip = ConvNorm(channels, channels // 2 or 1)
+        self.gating = ConvNorm(channels, channels // 2 or 1)
+        self.score = ConvNorm(channels // 2 or 1, 1)
+
+    def forward(self, x_BCHW: Tensor, gating_BCHW: Tensor) -> Tensor:
+        """Encoder map and upsampled decoder map of the same shape -> the weighed encoder map."""
+        score = self.score(F.relu(self.skip(x_BCHW) + self.gating(gating_BCHW), inplace=True))
+        return x_BCHW * torch.sigmoid(score)
+
+
+class AttentionUNet(UNet):
+    """UNet with attention gates on its skip connections: Oktay et al., MIDL 2018."""
+
+    def __init__(self, encoder: Encoder, *, num_organs: int) -> None:
+        super().__init__(encoder, num_organs=num_organs)
+        self.gates = nn.ModuleList(AttentionGate(fine) for fine in encoder.channels[:-1])
+
+    def skip(self, level: int, x_BCHW: Tensor, decoded_BCHW: Tensor) -> Tensor:
+        """The encoder's map, weighed."""
+        return cast(Tensor, self.gates[level](x_BCHW, decoded_BCHW))

@@ -5,17 +5,19 @@ Shapes: B batch, C channels, K organs, H W pixels. Level 1 is the finest.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from model.blocks import fold_norm, join, norm_relu, norm_relu_then
+from model.blocks import Recomputing, fold_norm, join, norm_relu, norm_relu_then
 from model.encoders import Encoder
 from model.segmentation import OrganClassifier, SegmentationNetwork
 from model.upsampling import upsample_conv
 
 
-class FullScaleLevel(nn.Module):
+class FullScaleLevel(Recomputing):
     """One decoder level: a branch from every level, joined and mixed.
 
     Each branch is a 3x3 convolution of a map brought to this level's resolution. Their batch
@@ -31,9 +33,9 @@ class FullScaleLevel(nn.Module):
         self.branches = nn.ModuleList(
             nn.Conv2d(each, branch_channels, 3, padding=1) for each in in_channels
         )
-        self.norm = nn.BatchNorm2d(joined)
+        self.norm: nn.Module = nn.BatchNorm2d(joined)
         self.mix = nn.Conv2d(joined, joined, 3, padding=1)
-        self.mix_norm = nn.BatchNorm2d(joined)
+        self.mix_norm: nn.Module = nn.BatchNorm2d(joined)
 
     def forward(self, maps: list[Tensor], size: torch.Size) -> Tensor:
         """Maps at least as large as `size` fit it exactly; smaller ones are upsampled to it.
@@ -42,37 +44,40 @@ class FullScaleLevel(nn.Module):
             B x C x H x W, still without `mix_norm` and ReLU.
         """
         parts = [
-            upsample_conv(x, conv, size[0] // x.shape[-2])
+            upsample_conv(x, cast(nn.Conv2d, conv), size[0] // x.shape[-2])
             for x, conv in zip(maps, self.branches, strict=True)
         ]
-        return norm_relu_then(self.norm, self.mix, join(parts))
+        return norm_relu_then(self.norm, self.mix, join(parts), self.recompute_from_bytes)
 
     def fold_norms(self) -> None:
         """Move the batch norms (in eval mode) into the convolutions."""
-        fold_norm(list(self.branches), self.norm)
+        fold_norm([cast(nn.Conv2d, conv) for conv in self.branches], self.norm)
         fold_norm([self.mix], self.mix_norm)
         self.norm = self.mix_norm = nn.Identity()
 
 
-class UNet3Plus(SegmentationNetwork):
-    """Full-scale skip connections, optional deep supervision and classification-guided module."""
+class UNet3Plus(SegmentationNetwork, Recomputing):
+    """Full-scale skip connections, optional deep supervision and classification-guided module.
+
+    Every branch of a decoder level has `width` channels.
+    """
 
     def __init__(
         self,
         encoder: Encoder,
         *,
         num_organs: int,
-        branch_channels: int,
+        width: int,
         deep_supervision: bool,
         cgm: bool,
     ) -> None:
         super().__init__(encoder, num_organs)
         *finer, deepest = encoder.channels
-        joined = branch_channels * (len(finer) + 1)
+        joined = width * (len(finer) + 1)
         self.levels = nn.ModuleList(
             FullScaleLevel(
                 [*finer[: level + 1], *[joined] * (len(finer) - level - 1), deepest],
-                branch_channels,
+                width,
             )
             for level in range(len(finer))
         )
@@ -90,10 +95,13 @@ class UNet3Plus(SegmentationNetwork):
         decoded = [maps[-1]]
         logits = [self.heads[-1](maps[-1])] if all_heads and len(self.heads) > 1 else []
         for i in reversed(range(len(self.levels))):
-            level = self.levels[i]
+            level = cast(FullScaleLevel, self.levels[i])
             mixed = level([*(pooled[k][i - k] for k in range(i + 1)), *decoded], maps[i].shape[-2:])
             if i == 0:
-                logits.insert(0, norm_relu_then(level.mix_norm, self.heads[0], mixed))
+                finest = norm_relu_then(
+                    level.mix_norm, self.heads[0], mixed, self.recompute_from_bytes
+                )
+                logits.insert(0, finest)
             else:
                 decoded.insert(0, norm_relu(level.mix_norm, mixed))
                 if all_heads and len(self.heads) > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -15,14 +17,14 @@ class NestedColumn(nn.Module):
 
     def __init__(self, channels: list[int], column: int) -> None:
         super().__init__()
-        pairs = list(zip(channels, channels[1:], strict=False))[: len(channels) - column]
+        pairs = list(pairwise(channels))[: len(channels) - column]
         self.ups = nn.ModuleList(Up(deep, fine) for fine, deep in pairs)
         self.blocks = nn.ModuleList(
             DoubleConv((column + 1) * fine, fine, norm=False) for fine, _ in pairs
         )
 
     def forward(self, rows: list[list[Tensor]]) -> list[list[Tensor]]:
-        """Rows of maps, the finest row first -> the same rows, each a map longer, without the last."""
+        """Rows of maps, the finest first -> the same rows, a map longer, without the last."""
         joined = [
             torch.cat([up(below[-1]), *row], dim=1)
             for up, row, below in zip(self.ups, rows, rows[1:], strict=False)

@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from model import blocks
 from model.blocks import (
+    RECOMPUTE_FROM_BYTES,
     ConvBlock,
     DoubleConv,
+    Recomputing,
     fold_norm,
     join,
     norm_relu_then,
@@ -81,15 +82,14 @@ def test_double_conv_is_its_two_blocks() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_recomputing_changes_neither_output_gradient_nor_statistics(
-    training: bool, monkeypatch: pytest.MonkeyPatch
+    training: bool,
 ) -> None:
     results = []
-    for threshold in (0, 2**60):
+    for threshold in (0, None):
         torch.manual_seed(0)
-        monkeypatch.setattr(blocks, "RECOMPUTE_FROM_BYTES", threshold)
         norm, conv = shaken(nn.BatchNorm2d(3)).train(training), nn.Conv2d(3, 2, 3)
         x = torch.randn(2, 3, 6, 6, requires_grad=True)
-        y = norm_relu_then(norm, conv, x)
+        y = norm_relu_then(norm, conv, x, threshold)
         (y**2).sum().backward()
         results.append([y, x.grad, *(p.grad for p in conv.parameters()), *norm.buffers()])
         assert norm.num_batches_tracked == training
@@ -97,12 +97,12 @@ def test_recomputing_changes_neither_output_gradient_nor_statistics(
         assert torch.equal(one, other)
 
 
-def test_recomputing_a_network_gives_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputing_a_network_gives_the_same_step() -> None:
     steps = []
-    for threshold in (0, 2**60):
+    for threshold in (0, None):
         torch.manual_seed(0)
-        monkeypatch.setattr(blocks, "RECOMPUTE_FROM_BYTES", threshold)
         net = build_network("unet3plus", in_channels=3, num_organs=1, width=4)
+        net.recompute_maps(threshold)
         x, target = torch.rand(2, 3, 32, 32), torch.rand(2, 1, 32, 32) > 0.5
         total_loss(net(x), target).total.backward()
         steps.append([p.grad for p in net.parameters()] + list(net.buffers()))
@@ -110,20 +110,19 @@ def test_recomputing_a_network_gives_the_same_step(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(one, other)
 
 
-def test_recomputing_keeps_one_map_instead_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputing_keeps_one_map_instead_of_two() -> None:
     kept = {}
-    for threshold in (0, 2**60):
-        monkeypatch.setattr(blocks, "RECOMPUTE_FROM_BYTES", threshold)
+    for threshold in (0, None):
         norm, conv = nn.BatchNorm2d(8), nn.Conv2d(8, 1, 1)
         x = torch.rand(1, 8, 64, 64, requires_grad=True)
         with torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
         ) as profile:
-            y = norm_relu_then(norm, conv, x * 1)
+            y = norm_relu_then(norm, conv, x * 1, threshold)
         kept[threshold] = sum(e.self_cpu_memory_usage for e in profile.key_averages())
         y.sum().backward()
         del y
-    assert kept[2**60] - kept[0] == pytest.approx(8 * 64 * 64 * 4, rel=0.05)
+    assert kept[None] - kept[0] == pytest.approx(8 * 64 * 64 * 4, rel=0.05)
 
 
 def test_classifier_takes_the_maximum_of_a_1x1_convolution() -> None:
@@ -140,3 +139,12 @@ def test_classifier_drops_half_of_its_input_in_training() -> None:
     dropped = OrganClassifier(1000, 1).dropout(x)
     assert dropped.eq(0).float().mean().item() == pytest.approx(0.5, abs=0.1)
     assert dropped.max() == 2
+
+
+def test_only_large_maps_are_recomputed_unless_told_otherwise() -> None:
+    net = build_network("unet3plus", in_channels=3, num_organs=1, width=4)
+    found = {each.recompute_from_bytes for each in net.modules() if isinstance(each, Recomputing)}
+    assert found == {RECOMPUTE_FROM_BYTES}
+    net.recompute_maps(None)
+    found = {each.recompute_from_bytes for each in net.modules() if isinstance(each, Recomputing)}
+    assert found == {None}

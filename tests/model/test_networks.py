@@ -6,10 +6,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch import nn
 
+from model.context import PooledBranch
+from model.encoders import Encoder, PlainEncoder, ResNet101Encoder
 from model.losses import total_loss
-from model.networks import ENCODERS, NETWORKS, build_network
+from model.networks import ENCODERS, NETWORKS, build_network, describe
 from model.segmentation import SegmentationNetwork
+from model.unet import AttentionGate
 
 PUBLISHED_PARAMETERS = [
     ("unet", {}, 39_396_033),
@@ -25,9 +29,9 @@ def variants() -> list[tuple[str, dict[str, Any]]]:
     found = []
     for name, info in NETWORKS.items():
         parts = {
-            "encoder": info.encoders,
-            "deep_supervision": (False,) if info.deep_supervision is None else (False, True),
-            "cgm": (False,) if info.cgm is None else (False, True),
+            "encoder": list(info.stride),
+            "deep_supervision": (False, True) if "deep_supervision" in info.takes else (False,),
+            "cgm": (False, True) if "cgm" in info.takes else (False,),
         }
         found += [
             (name, dict(zip(parts, each, strict=True)))
@@ -172,6 +176,76 @@ def test_autocast_bfloat16_stays_close(name: str, parts: dict[str, Any]) -> None
     assert (found.float() - expected).abs().mean() < 0.1 * spread
 
 
+@pytest.mark.parametrize("side", [64, 96])
+@pytest.mark.parametrize(
+    ("kind", "stride", "channels", "strides"),
+    [
+        (PlainEncoder, 16, [3, 6, 12, 24, 48], [1, 2, 4, 8, 16]),
+        (PlainEncoder, 8, [3, 6, 12, 24, 48], [1, 2, 4, 8, 8]),
+        (PlainEncoder, 32, [3, 6, 12, 24, 48, 48], [1, 2, 4, 8, 16, 32]),
+        (ResNet101Encoder, 32, [3, 12, 24, 48, 96], [2, 4, 8, 16, 32]),
+        (ResNet101Encoder, 16, [3, 12, 24, 48, 96], [2, 4, 8, 16, 16]),
+        (ResNet101Encoder, 8, [3, 12, 24, 48, 96], [2, 4, 8, 8, 8]),
+    ],
+)
+def test_encoder_maps_have_the_channels_and_strides_it_states(
+    kind: type[Encoder], stride: int, channels: list[int], strides: list[int], side: int
+) -> None:
+    encoder = kind(2, 3, stride=stride)
+    assert (encoder.channels, encoder.strides) == (channels, strides)
+    maps = encoder.eval()(torch.rand(1, 2, side, side))
+    assert [each.shape for each in maps] == [
+        (1, c, side // s, side // s) for c, s in zip(channels, strides, strict=True)
+    ]
+
+
+def test_resnet101_has_the_published_size() -> None:
+    with torch.device("meta"):
+        encoder = ResNet101Encoder(3, 64)
+    classifier = 2048 * 1000 + 1000
+    assert sum(each.numel() for each in encoder.parameters()) + classifier == 44_549_160
+
+
+def test_closed_attention_gate_lets_nothing_through() -> None:
+    gate = AttentionGate(6).eval()
+    gate.score.norm.bias.data.fill_(-1e4)
+    x = torch.rand(1, 6, 4, 4)
+    assert gate(x, torch.rand_like(x)).abs().max() == 0
+    gate.score.norm.bias.data.fill_(1e4)
+    assert torch.equal(gate(x, torch.rand_like(x)), x)
+
+
+@pytest.mark.parametrize("name", ["pspnet", "deeplabv3", "deeplabv3plus"])
+def test_global_pooling_trains_on_a_single_image(name: str) -> None:
+    net = build(name, {})
+    net(torch.rand(1, 3, 32, 32)).logits[0].sum().backward()
+    assert all(torch.isfinite(each.grad).all() for each in net.parameters())
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+def test_pooled_branch_of_a_constant_map_is_constant(bins: int) -> None:
+    branch = PooledBranch(3, 2, bins).eval()
+    y = branch(torch.full((1, 3, 5, 7), 0.5))
+    torch.testing.assert_close(y, y[..., :1, :1].expand_as(y))
+
+
+def test_description_counts_parameters_and_multiplications() -> None:
+    rows = {(row.name, row.encoder): row for row in describe(side_px=320)}
+    assert len(rows) == sum(len(info.stride) for info in NETWORKS.values())
+    for row in rows.values():
+        if row.encoder == "plain" and row.published_parameters_m is not None:
+            assert row.parameters / 1e6 == pytest.approx(row.published_parameters_m, abs=0.02)
+    assert rows["unet", "plain"].parameters == 39_396_033
+    assert rows["unet", "plain"].gmac == pytest.approx(85, abs=1)
+    assert rows["unet3plus", "plain"].gmac < 0.6 * 309
+
+
+def test_published_resnet101_rows_share_the_plain_decoders() -> None:
+    published = [info.published_parameters_m for info in NETWORKS.values()]
+    differences = [each["resnet101"] - each["plain"] for each in published if each]
+    assert max(differences) - min(differences) < 0.1
+
+
 def test_same_seed_gives_the_same_weights() -> None:
     first, second = (build("unet3plus", {}).state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -198,7 +272,7 @@ def test_unknown_network_is_refused() -> None:
 
 
 def test_unknown_encoder_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no encoder 'vgg': use one of plain"):
+    with pytest.raises(ValueError, match=r"unknown encoder 'vgg': use one of plain, resnet101"):
         build_network("unet", in_channels=3, num_organs=1, encoder="vgg")
 
 
@@ -219,7 +293,7 @@ def test_numbers_below_one_are_refused(key: str) -> None:
 def test_every_network_names_its_source_and_encoders() -> None:
     for info in NETWORKS.values():
         assert "20" in info.source
-        assert set(info.encoders) <= set(ENCODERS)
+        assert set(info.stride) == set(ENCODERS)
 
 
 @pytest.mark.slow  # compiles each network
@@ -227,10 +301,12 @@ def test_every_network_names_its_source_and_encoders() -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_compiled_network_is_one_graph_with_the_same_output(name: str, training: bool) -> None:
     net = build(name, {}).train(training)
-    if net.classifier is not None:
-        net.classifier.dropout.eval()
+    for module in net.modules():
+        if isinstance(module, (nn.Dropout, nn.Dropout2d)):
+            module.eval()
     x = torch.rand(2, 3, 64, 64)
     expected = net(x)
+    torch.compiler.reset()
     found = torch.compile(net, fullgraph=True, backend="aot_eager")(x)
     for one, other in zip(found.logits, expected.logits, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
