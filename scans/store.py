@@ -16,7 +16,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -146,6 +146,27 @@ class SliceStore:
             grid=Grid.from_json(about["grid"]),
             num_lost=int(about["num_lost"]),
         )
+
+
+def clear_store(root: Path, cases: Set[str], cache_dir: Path | None = None) -> None:
+    """Make a store ready to be filled again.
+
+    Its tables go until they are true again; so do cases that are not wanted any more, and what a
+    run that was killed left half done.
+
+    Args:
+        root: of the store, made if it is not there.
+        cases: names of the cases that may stay.
+        cache_dir: as in `write_case`.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for name in TABLES:
+        (root / name).unlink(missing_ok=True)
+    for about in root.glob("*/case.json"):
+        if about.parent.name not in cases:
+            shutil.rmtree(about.parent)
+    for leftover in (*root.glob(".*.part"), *(cache_dir.glob(".part-*") if cache_dir else ())):
+        shutil.rmtree(leftover)
 
 
 def write_case(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from scans.cohort import Case, Cohort, read_cohort
 from scans.errors import ScanError
 from scans.parallel import Compute, map_cases
-from scans.store import TABLES, SliceRecipe, SliceStore, write_case, write_tables
+from scans.store import SliceRecipe, SliceStore, clear_store, write_case, write_tables
 from tasks.console import StageError, report_errors, track
 from tasks.params import Params, load_params
 
@@ -64,7 +63,7 @@ def slice_cohort(
         body_threshold_hu=params.slice.body_threshold_hu,
         body_margin_mm=params.slice.body_margin_mm,
     )
-    _clear(output_dir, {case.name for case in cohort.cases})
+    clear_store(output_dir, {case.name for case in cohort.cases}, cache_dir)
     work = partial(
         _slice_one,
         cohort=Cohort(cohort.root, cohort.name, cohort.labels, ()),
@@ -114,16 +113,6 @@ def _check_labels(cohort: Cohort, params: Params) -> None:
             f"{cohort.root.name}/cases.csv has no case; bring scans in with "
             "`fullscale ingest SOURCE`"
         )
-
-
-def _clear(output_dir: Path, cases: set[str]) -> None:
-    """Take the tables away until they are true again, and cases that are no longer there."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for name in TABLES:
-        (output_dir / name).unlink(missing_ok=True)
-    for about in output_dir.glob("*/case.json"):
-        if about.parent.name not in cases:
-            shutil.rmtree(about.parent)
 
 
 @report_errors

@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,66 @@ def _brighten_a_corner(data: Path, name: str) -> None:
     case = cases[name]
     changed = Case(**{**vars(case), "image_sha256": file_sha256(case.image)})
     write_cases(data, [*(c for c in cases.values() if c.name != name), changed])
+
+
+def test_slice_cohort_slices_one_scan_of_a_hundred_again(tmp_path, content):
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    cases = [write_scan(data, f"c{n:03d}", seed=n) for n in range(100)]
+    labels = {"background": 0, "liver": 1, "spleen": 2}
+    write_json(data / "dataset.json", {"name": "Test", "labels": labels})
+    write_cases(data, cases)
+    params = make_params(content)
+    assert slice_cohort(data, tmp_path / "slices", params, cache).num_sliced == 100
+    replace_scan(data, "c042")
+    assert slice_cohort(data, tmp_path / "slices", params, cache).num_sliced == 1
+
+
+def test_slice_cohort_clears_what_a_killed_run_left(data, tmp_path, content):
+    output, cache = tmp_path / "slices", tmp_path / "cache"
+    for folder in (output / ".c0.part", output / ".gone.part", cache / ".part-x/entry"):
+        folder.mkdir(parents=True)
+        (folder / "image.npy").write_bytes(b"half")
+    slice_cohort(data, output, make_params(content), cache)
+    slice_cohort(data, tmp_path / "fresh", make_params(content))
+    assert tree_digest(output) == tree_digest(tmp_path / "fresh")
+    assert not list(cache.glob(".part-*"))
+
+
+@pytest.mark.slow
+def test_slice_cohort_killed_at_any_moment_ends_in_the_same_store(data, tmp_path, content):
+    slice_cohort(data, tmp_path / "whole", make_params(content))
+    (tmp_path / "params.yaml").write_text(
+        yaml.safe_dump(
+            {**content, "slice": {**content["slice"], "size_px": 48}, "compute": {"num_workers": 1}}
+        )
+    )
+    output, num_killed = tmp_path / "artifacts/slices", 0
+    for attempt in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tasks.slice"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+        )
+        before = output.stat().st_mtime_ns if output.exists() else 0
+        while process.poll() is None and (
+            not output.exists() or output.stat().st_mtime_ns == before
+        ):
+            time.sleep(0.001)
+        time.sleep(0.012 * attempt)
+        if process.poll() is None:
+            process.kill()
+            num_killed += 1
+        if process.wait() == 0:
+            break
+    assert num_killed >= 3
+    subprocess.run(
+        [sys.executable, "-m", "tasks.slice"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    assert tree_digest(output) == tree_digest(tmp_path / "whole")
 
 
 @pytest.mark.slow
