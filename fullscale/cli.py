@@ -44,33 +44,118 @@ def sample(
     typer.echo(f"sample: {len(names)} scans in {folder}")
 
 
+Layout = Annotated[
+    str | None, typer.Option(help="Layout of the folder, see docs/data.md; detected if not named.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any scan is refused.")]
+
+
+@app.command()
+@report_errors
+def validate(
+    source: Annotated[Path, typer.Argument(help="Folder of annotated scans; never changed.")],
+    layout: Layout = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page with a picture of every case.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Run every check on annotated scans; exit with 1 if any would be refused."""
+    import json
+
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from scans.files import write_atomically
+    from scans.report import render_html
+    from scans.validation import HEADERS
+    from scans.validation import validate as run
+
+    found = run(
+        source, layout=layout, with_thumbnails=report is not None, num_workers=0, progress=track
+    )
+    if report is not None:
+        write_atomically(report, render_html(found))
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        table = Table(*HEADERS, title=f"{source}, layout {found.layout}", box=SIMPLE)
+        for row in found.rows:
+            table.add_row(*row.to_cells())
+        Console().print(table)
+        for row in found.rows:
+            for finding in row.findings:
+                typer.echo(f"{finding.severity} {finding.case}: {finding}")
+    if found.num_refused:
+        raise typer.Exit(1)
+
+
 @app.command()
 @report_errors
 def ingest(
     source: Annotated[Path, typer.Argument(help="Folder of annotated scans; never changed.")],
     data: Annotated[Path, typer.Option(help="The versioned cohort they join.")] = Path("data"),
-    layout: Annotated[
-        str | None, typer.Option(help="Layout of the folder; detected if not named.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen.")] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 if any scan was refused.")
+    layout: Layout = None,
+    replace_changed: Annotated[
+        bool, typer.Option("--replace-changed", help="Let changed cases replace those in data/.")
     ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen.")] = False,
+    strict: Strict = False,
 ) -> None:
     """Check annotated scans and bring the good ones into data/."""
     from scans.ingest import ingest as run
 
-    report = run(source, data, layout=layout, dry_run=dry_run, progress=track)
-    for refusal in report.refused:
-        typer.echo(f"refused {refusal.case}: {refusal}", err=True)
+    report = run(
+        source,
+        data,
+        layout=layout,
+        dry_run=dry_run,
+        replace_changed=replace_changed,
+        num_workers=0,
+        progress=track,
+    )
+    for finding in (*report.refused, *report.warnings):
+        typer.echo(f"{finding.severity} {finding.case}: {finding}", err=True)
     for name, (theirs, ours) in report.remapped.items():
         typer.echo(f"label {name}: id {theirs} there is id {ours} in {data}")
     typer.echo(
-        f"ingest: {len(report.accepted)} accepted, {len(report.skipped)} already in, "
-        f"{len(report.refused)} refused"
+        f"ingest{' (dry run)' if dry_run else ''}: {len(report.accepted)} accepted, "
+        f"{len(report.skipped)} already in, {len(report.refused)} refused"
     )
-    if not report.accepted + report.skipped or (strict and report.refused):
+    if not report.num_usable or (strict and report.refused):
         raise typer.Exit(1)
+
+
+@app.command()
+@report_errors
+def networks() -> None:
+    """List the networks: parameters, cost of a 320 x 320 slice, and where they were published."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from model.networks import RESNET101_NOTE, describe
+
+    table = Table(box=SIMPLE)
+    for heading in ("name", "encoder"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("parameters", "published (M)", "GMAC"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("source")
+    for row in describe():
+        published = row.published_parameters_m
+        table.add_row(
+            row.name,
+            row.encoder,
+            f"{row.parameters:,}",
+            "" if published is None else f"{published:.2f}",
+            f"{row.gmac:.1f}",
+            f"{row.title}; {row.source}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(RESNET101_NOTE)
 
 
 @app.command()
