@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from test_volume import ALL_CODES
 
 from scans.errors import ScanError
-from scans.slicing import AIR_HU, Grid, plan_grid, restore, slice_image, slice_labels
 from scans.geometry import Geometry
+from scans.slicing import AIR_HU, Grid, plan_grid, restore, slice_image, slice_labels
 from scans.volume import Volume, read_image, read_labels
 
 WINDOW_HU = (-160.0, 240.0)
@@ -136,12 +136,14 @@ def test_slice_labels_gives_a_pixel_to_who_covers_most_of_it():
     np.testing.assert_array_equal(sliced[0, 10, 11:], 2)
 
 
-def test_restore_is_linear_between_pixels_and_zero_outside():
+def test_restore_is_the_hand_computed_average_and_zero_outside():
     grid = Grid((1, 8, 16), (5.0, 1.0, 1.0), 0.0, 4.0, 8.0, 4)
     ramp = np.tile(np.array([1.0, 2, 3, 4], np.float32), (1, 4, 1))
     restored = restore(ramp, grid)
-    # Pixel centres lie 2 mm apart at 5, 7, 9, 11 mm; voxel centres at half millimetres.
-    np.testing.assert_allclose(restored[0, 4, 5:11], [1.25, 1.75, 2.25, 2.75, 3.25, 3.75])
+    # Pixel centres lie 2 mm apart at 5, 7, 9, 11 mm, the triangle's radius is 1.25 times that.
+    # Voxel 5 is at 5.5 mm: weights 0.8 and 0.4 of pixels 1 and 2, so (0.8 + 0.8) / 1.2.
+    expected = [4 / 3, 5 / 3, 7 / 3, 8 / 3, 10 / 3, 11 / 3]
+    np.testing.assert_allclose(restored[0, 4, 5:11], expected, rtol=1e-6)
     assert (restored[0, :, :3] == 0).all()
     assert (restored[0, :, 13:] == 0).all()
     assert restored.dtype == np.float32
