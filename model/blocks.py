@@ -14,6 +14,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model.batchnorm import norm_relu
+
 RECOMPUTE_FROM_BYTES = 16 * 2**20
 
 
@@ -110,11 +112,6 @@ class DoubleConv(nn.Sequential, Recomputing):
         x = first.conv(x_BCHW)
         x = norm_relu_then(first.norm, second.conv, x, self.recompute_from_bytes)
         return norm_relu(second.norm, x)
-
-
-def norm_relu(norm: nn.Module, x_BCHW: Tensor) -> Tensor:
-    """ReLU of the norm of a map that nothing else needs: it may be overwritten."""
-    return F.relu(norm(x_BCHW), inplace=True)
 
 
 def norm_relu_then(

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from model.blocks import Recomputing, fold_norm, join, norm_relu, norm_relu_then
+from model.batchnorm import norm_relu
+from model.blocks import Recomputing, fold_norm, join, norm_relu_then
 from model.encoders import Encoder
 from model.segmentation import OrganClassifier, SegmentationNetwork
 from model.upsampling import upsample_conv

@@ -1,0 +1,360 @@
+"""UNet 3+ as it runs here against its plain formulation, in one process, taking turns.
+
+The plain formulation upsamples, then convolves, has a batch norm for each branch, computes every
+head in eval mode and decodes every slice. Both have the same weights. Run from the project's root:
+
+    python -m benchmarks.network --json build/network.json
+    python -m benchmarks.network --device cuda --batch 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.machine import describe_machine
+from model.inference import adjacent_slices, predict_slices, prepare
+from model.losses import total_loss
+from model.official import from_official
+from model.output import Output, organ_open, probabilities
+from model.segmentation import SegmentationNetwork
+from tests.model.literal import State, random_state, unet3plus
+
+NETWORK = "unet3plus_ds_cgm"
+MATRIX_SIDE = 8192
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Plain:
+    """The literal formulation, with the interface that the measurements need."""
+
+    def __init__(self, state: State, device: torch.device) -> None:
+        self.state = {key: value.clone().to(device) for key, value in state.items()}
+        self.parameters = {
+            key: value.requires_grad_()
+            for key, value in self.state.items()
+            if key.endswith(("weight", "bias"))
+        }
+
+    def __call__(self, x_BCHW: Tensor, *, training: bool) -> Output:
+        """Every head, in both modes."""
+        logits, scores = unet3plus(self.state, x_BCHW, training)
+        return Output(logits, None if scores is None else scores[:, None])
+
+
+class Bench:
+    """The two forms, their input, and how to measure them."""
+
+    def __init__(self, args: argparse.Namespace, precision: str) -> None:
+        self.device = torch.device(args.device)
+        self.rounds = args.rounds
+        self.batch = args.batch
+        self.precision = PRECISIONS[precision]
+        rng = torch.Generator().manual_seed(0)
+        self.x = torch.rand(args.batch, 3, args.side, args.side, generator=rng).to(self.device)
+        shape = (args.batch, 1, args.side, args.side)
+        self.target = (torch.rand(shape, generator=rng) > 0.5).to(self.device)
+        state = random_state(NETWORK, width=args.width)
+        self.volume = torch.rand(args.slices, args.side, args.side, generator=rng)
+        self.volume *= torch.linspace(0.3, 1, args.slices)[:, None, None]
+        self._open_half(state)
+        self.plain = Plain(state, self.device)
+        self.ours = from_official(NETWORK, state).to(self.device)
+        if self.ours.classifier is None:
+            raise RuntimeError(f"{NETWORK} has lost its classifier")
+        self.ours.classifier.dropout.eval()
+        self.ready = prepare(self.ours)
+
+    def _open_half(self, state: State) -> None:
+        """Move the classifier's bias so that half of the volume's gates are open."""
+        net = prepare(from_official(NETWORK, state)).to(self.device)
+        with torch.inference_mode():
+            scores = [net.classify(net.encode(self._stack(z))) for z in range(len(self.volume))]
+        difference = torch.cat([each[:, 0, 1] - each[:, 0, 0] for each in scores]).sort().values
+        middle = len(difference) // 2
+        state["cls.1.bias"][1] -= difference[middle - 1 : middle + 1].mean().cpu()
+
+    def _stack(self, z: int) -> Tensor:
+        return adjacent_slices(self.volume, torch.tensor([z]), 3).to(self.device)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Where forward passes run; in float32 it does nothing."""
+        if self.precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.precision)
+
+    def seconds(self, *forms: Callable[[], Any]) -> list[float]:
+        """Median seconds of each, taking turns, after one round of warming up."""
+        taken: list[list[float]] = [[] for _ in forms]
+        for turn in range(self.rounds + 1):
+            for form, times in zip(forms, taken, strict=True):
+                self.wait()
+                start = time.perf_counter()
+                form()
+                self.wait()
+                if turn:
+                    times.append(time.perf_counter() - start)
+        return [statistics.median(times) for times in taken]
+
+    def wait(self) -> None:
+        """Until the accelerator has done what it was told."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def forward_plain(self) -> Output:
+        """Inference on a batch."""
+        with torch.inference_mode(), self.autocast():
+            return self.plain(self.x, training=False)
+
+    def forward_ours(self) -> Output:
+        """Inference on a batch: folded, finest head only."""
+        with torch.inference_mode(), self.autocast():
+            return self.ready(self.x)
+
+    def volume_plain(self) -> Tensor:
+        """Gated probabilities of the volume, every slice decoded."""
+        slices = torch.arange(len(self.volume))
+        found = []
+        with torch.inference_mode(), self.autocast():
+            for some in torch.split(slices, self.batch):
+                x = adjacent_slices(self.volume, some, 3).to(self.device)
+                found.append(probabilities(self.plain(x, training=False)).cpu())
+        return torch.cat(found).transpose(0, 1)
+
+    def volume_ours(self) -> Tensor:
+        """Gated probabilities of the volume, slices with an open gate decoded."""
+        with self.autocast():
+            return predict_slices(
+                self.ready, self.volume, batch_size=self.batch, device=self.device
+            ).probabilities
+
+    def train_plain(self) -> Output:
+        """Forward pass of a training step."""
+        with self.autocast():
+            return self.plain(self.x, training=True)
+
+    def train_ours(self) -> Output:
+        """Forward pass of a training step."""
+        with self.autocast():
+            return self.ours(self.x)
+
+    def step(self, forward: Callable[[], Output], parameters: list[Tensor]) -> Callable[[], None]:
+        """A whole training step: forward pass, hybrid loss, backward pass, update."""
+        optimizer = torch.optim.SGD(parameters, lr=1e-6)
+
+        def run() -> None:
+            optimizer.zero_grad()
+            total_loss(forward(), self.target).total.backward()
+            optimizer.step()
+
+        return run
+
+    def kept_mib(self, forward: Callable[[], Output]) -> float:
+        """What is still allocated after a forward pass, its output included."""
+        if self.device.type == "cuda":
+            before = torch.cuda.memory_allocated()
+            output = forward()
+            kept = torch.cuda.memory_allocated() - before
+        else:
+            with torch.profiler.profile(
+                activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+            ) as profile:
+                output = forward()
+            kept = sum(event.self_cpu_memory_usage for event in profile.key_averages())
+        del output
+        return kept / 2**20
+
+    def peak_mib(self, step: Callable[[], None]) -> float | None:
+        """Most memory during a step, over what was in use before; None where it is not told."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            step()
+            return (torch.cuda.max_memory_allocated() - before) / 2**20
+        reset = Path("/proc/self/clear_refs")
+        if not reset.exists():
+            return None
+        reset.write_text("5")
+        before_kib = _status_kib("VmRSS")
+        step()
+        return (_status_kib("VmHWM") - before_kib) / 2**10
+
+    def errors(self) -> dict[str, float]:
+        """Largest deviation from the plain form, relative to its largest value."""
+        plain, ours = self.forward_plain(), self.forward_ours()
+        found = {"output": _relative(ours.logits[0], plain.logits[0])}
+        closed = int((~organ_open(self._volume_scores())).sum())
+        found["closed_slices"] = closed
+        found["volume"] = _relative(self.volume_ours(), self.volume_plain())
+        total_loss(self.train_plain(), self.target).total.backward()
+        total_loss(self.train_ours(), self.target).total.backward()
+        theirs = {
+            key: value.grad if key in self.plain.parameters else value
+            for key, value in self.plain.state.items()
+        }
+        wanted = dict(from_official(NETWORK, theirs).named_parameters())
+        pairs = [
+            (p.grad.cpu(), wanted[key].detach().cpu()) for key, p in self.ours.named_parameters()
+        ]
+        difference = sum(((a - b) ** 2).sum() for a, b in pairs) ** 0.5
+        found["gradient"] = float(difference / sum((b**2).sum() for _, b in pairs) ** 0.5)
+        for parameter in [*self.ours.parameters(), *self.plain.parameters.values()]:
+            parameter.grad = None
+        return found
+
+    def _volume_scores(self) -> Tensor:
+        with torch.inference_mode():
+            scores = [
+                self.ready.classify(self.ready.encode(self._stack(z)))
+                for z in range(len(self.volume))
+            ]
+        return torch.cat(scores)
+
+
+def _relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+
+
+def _status_kib(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def count_tflop(args: argparse.Namespace) -> dict[str, float]:
+    """10^12 operations for one image at inference, counted without computing."""
+    state = {
+        key: value.to("meta") for key, value in random_state(NETWORK, width=args.width).items()
+    }
+    with torch.device("meta"):
+        x = torch.empty(1, 3, args.side, args.side)
+        net: SegmentationNetwork = from_official(NETWORK, state).eval()
+    counts = {}
+    for name, form in {"plain": lambda: unet3plus(state, x, False), "ours": lambda: net(x)}.items():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            form()
+        counts[name] = counter.get_total_flops() / 1e12
+    return counts
+
+
+def measure_peak_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """10^12 operations a second of a large matrix product."""
+    side = MATRIX_SIDE if device.type == "cuda" else MATRIX_SIDE // 4
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    taken = []
+    for _ in range(10):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return 2 * side**3 / statistics.median(taken) / 1e12
+
+
+def run_precision(args: argparse.Namespace, precision: str) -> dict[str, Any]:
+    """Every measurement in one precision."""
+    bench = Bench(args, precision)
+    tflop = count_tflop(args)
+    result: dict[str, Any] = {"errors": bench.errors(), "tflop_per_image": tflop}
+    pairs = {
+        "forward_s": bench.seconds(bench.forward_plain, bench.forward_ours),
+        "half_free_volume_s": bench.seconds(bench.volume_plain, bench.volume_ours),
+    }
+    steps = [
+        bench.step(bench.train_plain, list(bench.plain.parameters.values())),
+        bench.step(bench.train_ours, list(bench.ours.parameters())),
+    ]
+    pairs["training_step_s"] = bench.seconds(*steps)
+    bench.ours.recompute_maps(None)
+    pairs["training_step_keeping_all_s"] = bench.seconds(*steps)
+    pairs["kept_for_backward_keeping_all_mib"] = [
+        bench.kept_mib(each) for each in (bench.train_plain, bench.train_ours)
+    ]
+    bench.ours.recompute_maps(args.recompute_from_bytes)
+    pairs["kept_for_backward_mib"] = [
+        bench.kept_mib(each) for each in (bench.train_plain, bench.train_ours)
+    ]
+    peaks = [bench.peak_mib(each) for each in steps]
+    if None not in peaks:
+        pairs["peak_of_training_step_mib"] = peaks  # type: ignore[assignment]
+    result["measures"] = {
+        name: {"plain": plain, "ours": ours, "ratio": plain / ours if ours else None}
+        for name, (plain, ours) in pairs.items()
+    }
+    peak = measure_peak_tflops(bench.device, bench.precision)
+    result["matrix_product_tflops"] = peak
+    for form in ("plain", "ours"):
+        rate = args.batch / result["measures"]["forward_s"][form]
+        result[f"forward_{form}"] = {
+            "images_per_s": rate,
+            "tflops": rate * tflop[form],
+            "share_of_matrix_product": rate * tflop[form] / peak,
+            "training_images_per_s": args.batch / result["measures"]["training_step_s"][form],
+        }
+    return result
+
+
+def show(precision: str, result: dict[str, Any], console: Console) -> None:
+    """Print the table of one precision."""
+    table = Table(title=f"{precision}: plain formulation against ours")
+    for column in ("measure", "plain", "ours", "plain / ours"):
+        table.add_column(column, justify="left" if column == "measure" else "right")
+    for name, row in result["measures"].items():
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        table.add_row(name, f"{row['plain']:.3f}", f"{row['ours']:.3f}", ratio)
+    for name in ("images_per_s", "tflops", "share_of_matrix_product", "training_images_per_s"):
+        plain, ours = (result[f"forward_{form}"][name] for form in ("plain", "ours"))
+        table.add_row(name, f"{plain:.3f}", f"{ours:.3f}", "")
+    for name, value in result["errors"].items():
+        table.add_row(
+            f"deviation: {name}" if name != "closed_slices" else name, "", f"{value:.2g}", ""
+        )
+    console.print(table)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument("--width", type=int, default=64, help="channels of the first level")
+    parser.add_argument("--side", type=int, default=320, help="of a slice, in pixels")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--slices", type=int, default=4, help="of the volume, half of them empty")
+    parser.add_argument("--rounds", type=int, default=5, help="that the medians are over")
+    parser.add_argument("--precision", choices=PRECISIONS, action="append")
+    parser.add_argument("--recompute-from-bytes", type=int, default=16 * 2**20)
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    console = Console(width=110)
+    settings = {key: value for key, value in vars(args).items() if key != "json"}
+    report: dict[str, Any] = {"machine": describe_machine(device), "settings": settings}
+    console.print(report["machine"])
+    for precision in args.precision or list(PRECISIONS):
+        report[precision] = run_precision(args, precision)
+        show(precision, report[precision], console)
+    report["machine"]["load_average_1min_after"] = describe_machine(device)["load_average_1min"]
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
