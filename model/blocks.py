@@ -166,19 +166,23 @@ def join(parts: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def fold_norm(convs: Sequence[nn.Conv2d], norm: nn.Module) -> None:
-    """Fold a batch norm over the joined outputs of `convs` into their weights and biases."""
+    """Fold a batch norm over the joined outputs of `convs` into their weights and biases.
+
+    It is worked out in float64 on the CPU, since not every accelerator has that type.
+    """
     if not isinstance(norm, nn.BatchNorm2d):
         return
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:
         raise ValueError("a batch norm without running statistics cannot be folded")
-    scale = norm.weight.double() * torch.rsqrt(var.double() + norm.eps)
-    shift = norm.bias.double() - mean.double() * scale
+    weight, shift, mean, var = (each.cpu().double() for each in (norm.weight, norm.bias, mean, var))
+    scale = weight * torch.rsqrt(var + norm.eps)
+    shift -= mean * scale
     sizes = [conv.out_channels for conv in convs]
     for conv, a, b in zip(convs, torch.split(scale, sizes), torch.split(shift, sizes), strict=True):
-        bias = torch.zeros_like(b) if conv.bias is None else conv.bias.double()
-        conv.weight.copy_(conv.weight.double() * a[:, None, None, None])
-        conv.bias = nn.Parameter((bias * a + b).to(conv.weight.dtype), requires_grad=False)
+        bias = torch.zeros_like(b) if conv.bias is None else conv.bias.cpu().double()
+        conv.weight.copy_(conv.weight.cpu().double() * a[:, None, None, None])
+        conv.bias = nn.Parameter((bias * a + b).to(conv.weight), requires_grad=False)
 
 
 class Up(nn.ConvTranspose2d):

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, K organs, H W pixels. Level 1 is the finest.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -94,20 +95,14 @@ class UNet3Plus(SegmentationNetwork, Recomputing):
         """Logits, the finest head first; the deepest head sees the encoder's deepest map."""
         pooled = [pool_to_levels(x, len(self.levels) - k) for k, x in enumerate(maps[:-1])]
         decoded = [maps[-1]]
-        logits = [self.heads[-1](maps[-1])] if all_heads and len(self.heads) > 1 else []
-        for i in reversed(range(len(self.levels))):
-            level = cast(FullScaleLevel, self.levels[i])
+        for i, level in reversed(list(enumerate(cast(Iterable[FullScaleLevel], self.levels)))):
             mixed = level([*(pooled[k][i - k] for k in range(i + 1)), *decoded], maps[i].shape[-2:])
-            if i == 0:
-                finest = norm_relu_then(
-                    level.mix_norm, self.heads[0], mixed, self.recompute_from_bytes
-                )
-                logits.insert(0, finest)
-            else:
+            if i > 0:
                 decoded.insert(0, norm_relu(level.mix_norm, mixed))
-                if all_heads and len(self.heads) > 1:
-                    logits.insert(0, self.heads[i](decoded[0]))
-        return logits
+        finest = norm_relu_then(level.mix_norm, self.heads[0], mixed, self.recompute_from_bytes)
+        if not all_heads:
+            return [finest]
+        return [finest, *(head(x) for head, x in zip(self.heads[1:], decoded, strict=False))]
 
 
 def pool_to_levels(x_BCHW: Tensor, num_levels: int) -> list[Tensor]:
