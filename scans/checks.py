@@ -154,6 +154,13 @@ _TABLE = (
         "resample labels with nearest neighbour, never with interpolation",
     ),
     Check(
+        "label_interpolated",
+        "refused",
+        "The label was resampled with interpolation",
+        "ids with a border of their own, not of the ids between them and 0",
+        "resample labels with nearest neighbour, never with interpolation",
+    ),
+    Check(
         "label_unknown",
         "refused",
         "The label has ids that dataset.json does not name",

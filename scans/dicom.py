@@ -41,20 +41,9 @@ TEXT_TAGS = (
     "StudyID",
     "StudyDate",
 )
-READ_ERRORS = (
-    pydicom.errors.InvalidDicomError,
-    OSError,
-    EOFError,
-    ValueError,
-    AttributeError,
-    KeyError,
-    TypeError,
-    IndexError,
-    NotImplementedError,
-    RuntimeError,
-    OverflowError,
-    MemoryError,
-)
+READ_ERRORS = (Exception,)
+"""On damaged bytes the parsers of pydicom and highdicom raise almost anything; only their calls
+stand under this."""
 CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")
 _TO_RAS = np.array([-1.0, -1.0, 1.0])
 
@@ -112,16 +101,9 @@ def order_series(files: Sequence[Path], name: str) -> SeriesOrder:
         ScanError: unreadable, not CT, slices of different planes or sizes, twice at a place,
             missing, unevenly spaced, or of a tilted gantry.
     """
-    headers = [(path, read_header(path)) for path in files]
-    headers = [(path, header) for path, header in headers if not _is_scout(header)]
-    if len(headers) < 2:
-        raise failure("not_3d", f"{name}: {len(headers)} CT slices")
-    try:
-        planes = [_Plane.of(path, header) for path, header in headers]
-    except ScanError:
-        raise
-    except READ_ERRORS as error:
-        raise failure("unreadable", f"{name}: {_reason(error)}") from error
+    planes = [plane for path in files if (plane := _read_plane(path)) is not None]
+    if len(planes) < 2:
+        raise failure("not_3d", f"{name}: {len(planes)} CT slices")
     _check_same_plane(planes, name)
     normal = planes[0].normal
     planes.sort(key=lambda plane: (float(normal @ plane.position), str(plane.path)))
@@ -203,6 +185,17 @@ class _Plane:
             (down, across),
             (int(header.Rows), int(header.Columns)),
         )
+
+
+def _read_plane(path: Path) -> _Plane | None:
+    """Where one slice lies; None for a scout view."""
+    header = read_header(path)
+    try:
+        return None if _is_scout(header) else _Plane.of(path, header)
+    except ScanError:
+        raise
+    except READ_ERRORS as error:
+        raise _unreadable(path, error) from error
 
 
 def _is_scout(header: pydicom.Dataset) -> bool:

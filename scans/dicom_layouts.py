@@ -1,4 +1,4 @@
-"""Layouts of DICOM series: 3D-IRCADb, CHAOS CT, and series with DICOM segmentations."""
+"""Layouts of DICOM series with masks beside them: 3D-IRCADb and CHAOS CT."""
 
 # pydicom's data sets and highdicom carry no types for what is called here.
 # mypy: allow-untyped-calls
@@ -16,20 +16,14 @@ from numpy.typing import NDArray
 
 from scans.checks import failure
 from scans.dicom import (
-    CT_CLASSES,
     READ_ERRORS,
     SeriesOrder,
     dicom_files,
-    is_dicom,
     order_series,
-    read_header,
     read_series,
 )
-from scans.errors import ScanError
 from scans.source import Source, SourceCase, paint_masks, safe_name
 from scans.volume import Volume
-
-SEG_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
 
 
 def matches_ircadb(folder: Path) -> bool:
@@ -103,6 +97,9 @@ def _read_mask_folder(folder: Path, order: SeriesOrder) -> NDArray[np.bool_]:
         if plane.shape != order.geometry.own_shape[1::-1]:
             raise failure("shape_differs", f"{path}: {plane.shape} px")
         drawn[..., k] = plane.T > 0
+    known = {path.name for path in order.files}
+    if extra := [path.name for path in dicom_files(folder) if path.name not in known]:
+        raise failure("file_missing", f"no slice for the masks {', '.join(extra[:5])} of {folder}")
     return drawn
 
 
@@ -163,123 +160,3 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
             return np.asarray(picture.convert("L"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise failure("unreadable", f"{path}: {error}") from error
-
-
-def matches_dicom_seg(folder: Path) -> bool:
-    """Whether there is a DICOM segmentation anywhere."""
-    return any(is_dicom(path) and _sop_class(path) == SEG_CLASS for path in folder.rglob("*"))
-
-
-def read_dicom_seg(folder: Path) -> Source:
-    """CT series anywhere, with the DICOM segmentations that refer to them.
-
-    A patient is named after the first of his or her cases, never by an id from the header.
-    """
-    series, segments_of = _find_series(folder)
-    names: dict[str, dict[str, list[tuple[Path, int]]]] = {}
-    refused = list[tuple[str, ScanError]]()
-    for uid, paths in segments_of.items():
-        segments = defaultdict[str, list[tuple[Path, int]]](list)
-        try:
-            for path in paths:
-                for number, label in _segments(path):
-                    segments[label].append((path, number))
-        except ScanError as error:
-            refused.append((paths[0].name, error))
-        else:
-            names[uid] = dict(segments)
-    all_labels = sorted({label for segments in names.values() for label in segments})
-    labels = {label: number for number, label in enumerate(all_labels, start=1)}
-    cases, case_of_patient, taken = list[SourceCase](), dict[str, str](), set[str]()
-    for uid, drawn_in in sorted(names.items(), key=lambda item: str(segments_of[item[0]][0])):
-        name = _free_name(segments_of[uid][0].relative_to(folder), taken)
-        taken.add(name)
-        if uid not in series:
-            refused.append((name, failure("file_missing", f"{name}: no CT series {uid}")))
-            continue
-        patient_id = str(read_header(series[uid][0]).get("PatientID", "")) or name
-        drawn = {labels[label]: parts for label, parts in drawn_in.items()}
-        files = (*sorted(series[uid]), *sorted(segments_of[uid]))
-        load = partial(_load_dicom_seg, name, tuple(series[uid]), drawn)
-        patient = case_of_patient.setdefault(patient_id, name)
-        cases.append(SourceCase(name, patient, tuple(drawn_in), files, load))
-    return Source("dicom-seg", folder.name, labels, tuple(cases), tuple(refused))
-
-
-def _find_series(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """Files of each CT series, and segmentations by the series they refer to."""
-    series = defaultdict[str, list[Path]](list)
-    segmentations = defaultdict[str, list[Path]](list)
-    for path in sorted(folder.rglob("*")):
-        if not is_dicom(path):
-            continue
-        header = read_header(path)
-        if str(header.get("SOPClassUID", "")) == SEG_CLASS:
-            references = header.get("ReferencedSeriesSequence") or [pydicom.Dataset()]
-            segmentations[str(references[0].get("SeriesInstanceUID", ""))].append(path)
-        elif str(header.get("SOPClassUID", "")) in CT_CLASSES:
-            series[str(header.get("SeriesInstanceUID", ""))].append(path)
-    return dict(series), dict(segmentations)
-
-
-def _segments(path: Path) -> list[tuple[int, str]]:
-    """Number and label of each segment; labels as safe lower-case words."""
-    try:
-        header = read_header(path)
-        return [
-            (int(part.SegmentNumber), safe_name(str(part.SegmentLabel)).lower())
-            for part in header.SegmentSequence
-        ]
-    except READ_ERRORS as error:
-        if isinstance(error, ScanError):
-            raise
-        raise failure("unreadable", f"{path}: {error}") from error
-
-
-def _load_dicom_seg(
-    name: str, files: Sequence[Path], segments: Mapping[int, Sequence[tuple[Path, int]]]
-) -> tuple[Volume, Volume]:
-    order = order_series(files, name)
-    scan = read_series(order, name)
-    packed = {}
-    for label_id, parts in segments.items():
-        drawn = np.zeros(order.geometry.own_shape, dtype=bool, order="F")
-        for path, number in parts:
-            drawn |= _read_segment(path, number, order)
-        packed[label_id] = np.packbits(order.geometry.to_canonical(drawn))
-    return scan, Volume(paint_masks(packed, scan.values_ZYX.shape), scan.geometry)
-
-
-def _read_segment(path: Path, number: int, order: SeriesOrder) -> NDArray[np.bool_]:
-    """One segment on the slices it was drawn on, own axes columns, rows, slices."""
-    import highdicom
-
-    try:
-        segmentation = highdicom.seg.segread(path)
-        pixels = segmentation.get_pixels_by_source_instance(
-            source_sop_instance_uids=list(order.instance_uids),
-            segment_numbers=[number],
-            assert_missing_frames_are_empty=True,
-        )
-    except READ_ERRORS as error:
-        raise failure("unreadable", f"{path}, segment {number}: {error}") from error
-    if pixels.shape[:3] != order.geometry.own_shape[::-1]:
-        raise failure("shape_differs", f"{path}: {pixels.shape[:3]} voxels")
-    return np.asarray(pixels[..., 0] > 0).transpose(2, 1, 0)
-
-
-def _sop_class(path: Path) -> str:
-    try:
-        return str(read_header(path).get("SOPClassUID", ""))
-    except ScanError:
-        return ""
-
-
-def _free_name(path: Path, taken: set[str]) -> str:
-    """The top folder's name, with a number where it has several cases."""
-    base = safe_name(path.parts[0] if len(path.parts) > 1 else path.stem)
-    name, count = base, 1
-    while name in taken:
-        count += 1
-        name = f"{base}_{count}"
-    return name

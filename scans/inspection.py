@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from scans.checks import Finding
 from scans.cohort import check_case_name
@@ -22,6 +24,7 @@ MAX_LABEL_SHARE = 0.9
 BODY_HU = -300
 _COARSE_MM = 4.0
 _MIN_MIRROR_VOXELS = 50
+_SEAM_SLICES = 16
 _MIRROR_RATIO = 1.5
 _MIRROR_GAIN_HU = 15.0
 _AXES = ("head to foot", "front to back", "left to right")
@@ -84,7 +87,8 @@ def inspect_case(case: SourceCase, labels: Mapping[str, int]) -> Inspection:
     seen = Inspection(case.name, case.patient)
     try:
         check_case_name(case.name)
-        seen.scan, seen.labels = case.load()
+        with warnings.catch_warnings(action="ignore"):  # parsers quote what may be private
+            seen.scan, seen.labels = case.load()
     except ScanError as error:
         seen.findings.append(Finding.of_error(case.name, error))
         return seen
@@ -93,6 +97,7 @@ def inspect_case(case: SourceCase, labels: Mapping[str, int]) -> Inspection:
     found = [
         *_check_scan(seen.scan),
         *_check_ids(counts, case, labels),
+        *_check_interpolated(seen.labels),
         *_check_mirrored(seen.scan, seen.labels),
         *_check_liver_side(seen.scan, seen.labels, labels),
         *_check_text(seen.scan, seen.labels),
@@ -187,6 +192,35 @@ def _check_ids(counts: NDArray[np.int64], case: SourceCase, labels: Mapping[str,
         yield "label_empty", f"no voxel of {', '.join(case.annotated) or 'any organ'}"
     if (share := 1 - counts[0] / counts.sum()) > MAX_LABEL_SHARE:
         yield "label_full", f"{share:.0%} of the voxels labelled"
+
+
+def _check_interpolated(labels: Volume) -> Found:
+    """Whether an id is but the seam that interpolation leaves between a higher id and 0.
+
+    Such a seam is one pixel wide, touches the higher id nearly everywhere, and is long compared
+    with that id's edge. Some slices tell as much as all.
+    """
+    drawn = [z for z, plane in enumerate(labels.values_ZYX) if plane.any()]
+    some = labels.values_ZYX[drawn[:: max(1, len(drawn) // _SEAM_SLICES)]]
+    present = np.flatnonzero(np.bincount(some.ravel(), minlength=1)[1:]) + 1
+    for low, high in combinations(present.tolist(), 2):
+        seam, inside = some == low, some == high
+        num_seam = int(np.count_nonzero(seam))
+        num_edge = int(np.count_nonzero(inside & _beside(~inside)))
+        num_touching = int(np.count_nonzero(seam & _beside(inside)))
+        num_deep = int(np.count_nonzero(seam & ~_beside(~seam)))
+        if (
+            num_touching > 0.9 * num_seam
+            and num_deep < 0.02 * num_seam
+            and num_seam > 0.3 * num_edge
+        ):
+            yield "label_interpolated", f"id {low} as a seam of one pixel around id {high}"
+            return
+
+
+def _beside(mask_ZYX: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels in the mask or with one of their eight neighbours in the plane in it."""
+    return np.asarray(ndimage.binary_dilation(mask_ZYX, np.ones((1, 3, 3), dtype=bool)))
 
 
 def _check_mirrored(scan: Volume, labels: Volume) -> Found:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scans import dicom_layouts, nifti_layouts
+from scans import dicom_layouts, dicom_seg, nifti_layouts
 from scans.checks import failure
 from scans.source import Source
 
@@ -90,8 +91,8 @@ _TABLE = (
         "CT series and segmentation objects in any folders",
         "A case is a CT series with the segmentations that refer to it; it annotates their "
         "segments. A patient is named after the first of the cases, not by an id of the header.",
-        dicom_layouts.matches_dicom_seg,
-        dicom_layouts.read_dicom_seg,
+        dicom_seg.matches_dicom_seg,
+        dicom_seg.read_dicom_seg,
     ),
 )
 
@@ -113,7 +114,8 @@ def read_source(folder: Path, layout: str | None = None) -> Source:
     if layout is not None and layout not in LAYOUTS:
         raise failure("layout_unknown", f"the layout {layout!r}, not among {list(LAYOUTS)}")
     known = [LAYOUTS[layout]] if layout else LAYOUTS.values()
-    for candidate in known:
-        if layout or candidate.matches(folder):
-            return candidate.read(folder)
+    with warnings.catch_warnings(action="ignore"):  # parsers quote what may be private
+        for candidate in known:
+            if layout or candidate.matches(folder):
+                return candidate.read(folder)
     raise failure("layout_unknown", f"none of {', '.join(LAYOUTS)} in {folder}")

@@ -160,3 +160,14 @@ def test_dicom_files_of_an_absent_folder_is_refused(tmp_path):
 def test_order_series_of_nothing_is_refused():
     with pytest.raises(ScanError, match="not_3d: found case: 0 CT slices"):
         order_series([], "case")
+
+
+@pytest.mark.parametrize("tag", [0x0008, 0x0020, 0x0028])
+def test_series_with_an_element_of_a_wrong_kind_is_refused_by_file(tmp_path, hu, tag):
+    write_series(tmp_path, hu)
+    path = sorted(tmp_path.iterdir())[3]
+    content = bytearray(path.read_bytes())
+    place = content.index(tag.to_bytes(2, "little"), 400)
+    content[place + 4 : place + 8] = b"FD\x03\x00"
+    path.write_bytes(content)
+    assert refused(tmp_path).code in ("unreadable", "modality")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import struct
 from collections import Counter
 
@@ -10,7 +11,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 from bodies import make_body, save_nifti
-from cohorts import ORIENTATIONS, write_dataset_json
+from cohorts import (
+    ORIENTATIONS,
+    write_chaos,
+    write_dataset_json,
+    write_dicom_seg,
+    write_ircadb,
+)
 
 from scans.checks import CHECKS
 from scans.cohort import read_cohort
@@ -156,3 +163,24 @@ def test_nothing_half_written_is_left(fuzzed):
     expected |= {f"{name}_0000.nii.gz" for name in report.accepted}
     expected |= {f"{name}.nii.gz" for name in report.accepted}
     assert files == expected
+
+
+@pytest.mark.parametrize(
+    ("layout", "write"),
+    [("ircadb", write_ircadb), ("chaos", write_chaos), ("dicom-seg", write_dicom_seg)],
+)
+def test_damaged_dicom_never_crashes_and_nothing_disappears(tmp_path, layout, write):
+    rng = np.random.default_rng(7)
+    write(tmp_path / "sound", 1)
+    for number in range(25):
+        source = tmp_path / f"in{number}"
+        shutil.copytree(tmp_path / "sound", source)
+        files = sorted(path for path in source.rglob("*") if path.is_file())
+        segmentations = [path for path in files if path.name == "seg.dcm"]
+        victim = (segmentations or files)[0] if number % 5 == 0 else rng.choice(files)
+        damage = (flip_bytes, truncate, append, swap_blocks)[number % 4]
+        victim.write_bytes(damage(victim.read_bytes(), rng))
+        report = ingest(source, tmp_path / f"data{number}/data", layout=layout)
+        assert report.accepted or report.refused
+        assert {finding.code for finding in report.refused} <= set(CHECKS)
+        shutil.rmtree(source)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from bodies import LABELS, lps_affine, make_body, turn
+from scipy.ndimage import zoom
 
 from scans.checks import CHECKS, Finding, failure
 from scans.geometry import Geometry
@@ -85,6 +86,25 @@ def test_inspect_case_warns_of_an_empty_label(body):
 def test_inspect_case_warns_of_labels_that_are_not_annotated(body):
     hu, labels = body
     assert codes(hu, labels, annotated=("liver",)) == ["label_not_annotated"]
+
+
+@pytest.mark.parametrize("zoomed", [(1, 1.5, 1.5), (1, 2, 2), (1, 0.7, 0.7)])
+def test_inspect_case_refuses_a_label_that_was_interpolated(body, zoomed):
+    hu, labels = body
+    spleen = np.where(labels == 2, 2.0, 0)
+    blurred = np.rint(zoom(spleen, zoomed, order=1))
+    image = zoom(hu.astype(np.float32), zoomed, order=1).astype(np.int16)
+    assert "label_interpolated" in codes(image, blurred)
+    sharp = zoom(labels, zoomed, order=0)
+    assert codes(image, sharp) == []
+
+
+def test_inspect_case_takes_an_organ_within_an_organ(body):
+    hu, labels = body
+    inner = labels.copy()
+    z, y, x = np.nonzero(labels == 1)
+    inner[int(z.mean()), int(y.mean()), int(x.mean())] = 2
+    assert codes(hu, inner) == []
 
 
 def test_inspect_case_refuses_a_label_that_covers_everything(body):

@@ -117,6 +117,28 @@ def test_dicom_seg_without_its_series_is_refused_by_name(tmp_path):
     assert error.code == "file_missing"
 
 
+def test_dicom_seg_with_a_series_nobody_segmented_refuses_it_by_name(tmp_path):
+    write_dicom_seg(tmp_path, 2)
+    (tmp_path / "subject-2/seg.dcm").unlink()
+    source = read_source(tmp_path)
+    assert [case.name for case in source.cases] == ["subject-1"]
+    assert "subject-2: no segmentation of CT series" in source.refused[0][1].found
+
+
+def test_dicom_seg_drawn_on_slices_that_are_gone_is_refused(tmp_path):
+    write_dicom_seg(tmp_path, 1)
+    sorted((tmp_path / "subject-1/ct").iterdir())[0].unlink()
+    with pytest.raises(ScanError, match=r"slices_missing: found .* drawn on 1 slices that are"):
+        read_source(tmp_path).cases[0].load()
+
+
+def test_ircadb_with_masks_of_a_slice_that_is_gone_is_refused(tmp_path):
+    write_ircadb(tmp_path, 2)
+    (tmp_path / "3Dircadb1.1/PATIENT_DICOM/image_0").unlink()
+    with pytest.raises(ScanError, match="no slice for the masks image_0"):
+        read_source(tmp_path).cases[0].load()
+
+
 def test_nnunet_with_cases_csv_takes_patients_and_annotation(tmp_path):
     write_nnunet(tmp_path, 2, cases_csv="case_00,p1,liver\ncase_01,p1,\n")
     source = read_source(tmp_path)
