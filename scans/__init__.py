@@ -1,1 +1,1 @@
-"""CT scans on disk: reading, checking, ingesting, slicing, storing and simulating them. No torch."""
+"""CT scans on disk: reading, checking, ingesting, slicing, storing, simulating. No torch."""

@@ -90,7 +90,8 @@ _TABLE = (
         "DICOM with DICOM SEG",
         "CT series and segmentation objects in any folders",
         "A case is a CT series with the segmentations that refer to it; it annotates their "
-        "segments. A patient is named after the first of the cases, not by an id of the header.",
+        "segments. A patient is named after the first of the cases, not by an id of the header; a "
+        "case after its top folder, which should not name a person.",
         dicom_seg.matches_dicom_seg,
         dicom_seg.read_dicom_seg,
     ),

@@ -69,10 +69,10 @@ def read_nnunet(folder: Path) -> Source:
     ending = str(dataset.get("file_ending", ".nii.gz"))
     images = {
         path.name.removesuffix("_0000" + ending): path
-        for path in (folder / "imagesTr").glob("*_0000" + ending)
+        for path in _visible(folder / "imagesTr", "*_0000" + ending)
     }
     labels = {
-        path.name.removesuffix(ending): path for path in (folder / "labelsTr").glob("*" + ending)
+        path.name.removesuffix(ending): path for path in _visible(folder / "labelsTr", "*" + ending)
     }
     pairs = {
         name: (
@@ -121,7 +121,7 @@ def read_totalsegmentator(folder: Path) -> Source:
     masks = {
         image.parent: {
             _NIFTI.sub("", path.name): path
-            for path in sorted((image.parent / "segmentations").glob("*.nii*"))
+            for path in _visible(image.parent / "segmentations", "*.nii*")
         }
         for image in sorted(folder.glob("*/ct.nii*"))
     }
@@ -174,6 +174,11 @@ def _check_modality(path: Path, dataset: Mapping[str, Any]) -> None:
         raise failure("modality", f"{path} with channels {channels}")
     if (channel := str(next(iter(channels.values())))).upper() != "CT":
         raise failure("modality", f"{path} with channel {channel!r}")
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """Files of a folder by name, without the hidden twins that some archives carry."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def _within(folder: Path, name: str) -> Path:

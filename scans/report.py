@@ -29,7 +29,7 @@ def render_html(report: ValidationReport) -> str:
     Args:
         report: made with thumbnails, or the page has none.
     """
-    counts = {verdict: 0 for verdict in ("good", "warning", "refused")}
+    counts = dict.fromkeys(("good", "warning", "refused"), 0)
     for row in report.rows:
         counts[row.verdict] += 1
     summary = ", ".join(

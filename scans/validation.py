@@ -1,4 +1,4 @@
-"""The checks alone: what is in a folder, what is wrong with it, and nothing written but a report."""
+"""The checks alone: what is in a folder and what is wrong with it; nothing is written."""
 
 from __future__ import annotations
 

@@ -166,6 +166,16 @@ def test_nnunet_with_half_a_pair_still_lists_the_case(tmp_path, kept):
         source.cases[1].load()
 
 
+@pytest.mark.parametrize("write", [write_nnunet, write_totalsegmentator])
+def test_hidden_twins_of_archives_are_not_cases(tmp_path, write):
+    before = read_source(write(tmp_path))
+    for path in list(tmp_path.rglob("*.nii.gz")):
+        path.with_name("._" + path.name).write_bytes(b"not a scan")
+    after = read_source(tmp_path)
+    assert [case.name for case in after.cases] == [case.name for case in before.cases]
+    assert after.labels == before.labels
+
+
 def test_msd_with_a_path_that_escapes_refuses_that_case(tmp_path):
     folder = write_msd(tmp_path / "in")
     text = (folder / "dataset.json").read_text().replace("./imagesTr/spleen_0", "../../etc/x")
