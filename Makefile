@@ -4,6 +4,7 @@
 
 PYTHON ?= $(firstword $(shell command -v python3.11) python3)
 VENV := .venv
+BENCHMARKS := slicing network waiting
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Waiting threads sleep: spinning ones slow training down many times over on a busy machine.
@@ -37,7 +38,7 @@ types: setup  ## check types
 	mypy
 
 bench: setup  ## measure speed and memory against plain formulations
-	for benchmark in benchmarks/[a-z]*.py; do python $$benchmark || exit 1; done
+	for benchmark in $(BENCHMARKS); do python -m benchmarks.$$benchmark || exit 1; done
 
 services: setup  ## start the MLflow and Prefect servers until Ctrl-C
 	honcho start

@@ -1,6 +1,6 @@
 """How steady is the verdict? Train and judge both networks with several training seeds.
 
-    python benchmarks/seeds.py --seeds 5
+    python -m benchmarks.seeds --seeds 5
 
 Needs artifacts/slices and artifacts/split.csv, so run `dvc repro` first. Everything but
 `train.seed` is as params.yaml says; networks, scores and runs go to a temporary folder.

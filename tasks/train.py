@@ -177,7 +177,8 @@ def _picture_slices(dataset: SliceDataset, count: int) -> Batch | None:
 def main() -> None:
     """Run the stage for one network: `python -m tasks.train NETWORK`."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    for noise in (".*does not have many workers.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", noise)
     root = Path()
     params = load_params(root / "params.yaml")
     if len(sys.argv) != 2 or sys.argv[1] not in params.networks:
