@@ -34,6 +34,7 @@ class Contrast:
     gastric_hu: float
     gastric_mottle_hu: float
     oral_hu: float
+    stool_hu: float
 
 
 def draw_contrast(rng: np.random.Generator) -> Contrast:
@@ -45,7 +46,7 @@ def draw_contrast(rng: np.random.Generator) -> Contrast:
 
     if phase == "native":
         blood = between(36, 48)
-        liver, spleen, moire = between(47, 66), between(37, 52), 0.0
+        liver, spleen, moire = between(49, 66), between(37, 52), 0.0
         artery = portal = hepatic = cava = heart = blood
         cortex = medulla = between(28, 36)
         myocardium, pancreas, wall, muscle = blood + 2, between(32, 45), between(34, 46), 52.0
@@ -107,4 +108,5 @@ def draw_contrast(rng: np.random.Generator) -> Contrast:
         drunk,
         mottle,
         drunk if stomach_filling < 0.35 else between(10, 45),
+        between(5, 50) if rng.uniform() < 0.7 else between(60, 180),
     )

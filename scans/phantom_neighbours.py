@@ -190,7 +190,7 @@ def _colon(rng: np.random.Generator, trunk: Trunk, contrast: Contrast) -> list[S
     haustra, stool = waves(rng, 8, (25, 55)), waves(rng, 10, (8, 26))
 
     def stool_hu(p: Points) -> Array:
-        return np.asarray(15 - 130 * np.maximum(stool(p) - 0.2, 0) + 25 * haustra(p))
+        return np.asarray(contrast.stool_hu - 130 * np.maximum(stool(p) - 0.2, 0) + 25 * haustra(p))
 
     found = []
     for path, radius, gas_share in courses:

@@ -46,7 +46,7 @@ HEPATIC_PATHS: tuple[tuple[Triple, ...], ...] = (
     ((-70.0, 22.0, 48.0), (-96.0, -14.0, 36.0), (-112.0, -40.0, 20.0)),
 )
 FIT_STEP_MM = 6.0
-LESION_COUNTS = (0, 0, 0, 1, 2, 3, 5)
+LESION_COUNTS = (0, 0, 1, 1, 2, 4, 7)
 
 
 def build_liver(
@@ -60,7 +60,8 @@ def build_liver(
 
     `frame` gives the size of the patient in whom the liver has its volume.
     """
-    patchy = waves(rng, 8, (40, 120))
+    patchy, patch_hu = waves(rng, 8, (40, 120)), float(rng.uniform(1, 7))
+    ascites_mm = float(rng.uniform(4, 12)) if rng.uniform() < 0.15 else 0.0
     fissures = _fissures(rng)
     liver = _shape_liver(rng, trunk, neighbours, fissures, frame)
 
@@ -69,11 +70,13 @@ def build_liver(
 
     coat = Solid(close_by, LIVER_BOX).within(neighbours.stomach.distance)
     fat = [fissure.within(close_by) for fissure in fissures]
+    ascites = liver.grow(ascites_mm).within(trunk.cavity, trunk.abdomen)
     lesions = [_lesion(rng, contrast) for _ in range(int(rng.choice(LESION_COUNTS)))]
     return [
+        *([Structure("ascites", ascites, 12.0)] if ascites_mm else []),
         Structure("stomach wall on the liver", coat, contrast.bowel_wall_hu),
         *(Structure("fat in a fissure", solid, FAT_HU) for solid in fat),
-        Structure("liver", liver, lambda p: contrast.liver_hu + 2.5 * patchy(p), LIVER),
+        Structure("liver", liver, lambda p: contrast.liver_hu + patch_hu * patchy(p), LIVER),
         *_branches(rng, PORTAL_PATHS, contrast.portal_hu),
         *_branches(rng, HEPATIC_PATHS, contrast.hepatic_vein_hu),
         *lesions,
@@ -216,7 +219,7 @@ def _branches(
 
 def _lesion(rng: np.random.Generator, contrast: Contrast) -> Structure:
     """A cyst, or a solid nodule with a soft rim."""
-    radius = float(np.clip(np.exp(rng.normal(np.log(10), 0.5)), 4, 26))
+    radius = float(np.clip(np.exp(rng.normal(np.log(11), 0.6)), 4, 38))
     center = (
         float(rng.uniform(-125, 10)),
         float(rng.uniform(-70, 60)),

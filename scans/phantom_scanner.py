@@ -27,8 +27,8 @@ class Body:
 
     structures: list[Structure]
     frame: Frame
-    liver_span_mm: tuple[float, float]
-    """Lowest and highest z of the liver in the scanner."""
+    organ_span_mm: tuple[float, float]
+    """Lowest and highest z of liver and spleen in the scanner."""
     fat_mm: float
     metal_mm: Triple | None
     """Where a surgical clip lies in the scanner, if the patient has one."""
@@ -46,9 +46,10 @@ def build_body(rng: np.random.Generator, contrast: Contrast) -> Body:
     neighbours = build_neighbours(rng, trunk, contrast)
     spleen = build_spleen(rng, trunk, neighbours, contrast, frame)
     liver = build_liver(rng, trunk, neighbours, contrast, frame)
-    solid = next(s.solid for s in liver if s.organ == LIVER)
-    grid = grid_over(((-180.0, -140.0, -170.0), (140.0, 140.0, 140.0)), 5.0)
-    heights = grid.z[solid.distance(frame.to_standard(grid)) < 0]
+    grid = grid_over(((-180.0, -140.0, -190.0), (180.0, 140.0, 140.0)), 5.0)
+    at = frame.to_standard(grid)
+    organs = [s.solid for s in (*liver, *spleen) if s.organ]
+    heights = np.concatenate([grid.z[solid.distance(at) < 0] for solid in organs])
     return Body(
         [*trunk.structures, *neighbours.beneath, *spleen, *liver, *neighbours.above],
         frame,
@@ -78,19 +79,20 @@ class Acquisition:
 def draw_acquisition(
     rng: np.random.Generator, body: Body, *, full_size: bool = False, coarsen: float = 1.0
 ) -> Acquisition:
-    """A grid that holds the trunk, with slices above and below the liver.
+    """A grid that holds the trunk, with slices above and below liver and spleen.
 
     `coarsen` enlarges the voxels along every axis, for quick looks.
     """
     width = 2 * (149 + 0.8 * body.fat_mm) * body.frame.scale[0] + float(rng.uniform(8, 30))
-    low, high = body.liver_span_mm
-    length = min((high - low) / float(rng.uniform(0.42, 0.74)), 370.0)
+    low, high = body.organ_span_mm
+    length = min((high - low) / float(rng.uniform(0.42, 0.74)), 350.0)
     pixel, flatness = float(rng.uniform(2.85, 3.2)), float(rng.choice([1.0, 0.8, 0.8]))
-    thickness = float(np.clip(np.round(2 * length / rng.integers(28, 38)) / 2, 4, 8))
-    fine, thin = float(np.clip(width / 512, 0.7, 0.9)), float(rng.uniform(1.0, 1.5))
+    thickness = float(np.clip(np.round(2 * length / rng.integers(27, 36)) / 2, 4, 8))
+    fine, thin = float(np.clip(width / 512, 0.7, 0.9)), float(rng.uniform(1.0, 1.3))
     share_above = float(rng.uniform(0.3, 0.6))
     if full_size:
         pixel, thickness, num_x, num_y = fine, thin, 512, 512
+        length = max(length, 330.0)
     else:
         num_x = int(np.clip(4 * np.ceil(width / pixel / 4), 112, 144))
         pixel = max(pixel, width / num_x) * coarsen
@@ -110,7 +112,7 @@ def draw_acquisition(
         (float(rng.uniform(-1200, 300)), float(rng.uniform(-180, 20)), float(rng.uniform(-20, 20))),
         str(rng.choice(ORIENTATIONS, p=ORIENTATION_WEIGHTS)),
         float(rng.uniform(0.7, 1.0)) if full_size else float(rng.uniform(0.7, 1.5)),
-        float(rng.uniform(4.5, 9)) * (1.4 if full_size else 1.0),
+        float(rng.uniform(5, 10.5)) * (1.4 if full_size else 1.0),
         float(rng.uniform(0.5, 4)),
     )
 

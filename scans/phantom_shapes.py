@@ -248,7 +248,7 @@ class Frame:
     roll_deg: float
     warp: tuple[Field, Field, Field]
     """Deformation along x, y, z in units of `warp_mm`."""
-    warp_mm: float = 4.5
+    warp_mm: float = 5.5
 
     def to_standard(self, p: Points) -> Points:
         """Positions in the scanner to positions in the standard adult."""

@@ -110,7 +110,7 @@ def build_trunk(rng: np.random.Generator, muscle_hu: float) -> Trunk:
             -30.0,
         ),
         Structure("visceral fat", body(inner_wall), mesentery_hu),
-        *_lungs(rng, cavity, abdomen),
+        *_lungs(rng, cavity, abdomen, muscle_hu),
         Structure(
             "diaphragm",
             body(lambda p: np.abs(abdomen(p) + 1.5) - 1.5).within(cavity, lambda p: -20 - p.z),
@@ -145,7 +145,7 @@ def _wall(waist_mm: float) -> Field:
 
 
 def _diaphragm(rng: np.random.Generator) -> Field:
-    rise = float(rng.uniform(-10, 8))
+    rise = float(rng.uniform(-18, 14))
     left_rise = rise + float(rng.uniform(-8, 6))
     right = dome((-70.0, -8.0, -15.0), (74.0, 96.0, 100.0 + rise), 2.15)
     left = dome((74.0, -2.0, -15.0), (72.0, 94.0, 90.0 + left_rise), 2.15)
@@ -157,7 +157,10 @@ def _diaphragm(rng: np.random.Generator) -> Field:
     return distance
 
 
-def _lungs(rng: np.random.Generator, cavity: Field, abdomen: Field) -> list[Structure]:
+def _lungs(
+    rng: np.random.Generator, cavity: Field, abdomen: Field, muscle_hu: float
+) -> list[Structure]:
+    """Both lungs; in some patients collapsed above the diaphragm, or with fluid behind."""
     mediastinum = cylinder((6.0, 12.0), (30.0, 70.0), 2.2)
     vessels = waves(rng, 14, (14, 45))
     lung = Solid(cavity, BODY_BOX).without(abdomen, mediastinum).within(lambda p: -12 - p.z)
@@ -165,7 +168,32 @@ def _lungs(rng: np.random.Generator, cavity: Field, abdomen: Field) -> list[Stru
     def hu(p: Points) -> Array:
         return np.asarray(-845 + 1100 * np.clip(vessels(p) - 1.35, 0, 0.8) - 0.6 * (60 - p.y))
 
-    return [Structure("lungs", lung, hu)]
+    found = [Structure("lungs", lung, hu)]
+    for side in (-1, 1):
+        is_collapsed, has_fluid = rng.uniform(size=2) < 0.2
+        height_mm, front, level = (float(rng.uniform(*r)) for r in ((6, 30), (-20, 40), (30, 66)))
+        half = lung.within(lambda p, side=side: -side * p.x)  # type: ignore[misc]
+        if is_collapsed:
+            base = half.within(_base_of_lung(abdomen, height_mm, front))
+            found.append(Structure("collapsed lung", base, muscle_hu + 25))
+        if has_fluid:
+            found.append(Structure("pleural fluid", half.within(_at_the_back(level)), 12.0))
+    return found
+
+
+def _base_of_lung(abdomen: Field, height_mm: float, front_mm: float) -> Field:
+    """A wedge on the diaphragm that grows thicker to the back, behind y = `front_mm`."""
+
+    def field(p: Points) -> Array:
+        depth = p.y - front_mm
+        wedge = abdomen(p) - height_mm - 0.9 * np.maximum(depth, 0)
+        return np.asarray(np.maximum(wedge, -depth))
+
+    return field
+
+
+def _at_the_back(level_mm: float) -> Field:
+    return lambda p: level_mm - p.y
 
 
 def _muscles(rng: np.random.Generator, back: list[Field], hu: Field) -> list[Structure]:

@@ -230,8 +230,9 @@ def test_organ_volumes_are_an_adult_s(patients: list[Patient]) -> None:
 
 
 def test_organ_medians_follow_the_contrast_phase(patients: list[Patient]) -> None:
+    """Lower by some HU on this coarse grid: partial volume, vessels and lesions."""
     for p in patients:
-        assert np.median(p.image[p.label == LIVER]) == pytest.approx(p.contrast.liver_hu, abs=6)
+        assert np.median(p.image[p.label == LIVER]) == pytest.approx(p.contrast.liver_hu, abs=10)
         assert np.median(p.image[p.label == SPLEEN]) == pytest.approx(p.contrast.spleen_hu, abs=10)
 
 
@@ -371,7 +372,7 @@ def test_acquisitions_vary_in_orientation_and_spacing(patients: list[Patient]) -
 def test_acquisition_of_full_size_has_a_clinical_grid(patients: list[Patient]) -> None:
     scan = draw_acquisition(np.random.default_rng(1), patients[0].body, full_size=True)
     assert scan.shape[1:] == (512, 512)
-    assert scan.shape[0] > 150
+    assert 250 < scan.shape[0] < 360
     assert 1 <= scan.spacing_mm[0] <= 1.5
     assert 0.7 <= scan.spacing_mm[1] <= 0.9
 
