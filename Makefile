@@ -27,7 +27,7 @@ repro: setup  ## reproduce the published result: sample scans, whole pipeline, v
 	fullscale verdict
 
 test: setup  ## run every test
-	pytest
+	pytest --numprocesses auto --dist loadgroup --quiet
 
 lint: setup  ## check style and who may import whom
 	ruff check

@@ -1,1 +1,1 @@
-"""Networks, losses, metrics and inference on tensors. torch only; nothing here touches disk layouts."""
+"""Networks, losses, metrics and inference on tensors. torch only; no files."""

@@ -7,7 +7,7 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.reproduce import reproduce
 from flows.stages import stage_environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("small_project")]
 
 
 @pytest.fixture(scope="module")
