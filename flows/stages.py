@@ -38,25 +38,24 @@ def run_logged(command: list[str], root: Path) -> None:
         StageFailedError: it ended with another code than 0.
     """
     logger = get_run_logger()
-    process = subprocess.Popen(
+    lines = []
+    with subprocess.Popen(
         command,
         cwd=root,
         env=stage_environment(os.environ),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
-    lines = []
-    try:
+    ) as process:
         assert process.stdout is not None  # noqa: S101 - a pipe was asked for
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            logger.info(lines[-1])
-    except BaseException:
-        process.terminate()
-        raise
-    finally:
-        code = process.wait()
+        try:
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                logger.info(lines[-1])
+        except BaseException:
+            process.terminate()
+            raise
+    code = process.returncode
     if code:
         told = [line for line in lines if line.startswith(("error:", "ERROR:"))] or lines
         raise StageFailedError(

@@ -1,13 +1,16 @@
 import json
+import sys
+from pathlib import Path
 
 import pytest
-from prefect.client.orchestration import get_client
+from prefect import flow
+from prefect.artifacts import Artifact
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.reproduce import reproduce
-from flows.stages import stage_environment
+from flows.stages import StageFailedError, run_logged, stage_environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("small_project")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -17,10 +20,9 @@ def prefect():
 
 
 def newest_artifact(key):
-    with get_client(sync_client=True) as client:
-        return client.read_artifacts(
-            artifact_filter={"key": {"any_": [key]}}, sort="CREATED_DESC", limit=1
-        )[0]
+    found = Artifact.get(key)
+    assert found is not None
+    return found
 
 
 def test_flow_leaves_results_and_verdict_as_artifacts(prefect, small_project, monkeypatch):
@@ -55,10 +57,6 @@ def test_failing_stage_fails_the_flow_with_its_reason(prefect, small_project, mo
 
 
 def test_failing_program_tells_its_last_words(prefect, small_project):
-    from prefect import flow
-
-    from flows.stages import StageFailedError, run_logged
-
     @flow
     def failing():
         run_logged(["python", "-c", "import sys; sys.exit('error: no scans')"], small_project.root)
@@ -69,9 +67,6 @@ def test_failing_program_tells_its_last_words(prefect, small_project):
 
 def test_stage_finds_this_interpreter_first():
     environment = stage_environment({"PATH": "/usr/bin", "OMP_WAIT_POLICY": "ACTIVE"})
-    import sys
-    from pathlib import Path
-
     assert environment["PATH"].split(":") == [str(Path(sys.executable).parent), "/usr/bin"]
     assert environment["OMP_WAIT_POLICY"] == "ACTIVE"
     assert stage_environment({})["OMP_WAIT_POLICY"] == "PASSIVE"

@@ -7,7 +7,7 @@ from conftest import ROOT, clone_project
 
 from scans.cohort import read_cohort
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("small_project")]
+pytestmark = pytest.mark.slow
 STAGES = (
     "slice",
     "split",
