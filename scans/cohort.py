@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from scans.checks import failure
-from scans.files import write_atomically
+from scans.files import file_sha256, write_atomically
 
 BACKGROUND = "background"
 FILE_ENDING = ".nii.gz"
@@ -231,6 +231,20 @@ def check_case_name(name: str) -> str:
 def split_names(text: str) -> tuple[str, ...]:
     """Names from a ';'-separated list, empty parts dropped."""
     return tuple(part.strip() for part in text.split(";") if part.strip())
+
+
+def checksum(path: Path) -> str:
+    """Checksum of a file's bytes.
+
+    Raises:
+        ScanError: the file is missing or cannot be read.
+    """
+    if not path.is_file():
+        raise failure("file_missing", f"no file {path}")
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise failure("unreadable", f"{path}: {error.strerror}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

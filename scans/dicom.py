@@ -71,11 +71,14 @@ def dicom_files(folder: Path) -> tuple[Path, ...]:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file carries the mark of DICOM."""
+    """Whether a file has the mark of DICOM; an unreadable one may have, and is named later."""
     if not path.is_file():
         return False
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return True
 
 
 def read_header(path: Path) -> pydicom.Dataset:

@@ -26,6 +26,7 @@ from scans.cohort import (
     Case,
     Cohort,
     check_annotated,
+    checksum,
     image_path,
     label_path,
     read_cohort,
@@ -268,9 +269,7 @@ def _source_digest(case: SourceCase, source: Source, labels: dict[str, int]) -> 
     """Checksum of all that decides what the case becomes."""
     digest = hashlib.sha256()
     for path in case.files:
-        if not path.is_file():
-            raise failure("file_missing", f"no file {path}")
-        digest.update(file_sha256(path).encode())
+        digest.update(checksum(path).encode())
     mapping = sorted((value, labels[name]) for name, value in source.labels.items())
     digest.update(repr((case.patient, case.annotated, mapping)).encode())
     return digest.hexdigest()

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from scans import geometry, slicing, volume
 from scans.checks import failure
-from scans.cohort import Case, write_json
+from scans.cohort import Case, checksum, write_json
 from scans.files import file_sha256, write_atomically
 from scans.geometry import check_aligned
 from scans.slicing import Grid, plan_grid, slice_image, slice_labels
@@ -192,9 +192,7 @@ def write_case(
         ScanError: the files cannot be used, are not those that were ingested, or hold no body.
     """
     for path, expected in ((case.image, case.image_sha256), (case.label, case.label_sha256)):
-        if not path.is_file():
-            raise failure("file_missing", f"no file {path}")
-        if (found := file_sha256(path)) != expected:
+        if (found := checksum(path)) != expected:
             raise failure("checksum_differs", f"{path} with {found[:12]}, not {expected[:12]}")
     entry = None if cache_dir is None else cache_dir / slices_key(case, annotated, recipe)
     is_cached = entry is not None and _is_whole(entry)

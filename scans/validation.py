@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scans.checks import Finding
-from scans.cohort import read_cohort, read_table
-from scans.files import file_sha256
+from scans.cohort import checksum, read_cohort, read_table
+from scans.errors import ScanError
 from scans.inspection import CrossChecks, Facts, Inspection, inspect_case
 from scans.layouts import read_source
 from scans.parallel import Compute, map_cases
@@ -196,6 +196,9 @@ def _check_sums(case: SourceCase, checksums: dict[Path, str] | None) -> Iterator
         yield Finding.of(case.name, "case_unlisted", f"files of {case.name} without a row")
     for path in case.files:
         expected = checksums.get(path)
-        if expected and path.is_file() and (found := file_sha256(path)) != expected:
-            text = f"{path.name} with {found[:12]}, not {expected[:12]}"
-            yield Finding.of(case.name, "checksum_differs", text)
+        try:
+            if expected and path.is_file() and (found := checksum(path)) != expected:
+                text = f"{path.name} with {found[:12]}, not {expected[:12]}"
+                yield Finding.of(case.name, "checksum_differs", text)
+        except ScanError as error:
+            yield Finding.of_error(case.name, error)

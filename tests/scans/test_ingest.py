@@ -159,6 +159,21 @@ def test_ingest_leaves_bad_pairs_out_and_says_why(tmp_path):
     assert not list((tmp_path / "data").rglob("*case_01*"))
 
 
+def test_ingest_goes_on_after_a_file_the_disk_does_not_give(tmp_path, monkeypatch):
+    source = write_nnunet(tmp_path / "in", 2)
+
+    def broken_disk(path):
+        if path.name.startswith("case_00"):
+            raise OSError(5, "Input/output error")
+        return file_sha256(path)
+
+    monkeypatch.setattr("scans.cohort.file_sha256", broken_disk)
+    report = ingest(source, tmp_path / "data")
+    assert report.accepted == ["case_01"]
+    assert report.refused[0].code == "unreadable"
+    assert "Input/output error" in report.refused[0].found
+
+
 def test_ingest_of_nothing_usable_makes_no_cohort(tmp_path):
     source = write_nnunet(tmp_path / "in", 2)
     for path in (source / "imagesTr").iterdir():
