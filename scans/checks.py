@@ -284,7 +284,7 @@ _TABLE = (
         "refused",
         "Another scan of this name is already in the cohort",
         "a new name for new content",
-        "rename the case, or ingest with replace if it is meant to take the old one's place",
+        "rename the case, or ingest with --replace-changed if it shall take the old one's place",
     ),
     Check(
         "annotated_unknown",
@@ -305,7 +305,7 @@ _TABLE = (
         "refused",
         "A file is not the one that was ingested",
         "the checksum that cases.csv gives",
-        "restore it with `dvc checkout`, or ingest the new file with replace",
+        "restore it with `dvc checkout`, or ingest the new file with --replace-changed",
     ),
     Check(
         "case_unlisted",
