@@ -44,5 +44,5 @@ services: setup  ## start the MLflow and Prefect servers until Ctrl-C
 	honcho start
 
 clean:  ## remove the environment and everything that can be made again
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -260,7 +260,7 @@ _TABLE = (
     ),
     Check(
         "patient_shared",
-        "warning",
+        "note",
         "One patient has several cases",
         "nothing else: they stay together when patients are split",
         "nothing to do if it is true; correct the column `patient` if not",

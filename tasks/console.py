@@ -58,4 +58,4 @@ def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]
         yield item
         if done == total or time.monotonic() - last > PLAIN_INTERVAL_S:
             last = time.monotonic()
-            print(f"{description}: {done}/{total}", flush=True)
+            print(f"{description}: {done}/{total}", file=sys.stderr, flush=True)

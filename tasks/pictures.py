@@ -33,7 +33,12 @@ def draw_slices(
     """
     columns = min(len(images_NHW), 6)
     rows = -(-len(images_NHW) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.85 * rows + 0.35), layout="constrained")
+    height, width = images_NHW.shape[1:]
+    cell_in = 2.6
+    figure = Figure(
+        figsize=(cell_in * columns, (cell_in * height / width + 0.3) * rows + 0.4),
+        layout="constrained",
+    )
     axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     for axis in axes:
         axis.set_axis_off()

@@ -178,7 +178,7 @@ def test_cross_checks_find_doubles_and_shared_patients():
     assert across.check("new", "p1", "v1") == []
     assert [f.code for f in across.check("twin", "p2", "v0")] == ["content_twice"]
     (shared,) = across.check("second", "p0", "v2")
-    assert (shared.code, shared.severity) == ("patient_shared", "warning")
+    assert (shared.code, shared.severity) == ("patient_shared", "note")
     assert "p0 with cases old, second" in shared.found
     assert across.check("second", "p0", "v2") == []
 
