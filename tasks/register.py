@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,19 @@ from tasks.tracking import (
     WEIGHTS_TAG,
     Store,
     add_test_results,
+    announce,
     default_store,
     download_model,
     find_alias,
     find_training_run,
     find_version,
-    register_model,
-    tag_version,
+    log_model,
     training_run,
 )
 from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
 
+# An artefact, unlike reports/gate.json: where it is missing, this machine has not registered yet.
+RECEIPT = Path("artifacts/register/receipt.json")
 PACKAGES = ("model", "scans", "tasks")
 LIBRARIES = (
     "mlflow", "torch", "numpy", "pandas", "scipy", "nibabel", "isal", "pydantic", "pyyaml",
@@ -147,9 +149,18 @@ def register(params: Params, root: Path, store: Store, verdict: dict[str, Any]) 
         run_ids[name] = ensure_run(name, params, root, store, verdict["data_version"])
         summary = json.loads((root / "reports" / name / "summary.json").read_text(encoding="utf-8"))
         add_test_results(store, run_ids[name], summary, root / "reports" / name)
-    if verdict["status"] != "pass":
-        return None
-    tags = {
+    tags = version_tags(verdict)
+    version = None
+    if verdict["status"] == "pass":
+        version = _register_once(params, root, store, run_ids[settings.candidate], tags)
+    receipt = {"model_name": settings.model_name, "tags": tags}
+    write_atomically(root / RECEIPT, json.dumps(receipt, indent=2) + "\n")
+    return version
+
+
+def version_tags(verdict: dict[str, Any]) -> dict[str, str]:
+    """What a registered version says of itself."""
+    return {
         WEIGHTS_TAG: verdict["weights_sha256"],
         "fullscale.data_version": verdict["data_version"],
         "fullscale.git_commit": verdict["git_commit"],
@@ -160,15 +171,18 @@ def register(params: Params, root: Path, store: Store, verdict: dict[str, Any]) 
             for clause in verdict["clauses"]
         },
     }
-    known = find_version(store, settings.model_name, verdict["weights_sha256"])
-    if known is not None:
-        tag_version(store, known, tags)
-        return str(known.version)
-    folder = root / "artifacts/train" / settings.candidate
-    return register_model(
+
+
+def _register_once(
+    params: Params, root: Path, store: Store, run_id: str, tags: dict[str, str]
+) -> str:
+    name = params.register_.model_name
+    known = find_version(store, name, tags[WEIGHTS_TAG])
+    folder = root / "artifacts/train" / params.register_.candidate
+    version = known or log_model(
         store,
-        run_ids[settings.candidate],
-        settings.model_name,
+        run_id,
+        name,
         trained_files={
             "weights": folder / WEIGHTS_NAME,
             "description": folder / DESCRIPTION_NAME,
@@ -180,9 +194,15 @@ def register(params: Params, root: Path, store: Store, verdict: dict[str, Any]) 
             "threshold": params.evaluate.threshold,
             "batch_size": params.evaluate.batch_size,
         },
-        pip_requirements=[f"{library}=={version(library).split('+')[0]}" for library in LIBRARIES],
-        tags=tags,
+        pip_requirements=[f"{library}=={get_version(library)}" for library in LIBRARIES],
     )
+    announce(store, name, version, tags)
+    return version
+
+
+def get_version(library: str) -> str:
+    """The installed version, without a build's suffix such as +cpu."""
+    return metadata.version(library).split("+")[0]
 
 
 @report_errors

@@ -83,11 +83,11 @@ def registry_line(params: Params, verdict: dict[str, Any], store: Store) -> str:
     name = params.register_.model_name
     if verdict["status"] != "pass":
         return "Registered: nothing, because the gate did not pass"
-    found = find_version(store, name, verdict["weights_sha256"])
-    if found is None:
+    version = find_version(store, name, verdict["weights_sha256"])
+    if version is None:
         return (
             "Registered: not in this tracking store; register it there with "
             "`dvc repro --force --single-item register`"
         )
-    aliases = ", ".join(list_aliases(store, name, str(found.version))) or "none"
-    return f"Registered: {name} version {found.version} (aliases: {aliases})"
+    aliases = ", ".join(list_aliases(store, name, version)) or "none"
+    return f"Registered: {name} version {version} (aliases: {aliases})"

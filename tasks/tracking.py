@@ -194,13 +194,13 @@ def add_test_results(store: Store, run_id: str, summary: Mapping[str, Any], fold
     run.set_tag(RESULTS_TAG, digest)
 
 
-def find_version(store: Store, model_name: str, weights_sha256: str) -> ModelVersion | None:
+def find_version(store: Store, model_name: str, weights_sha256: str) -> str | None:
     """The newest registered version with these weights, if there is one."""
     client, _ = connect(store)
     versions = client.search_model_versions(
         f"name = '{model_name}' and tag.`{WEIGHTS_TAG}` = '{weights_sha256}'"
     )
-    return max(versions, key=lambda found: int(found.version), default=None)
+    return max((str(found.version) for found in versions), key=int, default=None)
 
 
 def list_aliases(store: Store, model_name: str, version: str) -> tuple[str, ...]:
@@ -210,11 +210,17 @@ def list_aliases(store: Store, model_name: str, version: str) -> tuple[str, ...]
     return tuple(sorted(alias for alias, target in aliases.items() if str(target) == version))
 
 
-def tag_version(store: Store, version: ModelVersion, tags: Mapping[str, str]) -> None:
-    """Describe a registered version."""
+def announce(store: Store, model_name: str, version: str, tags: Mapping[str, str]) -> None:
+    """Describe a version that passed the gate and make it the challenger.
+
+    It becomes the champion, too, where no version is.
+    """
     client, _ = connect(store)
     for key, value in tags.items():
-        client.set_model_version_tag(version.name, version.version, key, value)
+        client.set_model_version_tag(model_name, version, key, value)
+    client.set_registered_model_alias(model_name, CHALLENGER, version)
+    if find_alias(store, model_name, CHAMPION) is None:
+        client.set_registered_model_alias(model_name, CHAMPION, version)
 
 
 def find_alias(store: Store, model_name: str, alias: str) -> ModelVersion | None:
@@ -239,7 +245,7 @@ def download_model(store: Store, version: ModelVersion, folder: Path) -> Path:
     return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder))) / "artifacts"
 
 
-def register_model(
+def log_model(
     store: Store,
     run_id: str,
     model_name: str,
@@ -248,11 +254,8 @@ def register_model(
     model_file: Path,
     model_config: Mapping[str, Any],
     pip_requirements: list[str],
-    tags: Mapping[str, str],
 ) -> str:
     """Log a model to a run and register it; returns the new version.
-
-    The new version gets the alias challenger, and champion too where no version has it.
 
     Args:
         store: where runs and models are kept.
@@ -263,9 +266,8 @@ def register_model(
         model_file: the Python file that defines the model.
         model_config: settings the model is loaded with.
         pip_requirements: pinned libraries the model needs.
-        tags: what describes the version.
     """
-    client, _ = connect(store)
+    connect(store)
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
@@ -283,10 +285,4 @@ def register_model(
             pip_requirements=pip_requirements,
             registered_model_name=model_name,
         )
-    version = str(info.registered_model_version)
-    for key, value in tags.items():
-        client.set_model_version_tag(model_name, version, key, value)
-    client.set_registered_model_alias(model_name, CHALLENGER, version)
-    if find_alias(store, model_name, CHAMPION) is None:
-        client.set_registered_model_alias(model_name, CHAMPION, version)
-    return version
+    return str(info.registered_model_version)

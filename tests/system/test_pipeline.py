@@ -77,6 +77,20 @@ def test_flow_runs_the_same_stages(small_project):
     assert "Traceback" not in output
 
 
+def test_second_machine_makes_the_same_reports_and_registers_too(small_project):
+    """A clone elsewhere has reports and dvc.lock from git, but no artefacts and no registry."""
+    reports = small_project.root / "reports"
+    before = {path: path.read_bytes() for path in reports.rglob("*.*")}
+    for lost in ("artifacts", "mlruns", ".dvc/cache"):
+        shutil.rmtree(small_project.root / lost)
+    small_project.run("dvc", "pull", "--quiet", "data.dvc")
+    ran = stages_run(small_project.run("dvc", "repro"))
+    assert {"slice", "split", "train@unet", "train@unet3plus", "register"} <= set(ran)
+    assert {path: path.read_bytes() for path in reports.rglob("*.*")} == before
+    shown = small_project.run("fullscale", "verdict")
+    assert "not in this tracking store" not in shown
+
+
 def test_learning_rate_reruns_training_and_what_follows_only(small_project):
     small_project.change_params("train", learning_rate=0.0031)
     ran = stages_run(small_project.run("dvc", "repro"))
