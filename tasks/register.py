@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -208,6 +209,7 @@ def get_version(library: str) -> str:
 @report_errors
 def main() -> None:
     """Run the stage: scores of candidate and baseline -> reports/gate.json and the registry."""
+    warnings.filterwarnings("ignore", ".*input example was not provided.*")
     root = Path()
     params = load_params(root / "params.yaml")
     store = default_store(root)
