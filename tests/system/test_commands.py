@@ -5,6 +5,9 @@ import sys
 
 import pytest
 from conftest import ROOT
+from typer.testing import CliRunner
+
+from fullscale.cli import app
 
 HEAVY = ("torch", "mlflow", "prefect", "dvc", "lightning", "kornia", "pandas", "matplotlib")
 
@@ -65,3 +68,27 @@ def test_make_help_lists_every_target():
     targets = re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.M)
     assert re.findall(r"^make ([a-z]+)", done.stdout, flags=re.M) == targets
     assert {"setup", "repro", "test", "lint", "types", "bench", "services", "clean"} <= set(targets)
+
+
+def documented_commands():
+    """Every `fullscale ...` line of README and docs, as (command, options)."""
+    texts = [
+        path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    ]
+    lines = {
+        line.split("#")[0].strip()
+        for text in texts
+        for line in re.findall(r"^    fullscale (.*)$", text, flags=re.M)
+    }
+    return sorted(
+        (line.split()[0], tuple(word for word in line.split() if word.startswith("--")))
+        for line in lines
+    )
+
+
+@pytest.mark.parametrize(("command", "options"), documented_commands())
+def test_documented_command_and_options_exist(command, options):
+    done = CliRunner().invoke(app, [command, "--help"], terminal_width=200)
+    assert done.exit_code == 0, done.output
+    for option in options:
+        assert option in done.output
