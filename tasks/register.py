@@ -41,7 +41,7 @@ RECEIPT = Path("artifacts/register/receipt.json")
 PACKAGES = ("model", "scans", "tasks")
 LIBRARIES = (
     "mlflow", "torch", "numpy", "pandas", "scipy", "nibabel", "isal", "pydantic", "pyyaml",
-    "safetensors", "rich", "pytorch-msssim",
+    "safetensors", "rich",
 )  # fmt: skip
 
 
