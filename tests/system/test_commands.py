@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from cohorts import write_nnunet
 from conftest import ROOT
 from typer.testing import CliRunner
 
@@ -50,6 +51,75 @@ def test_ingest_of_nothing_is_one_line_and_an_error(tmp_path):
     told = run("ingest", str(tmp_path), "--data", str(tmp_path / "data"), code=1)
     assert told.startswith("error: ")
     assert "Traceback" not in told
+
+
+@pytest.fixture
+def mixed_source(tmp_path):
+    """Two good scans and one whose label is cut short."""
+    source = write_nnunet(tmp_path / "source", 3)
+    label = source / "labelsTr/case_01.nii.gz"
+    label.write_bytes(label.read_bytes()[:200])
+    return source
+
+
+def test_ingest_takes_the_good_and_explains_the_bad(mixed_source, tmp_path):
+    told = run("ingest", str(mixed_source), "--data", str(tmp_path / "data"))
+    assert "refused case_01: unreadable: found " in told
+    assert "2 accepted, 0 already in, 1 refused" in told
+    quarantine = json.loads((tmp_path / "quarantine.json").read_text())
+    assert [finding["case"] for finding in quarantine["refused"]] == ["case_01"]
+
+
+def test_strict_ingest_fails_on_one_refusal_and_keeps_the_good(mixed_source, tmp_path):
+    told = run("ingest", str(mixed_source), "--data", str(tmp_path / "data"), "--strict", code=1)
+    assert "2 accepted" in told
+    assert (tmp_path / "data/labelsTr/case_00.nii.gz").is_file()
+
+
+def test_dry_run_writes_nothing(mixed_source, tmp_path):
+    told = run("ingest", str(mixed_source), "--data", str(tmp_path / "data"), "--dry-run")
+    assert "(dry run): 2 accepted" in told
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+def test_ingest_that_accepts_nothing_fails(mixed_source, tmp_path):
+    for path in (mixed_source / "labelsTr").iterdir():
+        path.write_bytes(b"")
+    told = run("ingest", str(mixed_source), "--data", str(tmp_path / "data"), code=1)
+    assert "0 accepted, 0 already in, 3 refused" in told
+
+
+def test_validate_shows_a_table_a_page_and_fails(mixed_source, tmp_path):
+    page = tmp_path / "report.html"
+    told = run("validate", str(mixed_source), "--report", str(page), code=1)
+    assert "case_00" in told
+    assert "refused case_01: unreadable" in told
+    html = page.read_text()
+    assert html.count("data:image/png;base64,") == 2
+    assert "http" not in html
+
+
+def test_validate_prints_json_alone(mixed_source):
+    done = subprocess.run(
+        [sys.executable, "-m", "fullscale.cli", "validate", str(mixed_source), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    cases = json.loads(done.stdout)["cases"]
+    assert {case["case"]: case["verdict"] for case in cases} == {
+        "case_00": "good",
+        "case_01": "refused",
+        "case_02": "good",
+    }
+
+
+def test_networks_are_listed_with_exact_counts():
+    told = run("networks")
+    for count in ("39,396,033", "47,176,132", "26,989,637"):
+        assert count in told
+    assert "deeplabv3plus" in told
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/operations.md"])
