@@ -8,7 +8,7 @@ BENCHMARKS := slicing network waiting
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Waiting threads sleep: spinning ones slow training down many times over on a busy machine.
-export OMP_WAIT_POLICY := PASSIVE
+export OMP_WAIT_POLICY ?= PASSIVE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
