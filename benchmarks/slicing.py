@@ -20,7 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,26 +69,26 @@ def slice_ours(image: Path, label: Path, output: Path) -> None:
     write_case(output, case, tuple(ORGANS), SliceRecipe(ORGANS, SIZE_PX, WINDOW_HU, -300.0, 10.0))
 
 
+def _decompress(paths: Iterable[Path], open_file: Callable[[Path, str], Any]) -> None:
+    buffer = bytearray(1 << 24)
+    for path in paths:
+        with open_file(path, "rb") as stream:
+            while stream.readinto(buffer):
+                pass
+
+
 def gunzip_native(image: Path, label: Path, output: Path) -> None:
     """Decompression alone, as ours does it: the floor."""
     from isal import igzip
 
-    buffer = bytearray(1 << 24)
-    for path in (image, label):
-        with igzip.open(path, "rb") as stream:
-            while stream.readinto(buffer):
-                pass
+    _decompress((image, label), igzip.open)
 
 
 def gunzip_python(image: Path, label: Path, output: Path) -> None:
     """Decompression alone, as Python's gzip does it."""
     import gzip
 
-    buffer = bytearray(1 << 24)
-    for path in (image, label):
-        with gzip.open(path, "rb") as stream:
-            while stream.readinto(buffer):
-                pass
+    _decompress((image, label), gzip.open)
 
 
 WAYS = {

@@ -47,7 +47,6 @@ def sample(
 Layout = Annotated[
     str | None, typer.Option(help="Layout of the folder, see docs/data.md; detected if not named.")
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any scan is refused.")]
 
 
 @app.command()
@@ -101,7 +100,9 @@ def ingest(
         bool, typer.Option("--replace-changed", help="Let changed cases replace those in data/.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen.")] = False,
-    strict: Strict = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if any scan is refused.")
+    ] = False,
 ) -> None:
     """Check annotated scans and bring the good ones into data/."""
     from scans.ingest import ingest as run
