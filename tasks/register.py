@@ -20,20 +20,17 @@ from tasks.gate import Verdict, judge
 from tasks.history import HISTORY_NAME, read_history
 from tasks.params import Params, load_params
 from tasks.provenance import Provenance, digest_test_set, read_provenance
-from tasks.tracking import (
+from tasks.registry import (
     CHAMPION,
-    WEIGHTS_TAG,
-    Store,
     add_test_results,
     announce,
-    default_store,
     download_model,
     find_alias,
     find_training_run,
     find_version,
     log_model,
-    training_run,
 )
+from tasks.tracking import WEIGHTS_TAG, Store, default_store, send_leftovers, training_run
 from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
 
 # An artefact, unlike reports/gate.json: where it is missing, this machine has not registered yet.
@@ -130,7 +127,10 @@ def ensure_run(name: str, params: Params, root: Path, store: Store, data_version
         "mlflow.note.content": "Trained elsewhere or earlier, and restored from the DVC cache: "
         "written afterwards from the stored history.",
     }
-    with training_run(store, name, {"network": name}, tags, data_version) as run:
+    written_afterwards = root / ".cache/register" / name
+    with training_run(
+        store, name, {"network": name}, tags, data_version, written_afterwards
+    ) as run:
         for metrics in read_history(folder / HISTORY_NAME):
             run.log_metrics(metrics, step=int(metrics.pop("epoch")))
         run.log_files(folder, "trained")
@@ -147,6 +147,7 @@ def register(params: Params, root: Path, store: Store, verdict: dict[str, Any]) 
     settings = params.register_
     run_ids = {}
     for name in (settings.candidate, settings.baseline):
+        send_leftovers(store, root / ".cache/train" / name / "tracking")
         run_ids[name] = ensure_run(name, params, root, store, verdict["data_version"])
         summary = json.loads((root / "reports" / name / "summary.json").read_text(encoding="utf-8"))
         add_test_results(store, run_ids[name], summary, root / "reports" / name)

@@ -78,7 +78,7 @@ def verdict_lines(verdict: dict[str, Any]) -> list[str]:
 
 def registry_line(params: Params, verdict: dict[str, Any], store: Store) -> str:
     """Which registered version the verdict stands for, or why there is none."""
-    from tasks.tracking import find_version, list_aliases
+    from tasks.registry import find_version, list_aliases
 
     name = params.register_.model_name
     if verdict["status"] != "pass":

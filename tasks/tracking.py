@@ -1,13 +1,10 @@
-"""MLflow, and the only place that talks to it: runs, pictures and registered models."""
+"""Runs of trainings in MLflow, through outages of its server."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import math
 import os
-import time
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,17 +13,28 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from tasks.console import StageError
+from tasks.delivery import UnreachableError, shorten
+from tasks.journal import Journal, RunDescription, list_journals, now_ms
+from tasks.run_folder import FolderInUseError, begin, go_on, hold, send_left
+from tasks.sender import Sender, say
+from tasks.system_metrics import SystemMetrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
 EXPERIMENT = "fullscale"
-CHALLENGER, CHAMPION = "challenger", "champion"
 WEIGHTS_TAG = "fullscale.weights_sha256"
-RESULTS_TAG = "fullscale.results_sha256"
+DRAIN_TIMEOUT_S = 60.0
+INTERRUPTED_DRAIN_TIMEOUT_S = 5.0  # who interrupts waits for the end
+SIGNAL_CODES = (129, 130, 143)
+# MLflow would ask for minutes before it says that a server is gone.
+REQUEST_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
 
 
 @dataclass(frozen=True)
@@ -59,10 +67,10 @@ def connect(store: Store) -> tuple[MlflowClient, str]:
         A client, and the id of the experiment.
 
     Raises:
-        StageError: the store does not answer.
+        UnreachableError: the store does not answer.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, value in REQUEST_SETTINGS.items():
+        os.environ.setdefault(name, value)
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -75,12 +83,13 @@ def connect(store: Store) -> tuple[MlflowClient, str]:
                 client.create_experiment(EXPERIMENT, artifact_location=store.artifact_location)
             experiment_id = mlflow.set_experiment(EXPERIMENT).experiment_id
     except MlflowException as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StageError(
-            f"the MLflow store {store.uri} does not answer ({reason}); start the server, or "
-            "unset MLFLOW_TRACKING_URI to use the local store"
-        ) from None
+        raise UnreachableError(store.uri, shorten(error)) from None
     return client, str(experiment_id)
+
+
+def open_run(run: RunDescription) -> tuple[MlflowClient, str]:
+    """Open the store that a run is tracked in; as `connect`."""
+    return connect(Store(run.store_uri, run.artifact_location))
 
 
 @contextmanager
@@ -94,35 +103,45 @@ def _first_start_lock(store: Store) -> Iterator[None]:
 
 
 class TrainingRun:
-    """One training as MLflow sees it while it happens."""
+    """One training as MLflow sees it while it happens. No call waits for the server."""
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self._client = client
-        self.run_id = run_id
+    def __init__(self, journal: Journal, sender: Sender, system: SystemMetrics) -> None:
+        self._journal = journal
+        self._sender = sender
+        self._system = system
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id; another one once a store that lost the run answers again."""
+        return str(self._journal.run.run_id)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Add values at a step; those that are not a number are left out."""
-        from mlflow.entities import Metric
+        """Add values at a step, and how busy the machine was since the last time.
 
-        now_ms = time.time_ns() // 1_000_000
-        values = [
-            Metric(key, value, now_ms, step)
-            for key, value in metrics.items()
-            if not math.isnan(value)
-        ]
-        self._client.log_batch(self.run_id, metrics=values)
+        Left out are values that are not a number, and those that the run has at this step, because
+        a training that goes on repeats the epochs after its last checkpoint.
+        """
+        self._journal.add_metrics({**metrics, **self._system.averages()}, step, now_ms())
+        self._sender.wake()
 
     def log_picture(self, figure: Figure, path: str) -> None:
         """Store a picture under an artifact path that ends in .png."""
-        self._client.log_figure(self.run_id, figure, path)
+        self._journal.outbox.add_picture(figure, path)
+        self._sender.wake()
 
     def log_files(self, folder: Path, path: str) -> None:
-        """Store a folder's files under an artifact path."""
-        self._client.log_artifacts(self.run_id, str(folder), path)
+        """Store a folder's files under an artifact path.
+
+        They are sent from where they are: one that changes or goes before the server could have it
+        is left out, and the log says so.
+        """
+        self._journal.outbox.add_files(folder, path)
+        self._sender.wake()
 
     def set_tag(self, key: str, value: str) -> None:
         """Describe the run."""
-        self._client.set_tag(self.run_id, key, value)
+        self._journal.add_tag(key, value, now_ms())
+        self._sender.wake()
 
 
 @contextmanager
@@ -132,8 +151,15 @@ def training_run(
     parameters: Mapping[str, Any],
     tags: Mapping[str, str],
     data_version: str,
+    folder: Path,
+    *,
+    resume: bool = False,
 ) -> Iterator[TrainingRun]:
     """A run that ends as FINISHED, as FAILED on an error, or as KILLED on an interruption.
+
+    What it is told is written to `folder` first and sent from there in the background, so the
+    training neither waits for the server nor loses anything to its outage. What could not be sent
+    by the end stays there, and `send_leftovers` or the next training sends it.
 
     Args:
         store: where it is kept.
@@ -141,148 +167,74 @@ def training_run(
         parameters: flat mapping of what was set.
         tags: what describes the run.
         data_version: MD5 of the annotated scans, shown as the run's data set.
+        folder: this network's own, for what is not sent yet.
+        resume: go on with the run that `folder` holds, whether the store answers or not. Where it
+            holds none, or the store no longer knows it, a new run begins with all that was logged.
+
+    Raises:
+        StageError: another process uses `folder`, or a new run is needed and the store does not
+            answer.
     """
-    client, experiment_id = connect(store)
-    from mlflow.data.code_dataset_source import CodeDatasetSource
-    from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.entities import DatasetInput, InputTag, Param
-
-    run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
-    run_id = run.info.run_id
-    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
-    dataset = MetaDataset(  # type: ignore[abstract]
-        CodeDatasetSource(tags={"dvc": "data.dvc"}), name="data.dvc", digest=data_version[:36]
+    description = RunDescription(
+        key=f"{now_ms()}-{secrets.token_hex(4)}",
+        store_uri=store.uri,
+        artifact_location=store.artifact_location,
+        name=name,
+        parameters={key: str(value) for key, value in parameters.items()},
+        tags=dict(tags),
+        data_version=data_version,
+        started_ms=now_ms(),
     )
-    entry = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])
-    client.log_inputs(run_id, datasets=[entry])
-    try:
-        yield TrainingRun(client, run_id)
-    except KeyboardInterrupt:
-        client.set_terminated(run_id, "KILLED")
-        raise
-    except BaseException:
-        client.set_terminated(run_id, "FAILED")
-        raise
-    client.set_terminated(run_id, "FINISHED")
+    with hold(folder):
+        recorded = list_journals(folder)[-1:] if resume else []
+        journal, remote = (
+            go_on(recorded[0], description, open_run)
+            if recorded
+            else begin(folder, description, open_run)
+        )
+        sender = Sender(journal, remote)
+        status, timeout_s = "FINISHED", DRAIN_TIMEOUT_S
+        try:
+            with SystemMetrics() as system:
+                yield TrainingRun(journal, sender, system)
+        except BaseException as error:
+            if _is_interruption(error):
+                status, timeout_s = "KILLED", INTERRUPTED_DRAIN_TIMEOUT_S
+            else:
+                status = "FAILED"
+            raise
+        finally:
+            journal.add_status(status, now_ms())
+            sender.close(timeout_s)
 
 
-def find_training_run(store: Store, weights_sha256: str) -> str | None:
-    """The id of the newest run that made these weights, if this store knows one."""
-    client, experiment_id = connect(store)
-    runs = client.search_runs(
-        [experiment_id],
-        filter_string=f"tags.`{WEIGHTS_TAG}` = '{weights_sha256}' and status = 'FINISHED'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    return str(runs[0].info.run_id) if runs else None
+def send_leftovers(store: Store, folder: Path) -> None:
+    """Send what trainings left in `folder` because the server did not answer to the end.
 
-
-def add_test_results(store: Store, run_id: str, summary: Mapping[str, Any], folder: Path) -> None:
-    """Add test metrics, tables and pictures to a run; the same results are added once."""
-    client, _ = connect(store)
-    text = json.dumps(dict(summary), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    if client.get_run(run_id).data.tags.get(RESULTS_TAG) == digest:
-        return
-    run = TrainingRun(client, run_id)
-    run.log_metrics(
-        {key: value for key, value in summary.items() if isinstance(value, int | float)}, step=0
-    )
-    run.log_files(folder, "test")
-    run.set_tag("fullscale.test_set", str(summary["test_set"]))
-    run.set_tag(RESULTS_TAG, digest)
-
-
-def find_version(store: Store, model_name: str, weights_sha256: str) -> str | None:
-    """The newest registered version with these weights, if there is one."""
-    client, _ = connect(store)
-    versions = client.search_model_versions(
-        f"name = '{model_name}' and tag.`{WEIGHTS_TAG}` = '{weights_sha256}'"
-    )
-    return max((str(found.version) for found in versions), key=int, default=None)
-
-
-def list_aliases(store: Store, model_name: str, version: str) -> tuple[str, ...]:
-    """The aliases that point to a version."""
-    client, _ = connect(store)
-    aliases = client.get_registered_model(model_name).aliases
-    return tuple(sorted(alias for alias, target in aliases.items() if str(target) == version))
-
-
-def announce(store: Store, model_name: str, version: str, tags: Mapping[str, str]) -> None:
-    """Describe a version that passed the gate and make it the challenger.
-
-    It becomes the champion, too, where no version is.
-    """
-    client, _ = connect(store)
-    for key, value in tags.items():
-        client.set_model_version_tag(model_name, version, key, value)
-    client.set_registered_model_alias(model_name, CHALLENGER, version)
-    if find_alias(store, model_name, CHAMPION) is None:
-        client.set_registered_model_alias(model_name, CHAMPION, version)
-
-
-def find_alias(store: Store, model_name: str, alias: str) -> ModelVersion | None:
-    """The version an alias points to, if there is one."""
-    from mlflow.exceptions import MlflowException
-
-    client, _ = connect(store)
-    try:
-        return client.get_model_version_by_alias(model_name, alias)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-
-
-def download_model(store: Store, version: ModelVersion, folder: Path) -> Path:
-    """Fetch the trained network of a registered version into `folder`; returns its path."""
-    connect(store)
-    from mlflow.artifacts import download_artifacts
-
-    uri = f"models:/{version.name}/{version.version}"
-    return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder))) / "artifacts"
-
-
-def log_model(
-    store: Store,
-    run_id: str,
-    model_name: str,
-    trained_files: Mapping[str, Path],
-    code: tuple[Path, ...],
-    model_file: Path,
-    model_config: Mapping[str, Any],
-    pip_requirements: list[str],
-) -> str:
-    """Log a model to a run and register it; returns the new version.
+    A run whose training was killed outright is marked as KILLED. A training that is using the
+    folder now is left alone. What still cannot be sent stays, and the log says where.
 
     Args:
-        store: where runs and models are kept.
-        run_id: the run that trained it.
-        model_name: the registered model's name.
-        trained_files: artifact name to file.
-        code: packages the model needs.
-        model_file: the Python file that defines the model.
-        model_config: settings the model is loaded with.
-        pip_requirements: pinned libraries the model needs.
+        store: the one in use now. Values of a run that was tracked in another one go to that.
+        folder: as given to `training_run`; it need not exist.
     """
-    connect(store)
-    import mlflow
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
+    if not folder.is_dir():
+        return
+    try:
+        with hold(folder):
+            for journal in list_journals(folder):
+                if journal.run.store_uri != store.uri and not journal.is_sent():
+                    say(
+                        f"run {journal.run.run_id} was tracked at {journal.run.store_uri}, not at "
+                        f"{store.uri}, and what {journal.folder} keeps of it goes there"
+                    )
+                send_left(journal, open_run)
+    except FolderInUseError:
+        say(f"a training is using {folder}; it sends what is kept there itself")
 
-    inputs = Schema([ColSpec("string", "scan")])
-    outputs = Schema([ColSpec("string", "mask"), ColSpec("string", "statistics")])
-    with mlflow.start_run(run_id=run_id):
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(model_file),
-            code_paths=[str(path) for path in code],
-            artifacts={name: str(path) for name, path in trained_files.items()},
-            model_config=dict(model_config),
-            signature=ModelSignature(inputs, outputs),
-            pip_requirements=pip_requirements,
-            registered_model_name=model_name,
-        )
-    return str(info.registered_model_version)
+
+def _is_interruption(error: BaseException) -> bool:
+    """Whether a signal ended the training: a hang-up, Ctrl-C or a request to terminate."""
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and error.code in SIGNAL_CODES
+    )

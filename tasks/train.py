@@ -198,7 +198,10 @@ def main() -> None:
     }
     dump = params.model_dump(by_alias=True, include={"organs", "slice", "split", "train"})
     parameters = flatten({**dump, "recipe": params.recipes[name].model_dump()})
-    with training_run(default_store(root), name, parameters, tags, provenance.data_version) as run:
+    tracking = root / ".cache/train" / name / "tracking"
+    with training_run(
+        default_store(root), name, parameters, tags, provenance.data_version, tracking
+    ) as run:
         train_network(name, params, SliceStore(root / "artifacts/slices"), split, folder, run)
         run.log_files(folder, "trained")
         run.set_tag(WEIGHTS_TAG, file_sha256(folder / WEIGHTS_NAME))

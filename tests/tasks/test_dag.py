@@ -13,8 +13,16 @@ NO_ARTEFACT = {
     "scans.files",
     "scans.parallel",
     "tasks.console",
+    "tasks.curves",
+    "tasks.delivery",
+    "tasks.journal",
+    "tasks.outbox",
     "tasks.params",
     "tasks.provenance",
+    "tasks.registry",
+    "tasks.run_folder",
+    "tasks.sender",
+    "tasks.system_metrics",
     "tasks.tracking",
 }
 STAGES = ("slice", "split", "train", "evaluate", "register")

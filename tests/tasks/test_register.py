@@ -18,8 +18,9 @@ from tasks.evaluate import evaluate_network, summarise
 from tasks.history import write_history
 from tasks.provenance import Provenance
 from tasks.register import PACKAGES, decide, ensure_run, read_scores, register, write_verdict
+from tasks.registry import CHALLENGER, CHAMPION, find_alias, find_training_run
 from tasks.summary import make_table, read_report, registry_line, score_rows, verdict_lines
-from tasks.tracking import CHALLENGER, CHAMPION, WEIGHTS_TAG, find_alias, find_training_run
+from tasks.tracking import WEIGHTS_TAG
 from tasks.trained import WEIGHTS_NAME, Trained, build, describe, save_trained
 
 PROVENANCE = Provenance(git_commit="c" * 40, data_version="d" * 32 + ".dir")

@@ -25,7 +25,8 @@ SPLIT = pd.DataFrame(
 
 
 def train(name, params, store, folder, mlflow_store, split=SPLIT):
-    with training_run(mlflow_store, name, {}, {}, "0" * 32) as run:
+    tracking = folder.parent / f"{folder.name}-tracking"
+    with training_run(mlflow_store, name, {}, {}, "0" * 32, tracking) as run:
         train_network(name, params, store, split, folder, run)
     return run.run_id
 

@@ -1,0 +1,146 @@
+"""What a registration asks of MLflow: the run that made some weights, and registered models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.journal import now_ms
+from tasks.tracking import WEIGHTS_TAG, Store, connect
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+RESULTS_TAG = "fullscale.results_sha256"
+
+
+def find_training_run(store: Store, weights_sha256: str) -> str | None:
+    """The id of the newest run that made these weights, if this store knows one."""
+    client, experiment_id = connect(store)
+    runs = client.search_runs(
+        [experiment_id],
+        filter_string=f"tags.`{WEIGHTS_TAG}` = '{weights_sha256}' and status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return str(runs[0].info.run_id) if runs else None
+
+
+def add_test_results(store: Store, run_id: str, summary: Mapping[str, Any], folder: Path) -> None:
+    """Add test metrics, tables and pictures to a run; the same results are added once."""
+    client, _ = connect(store)
+    from mlflow.entities import Metric
+
+    text = json.dumps(dict(summary), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if client.get_run(run_id).data.tags.get(RESULTS_TAG) == digest:
+        return
+    time_ms = now_ms()
+    values = [
+        Metric(key, value, time_ms, 0)
+        for key, value in summary.items()
+        if isinstance(value, int | float) and not math.isnan(value)
+    ]
+    client.log_batch(run_id, metrics=values)
+    client.log_artifacts(run_id, str(folder), "test")
+    client.set_tag(run_id, "fullscale.test_set", str(summary["test_set"]))
+    client.set_tag(run_id, RESULTS_TAG, digest)
+
+
+def find_version(store: Store, model_name: str, weights_sha256: str) -> str | None:
+    """The newest registered version with these weights, if there is one."""
+    client, _ = connect(store)
+    versions = client.search_model_versions(
+        f"name = '{model_name}' and tag.`{WEIGHTS_TAG}` = '{weights_sha256}'"
+    )
+    return max((str(found.version) for found in versions), key=int, default=None)
+
+
+def list_aliases(store: Store, model_name: str, version: str) -> tuple[str, ...]:
+    """The aliases that point to a version."""
+    client, _ = connect(store)
+    aliases = client.get_registered_model(model_name).aliases
+    return tuple(sorted(alias for alias, target in aliases.items() if str(target) == version))
+
+
+def announce(store: Store, model_name: str, version: str, tags: Mapping[str, str]) -> None:
+    """Describe a version that passed the gate and make it the challenger.
+
+    It becomes the champion, too, where no version is.
+    """
+    client, _ = connect(store)
+    for key, value in tags.items():
+        client.set_model_version_tag(model_name, version, key, value)
+    client.set_registered_model_alias(model_name, CHALLENGER, version)
+    if find_alias(store, model_name, CHAMPION) is None:
+        client.set_registered_model_alias(model_name, CHAMPION, version)
+
+
+def find_alias(store: Store, model_name: str, alias: str) -> ModelVersion | None:
+    """The version an alias points to, if there is one."""
+    from mlflow.exceptions import MlflowException
+
+    client, _ = connect(store)
+    try:
+        return client.get_model_version_by_alias(model_name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def download_model(store: Store, version: ModelVersion, folder: Path) -> Path:
+    """Fetch the trained network of a registered version into `folder`; returns its path."""
+    connect(store)
+    from mlflow.artifacts import download_artifacts
+
+    uri = f"models:/{version.name}/{version.version}"
+    return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder))) / "artifacts"
+
+
+def log_model(
+    store: Store,
+    run_id: str,
+    model_name: str,
+    trained_files: Mapping[str, Path],
+    code: tuple[Path, ...],
+    model_file: Path,
+    model_config: Mapping[str, Any],
+    pip_requirements: list[str],
+) -> str:
+    """Log a model to a run and register it; returns the new version.
+
+    Args:
+        store: where runs and models are kept.
+        run_id: the run that trained it.
+        model_name: the registered model's name.
+        trained_files: artifact name to file.
+        code: packages the model needs.
+        model_file: the Python file that defines the model.
+        model_config: settings the model is loaded with.
+        pip_requirements: pinned libraries the model needs.
+    """
+    connect(store)
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    inputs = Schema([ColSpec("string", "scan")])
+    outputs = Schema([ColSpec("string", "mask"), ColSpec("string", "statistics")])
+    with mlflow.start_run(run_id=run_id):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(model_file),
+            code_paths=[str(path) for path in code],
+            artifacts={name: str(path) for name, path in trained_files.items()},
+            model_config=dict(model_config),
+            signature=ModelSignature(inputs, outputs),
+            pip_requirements=pip_requirements,
+            registered_model_name=model_name,
+        )
+    return str(info.registered_model_version)
