@@ -18,9 +18,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 
-def norm_relu(norm: nn.Module, x_BCHW: Tensor) -> Tensor:
+def norm_relu(norm: Callable[[Tensor], Tensor], x_BCHW: Tensor) -> Tensor:
     """ReLU of the norm of a map that nothing else needs: it may be overwritten."""
-    if isinstance(norm, nn.BatchNorm2d) and _sums_badly(norm, x_BCHW):
+    # A subclass sums in its own way.
+    if type(norm) is nn.BatchNorm2d and _sums_badly(norm, x_BCHW):
         apply = cast(Callable[..., Tensor], BatchNormReLU.apply)
         return apply(x_BCHW, norm.weight, norm.bias, norm)
     return F.relu(norm(x_BCHW), inplace=True)
@@ -44,17 +45,24 @@ def by_column(x_BCHW: Tensor) -> Tensor:
     return x_BCHW.permute(0, 2, 3, 1).reshape(batch * height, width * channels)
 
 
+def batch_statistics(x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (divided by the number of values) of each channel; 0 of an empty batch."""
+    channels = x_BCHW.shape[1]
+    if x_BCHW.numel() == 0:
+        return x_BCHW.new_zeros(channels), x_BCHW.new_zeros(channels)
+    means, variances = torch.ops.aten.batch_norm_update_stats(by_column(x_BCHW), None, None, 0.0)
+    means, variances = means.view(-1, channels), variances.view(-1, channels)
+    return means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
+
+
 class BatchNormReLU(torch.autograd.Function):
     """relu(batch_norm(x)) with batch statistics; also updates the norm's running ones."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
         """Channels-last B x C x H x W -> the same shape."""
-        channels, num_values = x.shape[1], x.numel() // x.shape[1]
-        means, variances = torch.ops.aten.batch_norm_update_stats(by_column(x), None, None, 0.0)
-        means, variances = means.view(-1, channels), variances.view(-1, channels)
-        mean = means.mean(dim=0)
-        variance = variances.mean(dim=0) + means.var(dim=0, correction=0)
+        num_values = x.numel() // x.shape[1]
+        mean, variance = batch_statistics(x)
         if norm.running_mean is not None and norm.running_var is not None:
             momentum = cast(float, norm.momentum)
             norm.running_mean.lerp_(mean, momentum)

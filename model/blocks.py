@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.batchnorm import norm_relu
+from model.synchronised import SynchronisedNorm
 
 RECOMPUTE_FROM_BYTES = 16 * 2**20
 
@@ -122,9 +123,11 @@ def norm_relu_then(
     The ReLU's result is computed again from x there, which costs little beside the convolution.
     `torch.compile` decides such things for itself.
     """
+    # Processes may differ in which maps they compute again: what they exchange comes before.
+    normalise = norm.for_batch(x_BCHW) if isinstance(norm, SynchronisedNorm) else norm
 
     def run(x: Tensor) -> Tensor:
-        return cast(Tensor, conv(norm_relu(norm, x)))
+        return cast(Tensor, conv(norm_relu(normalise, x)))
 
     if (
         isinstance(norm, nn.BatchNorm2d)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from model.batchnorm import BatchNormReLU, by_column, norm_relu
+from model.batchnorm import BatchNormReLU, batch_statistics, by_column, norm_relu
 
 
 def shaken(channels: int, dtype: torch.dtype = torch.float64) -> nn.BatchNorm2d:
@@ -73,6 +73,22 @@ def test_columns_share_the_maps_memory() -> None:
     assert columns.shape == (8, 15)
     assert columns.data_ptr() == x.data_ptr()
     assert columns[5, 7] == x[1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 4, 7, 2), (1, 1, 1, 1), (5, 3, 8, 8)])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_statistics_are_those_of_each_channel(
+    shape: tuple[int, ...], memory_format: torch.memory_format
+) -> None:
+    x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=memory_format) + 3
+    mean, variance = batch_statistics(x)
+    torch.testing.assert_close(mean, x.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(variance, x.var(dim=(0, 2, 3), correction=0))
+
+
+def test_statistics_of_no_sample_are_zero() -> None:
+    for each in batch_statistics(torch.zeros(0, 3, 4, 4)):
+        assert torch.equal(each, torch.zeros(3))
 
 
 def test_statistics_of_a_large_map_are_exact_to_float32() -> None:
