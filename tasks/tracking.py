@@ -75,6 +75,7 @@ def connect(store: Store) -> tuple[MlflowClient, str]:
     from mlflow.exceptions import MlflowException
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # tells of every retry
     mlflow.set_tracking_uri(store.uri)
     client = mlflow.MlflowClient(store.uri)
     try:

@@ -16,11 +16,12 @@ from tasks import tracking
 from tasks.console import StageError
 from tasks.evaluate import evaluate_network, summarise
 from tasks.history import write_history
+from tasks.journal import list_journals
 from tasks.provenance import Provenance
 from tasks.register import PACKAGES, decide, ensure_run, read_scores, register, write_verdict
 from tasks.registry import CHALLENGER, CHAMPION, find_alias, find_training_run
 from tasks.summary import make_table, read_report, registry_line, score_rows, verdict_lines
-from tasks.tracking import WEIGHTS_TAG
+from tasks.tracking import WEIGHTS_TAG, training_run
 from tasks.trained import WEIGHTS_NAME, Trained, build, describe, save_trained
 
 PROVENANCE = Provenance(git_commit="c" * 40, data_version="d" * 32 + ".dir")
@@ -163,6 +164,24 @@ def test_run_written_afterwards_says_so(project, tiny_params, mlflow_store, caps
     assert "written afterwards" in run.data.tags["mlflow.note.content"]
     assert run.data.metrics["val/dice"] == 0.25
     assert ensure_run("unet", tiny_params, project, mlflow_store, "d" * 32) == run_id
+
+
+def test_run_that_waits_on_disk_is_sent_before_runs_are_looked_for(
+    project, tiny_params, mlflow_store, capsys
+):
+    torch.manual_seed(12)
+    description = describe("unet", tiny_params)
+    save_trained(project / "artifacts/train/unet", build(description), description)
+    weights = file_sha256(project / "artifacts/train/unet" / WEIGHTS_NAME)
+    folder = project / ".cache/train/unet/tracking"
+    with training_run(mlflow_store, "unet", {}, {}, "d" * 32, folder) as run:
+        pass
+    (journal,) = list_journals(folder)
+    journal.add_tag(WEIGHTS_TAG, weights, 0)
+    assert find_training_run(mlflow_store, weights) is None
+    run_stage(project, tiny_params, mlflow_store)
+    assert find_training_run(mlflow_store, weights) == run.run_id
+    assert "wrote a run for unet from" not in capsys.readouterr().out
 
 
 def test_missing_scores_say_what_to_do(project):

@@ -1,0 +1,269 @@
+"""A real MLflow server that goes away, comes back, hangs or loses its runs during a training."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import ROOT
+from matplotlib.figure import Figure
+
+from tasks import tracking
+from tasks.console import StageError
+from tasks.journal import list_journals
+from tasks.tracking import Store, send_leftovers, training_run
+
+pytestmark = pytest.mark.slow
+
+# A training that logs an epoch every 50 ms until it is killed.
+TRAINING = """
+import sys, time
+from pathlib import Path
+from tasks.tracking import Store, training_run
+with training_run(Store(sys.argv[1]), "unet", {}, {}, "d" * 32, Path(sys.argv[2])) as run:
+    for epoch in range(1, 10000):
+        run.log_metrics({"val/dice": epoch / 7}, step=epoch)
+        print(run.run_id, epoch, flush=True)
+        time.sleep(0.05)
+"""
+
+
+class Server:
+    """An MLflow server on a port of its own, which can be killed and started again."""
+
+    def __init__(self, root: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.root = root
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.store = Store(self.uri)
+        self._process: subprocess.Popen | None = None
+
+    def start(self, database="mlflow.db"):
+        """Start it and wait until it answers."""
+        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "DO_NOT_TRACK": "1"}
+        with (self.root / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "mlflow", "server", "-w", "1"),
+                    *("--host", "127.0.0.1", "--port", str(self.port)),
+                    *("--backend-store-uri", f"sqlite:///{self.root / database}"),
+                    *("--artifacts-destination", str(self.root / "artifacts")),
+                ],
+                env={**os.environ, **settings, "MLFLOW_DISABLE_TELEMETRY": "true"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # its worker is killed with it
+            )
+        deadline_s = time.monotonic() + 60
+        while not self.answers():
+            assert self._process.poll() is None, (self.root / "server.log").read_text()
+            assert time.monotonic() < deadline_s, "the server did not start"
+            time.sleep(0.1)
+
+    def answers(self):
+        """Whether it is up."""
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:  # noqa: S310
+                return answer.status == 200
+        except OSError:
+            return False
+
+    @contextlib.contextmanager
+    def hanging(self):
+        """Let it accept connections but answer none."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self._process.pid, signal.SIGCONT)
+
+    def kill(self):
+        """End it at once."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    @property
+    def client(self):
+        """What a person would look with."""
+        return mlflow.MlflowClient(self.uri)
+
+    def num_runs(self):
+        """How many runs it has."""
+        experiment = self.client.get_experiment_by_name(tracking.EXPERIMENT)
+        return len(self.client.search_runs([experiment.experiment_id]))
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def server(running):
+    """The module's server, up."""
+    if not running.answers():
+        running.start()
+    return running
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "tracking"
+
+
+def start(server, folder, resume=False):
+    return training_run(server.store, "unet", {"width": 4}, {}, "d" * 32, folder, resume=resume)
+
+
+def history(server, run_id, key="val/dice"):
+    """Step and value of every point, by the time it was logged at."""
+    points = server.client.get_metric_history(run_id, key)
+    points.sort(key=lambda point: point.timestamp)
+    return [(point.step, point.value) for point in points]
+
+
+def expected(num_epochs):
+    return [(epoch, epoch / 7) for epoch in range(1, num_epochs + 1)]
+
+
+def log_epochs(run, first, last):
+    """Log some epochs; returns the seconds that the slowest call took."""
+    slowest_s = 0.0
+    for epoch in range(first, last + 1):
+        begin_s = time.monotonic()
+        run.log_metrics({"val/dice": epoch / 7}, step=epoch)
+        slowest_s = max(slowest_s, time.monotonic() - begin_s)
+        time.sleep(0.02)
+    return slowest_s
+
+
+def test_server_killed_and_started_again_during_a_training(server, folder, tmp_path, capfd, caplog):
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained/weights").write_bytes(b"w" * 100_000)
+    with start(server, folder) as run:
+        log_epochs(run, 1, 30)
+        server.kill()
+        slowest_s = log_epochs(run, 31, 60)
+        run.log_picture(Figure(), "validation/epoch-0060.png")
+        run.set_tag("said", "during the outage")
+        server.start()
+        slowest_s = max(slowest_s, log_epochs(run, 61, 90))
+        run.log_files(tmp_path / "trained", "trained")
+    assert slowest_s < 1
+    assert history(server, run.run_id) == expected(90)
+    assert len(history(server, run.run_id, "system/cpu_utilization_percentage")) == 90
+    found = server.client.get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["said"] == "during the outage"
+    for path in ("validation/epoch-0060.png", "trained/weights"):
+        listed = server.client.list_artifacts(run.run_id, path.split("/")[0])
+        assert [item.path for item in listed] == [path]
+    told = capfd.readouterr().err.splitlines()
+    (gone,) = [line for line in told if "does not answer" in line]
+    (back,) = [line for line in told if "is back;" in line]
+    assert gone.startswith(f"MLflow at {server.uri} does not answer (")
+    assert f"metrics are kept in {list_journals(folder)[0].path} and sent when" in gone
+    assert int(back.split("; ")[1].split()[0]) >= 30
+    assert not [record for record in caplog.records if record.name.startswith("urllib3")]
+
+
+def test_server_that_hangs_to_the_end_gets_the_rest_at_the_next_registration(
+    server, folder, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setattr(tracking, "DRAIN_TIMEOUT_S", 1.0)
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained/weights").write_bytes(b"w")
+    with contextlib.ExitStack() as outage:
+        with start(server, folder) as run:
+            log_epochs(run, 1, 20)
+            outage.enter_context(server.hanging())
+            slowest_s = log_epochs(run, 21, 40)
+            run.log_picture(Figure(), "curves.png")
+            run.log_files(tmp_path / "trained", "trained")
+            begin_s = time.monotonic()
+        assert time.monotonic() - begin_s < 5
+        (journal,) = list_journals(folder)
+        told = capfd.readouterr().err
+        assert f"kept in {journal.folder}; the next training or registration sends" in told
+        send_leftovers(server.store, folder)
+        told = capfd.readouterr().err
+        assert "does not answer" in told
+        assert "2 files for MLflow" in told
+        with pytest.raises(StageError, match="does not answer"):
+            start(server, folder.with_name("other")).__enter__()
+    assert slowest_s < 1
+    for _ in range(2):
+        send_leftovers(server.store, folder)
+    assert history(server, run.run_id) == expected(40)
+    info = server.client.get_run(run.run_id).info
+    assert (info.status, info.end_time) == ("FINISHED", journal.rows[-1].timestamp_ms)
+    listed = [item.path for item in server.client.list_artifacts(run.run_id)]
+    assert listed == ["curves.png", "trained"]
+    assert capfd.readouterr().err.count("now has the") == 1
+
+
+def test_training_killed_outright_goes_on_as_the_same_run(server, folder, monkeypatch):
+    num_runs = server.num_runs()
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", TRAINING, server.uri, str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in trainer.stdout:
+        run_id, epoch = line.split()
+        if int(epoch) == 40:
+            break
+    trainer.send_signal(signal.SIGKILL)
+    trainer.wait()
+    (journal,) = list_journals(folder)
+    last = journal.rows[-1].step
+    assert last >= 40
+    journal.mark_sent(max(0, journal.num_sent - 100))  # as if the kill came before it was noted
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with contextlib.ExitStack() as outage:
+        outage.enter_context(server.hanging())
+        with start(server, folder, resume=True) as run:
+            log_epochs(run, last - 10, last + 20)
+            outage.close()
+    assert run.run_id == run_id
+    assert history(server, run_id) == expected(last + 20)
+    assert server.client.get_run(run_id).info.status == "FINISHED"
+    assert server.num_runs() == num_runs + 1
+
+
+def test_server_that_comes_back_empty_gets_a_run_with_all_values(
+    server, folder, capfd, monkeypatch
+):
+    """Interrupted without its server, and resumed before it is back."""
+    monkeypatch.setattr(tracking, "INTERRUPTED_DRAIN_TIMEOUT_S", 0.2)
+    with contextlib.suppress(SystemExit), start(server, folder) as first:
+        log_epochs(first, 1, 10)
+        server.kill()
+        raise SystemExit(143)
+    first_id = first.run_id
+    with start(server, folder, resume=True) as second:
+        assert second.run_id == first_id
+        log_epochs(second, 8, 20)
+        server.start(database="empty.db")
+        log_epochs(second, 21, 30)
+    assert second.run_id != first_id
+    assert history(server, second.run_id) == expected(30)
+    found = server.client.get_run(second.run_id)
+    assert found.data.params == {"width": "4"}
+    assert found.info.status == "FINISHED"
+    assert server.num_runs() == 1
+    assert f"no longer has run {first_id}; all its values are sent" in capfd.readouterr().err
