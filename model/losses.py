@@ -30,10 +30,14 @@ CONTRAST_FLOOR = 1e-4
 class Loss(NamedTuple):
     """The terms of a loss, scalars; terms not asked for are 0.
 
+    All are means over annotated (image, organ) pairs: the loss of a batch is that of its parts,
+    each weighted by its share of the pairs.
+
     Attributes:
         total: what is minimised: segmentation + classification.
         segmentation: sum of focal, ms_ssim and iou.
         classification: cross-entropy of the classification-guided module.
+        sides: each term that was asked for, by side output: S values, the finest first, detached.
     """
 
     total: Tensor
@@ -42,6 +46,7 @@ class Loss(NamedTuple):
     focal: Tensor
     ms_ssim: Tensor
     iou: Tensor
+    sides: dict[str, Tensor]
 
 
 def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0) -> Tensor:
@@ -165,26 +170,24 @@ SEGMENTATION_TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def segmentation_loss(
+def segmentation_values(
     logits: Sequence[Tensor],
     target_BKHW: Tensor,
     annotated_BK: Tensor | None = None,
     *,
     terms: Sequence[str] = ("focal", "ms_ssim", "iou"),
 ) -> dict[str, Tensor]:
-    """Each segmentation term, averaged over side outputs and over annotated images and organs.
-
-    The mean over side outputs (the paper does not say sum or mean) keeps a loss the same size
-    with and without deep supervision.
+    """Each segmentation term, of every side output, image and organ.
 
     Args:
         logits: one B x K x H x W tensor per side output.
         target_BKHW: masks, bool or 0 and 1.
-        annotated_BK: bool; organs that a sample does not annotate count nowhere. None = all.
+        annotated_BK: bool; the masks of organs that a sample does not annotate are not read, and
+            their values mean nothing. None = all.
         terms: names from `SEGMENTATION_TERMS`.
 
     Returns:
-        A scalar per term; 0 where nothing is annotated.
+        S x B x K per term.
 
     Raises:
         ValueError: for an unknown term, none at all, or shapes that do not fit.
@@ -202,12 +205,7 @@ def segmentation_loss(
         target = target_BKHW.float()
         if annotated_BK is not None:
             target = torch.where(annotated_BK[..., None, None], target, 0)
-        return {
-            term: _annotated_mean(
-                SEGMENTATION_TERMS[term](stacked_SBKHW, target[None]), annotated_BK
-            )
-            for term in terms
-        }
+        return {term: SEGMENTATION_TERMS[term](stacked_SBKHW, target[None]) for term in terms}
 
 
 def classification_loss(
@@ -218,7 +216,7 @@ def classification_loss(
     Args:
         organ_logits: B x K x 2, index 1 = present.
         target_BKHW: masks; an organ is present where any pixel is above 0.
-        annotated_BK: as for `segmentation_loss`.
+        annotated_BK: bool; what is not annotated does not count. None = everything is.
     """
     with torch.autocast(organ_logits.device.type, enabled=False):
         present = (target_BKHW > 0).flatten(2).any(dim=2)
@@ -238,16 +236,23 @@ def total_loss(
 ) -> Loss:
     """The loss of UNet 3+: segmentation terms on every side output, plus the classifier's.
 
+    The mean over side outputs (the paper does not say sum or mean) keeps a loss the same size
+    with and without deep supervision.
+
     Args:
         output: what a network returned.
         target_BKHW: masks, bool or 0 and 1.
         annotated_BK: bool; what is not annotated counts in no term. None = everything is.
         terms: segmentation terms by name, see `SEGMENTATION_TERMS`.
 
+    Returns:
+        The terms; 0 where nothing is annotated.
+
     Raises:
-        ValueError: as `segmentation_loss`.
+        ValueError: as `segmentation_values`.
     """
-    by_term = segmentation_loss(output.logits, target_BKHW, annotated_BK, terms=terms)
+    values_SBK = segmentation_values(output.logits, target_BKHW, annotated_BK, terms=terms)
+    by_term = {term: _annotated_mean(each, annotated_BK) for term, each in values_SBK.items()}
     zero = target_BKHW.new_zeros((), dtype=torch.float32)
     segmentation = torch.stack(list(by_term.values())).sum()
     classification = (
@@ -260,6 +265,10 @@ def total_loss(
         segmentation=segmentation,
         classification=classification,
         **{term: by_term.get(term, zero) for term in SEGMENTATION_TERMS},
+        sides={
+            term: _annotated_mean(each.detach(), annotated_BK, dim=(-2, -1))
+            for term, each in values_SBK.items()
+        },
     )
 
 
@@ -277,9 +286,14 @@ def check_shapes(logits: Tensor, target_BKHW: Tensor, annotated_BK: Tensor | Non
         )
 
 
-def _annotated_mean(values: Tensor, annotated_BK: Tensor | None) -> Tensor:
-    """Mean of ... x B x K over what is annotated; 0 (with a zero gradient) where nothing is."""
+def _annotated_mean(
+    values: Tensor, annotated_BK: Tensor | None, dim: tuple[int, ...] | None = None
+) -> Tensor:
+    """Mean of ... x B x K over what is annotated; 0 (with a zero gradient) where nothing is.
+
+    Over the dimensions `dim`, or over all.
+    """
     if annotated_BK is None:
-        return values.mean()
+        return values.mean(dim)
     kept = annotated_BK.to(torch.bool).expand_as(values)
-    return torch.where(kept, values, 0).sum() / kept.sum().clamp(min=1)
+    return torch.where(kept, values, 0).sum(dim) / kept.sum(dim).clamp(min=1)

@@ -10,15 +10,22 @@ from pytorch_msssim import ms_ssim as library_ms_ssim
 
 from model.losses import (
     SEGMENTATION_TERMS,
+    Loss,
     classification_loss,
     focal_loss,
     iou_loss,
     ms_ssim,
     ms_ssim_window,
-    segmentation_loss,
+    segmentation_values,
     total_loss,
 )
 from model.output import Output
+
+
+def scalars(loss: Loss) -> list[torch.Tensor]:
+    return [getattr(loss, name) for name in ("total", "segmentation", "classification")] + [
+        getattr(loss, term) for term in SEGMENTATION_TERMS
+    ]
 
 
 def logit(p: float) -> float:
@@ -212,6 +219,48 @@ def test_side_outputs_are_averaged() -> None:
     torch.testing.assert_close(joint.total, torch.stack(single).mean())
 
 
+@pytest.mark.parametrize("annotated", [None, torch.tensor([[True, False], [False, False]])])
+def test_sides_are_the_terms_of_each_head_alone(annotated: torch.Tensor | None) -> None:
+    heads = [torch.randn(2, 2, 32, 32, requires_grad=True) for _ in range(3)]
+    target = torch.rand(2, 2, 32, 32) > 0.5
+    loss = total_loss(Output(heads, None), target, annotated)
+    assert loss.sides.keys() == SEGMENTATION_TERMS.keys()
+    for s, head in enumerate(heads):
+        single = total_loss(Output([head], None), target, annotated)
+        for term, values in loss.sides.items():
+            assert values.shape == (3,)
+            assert not values.requires_grad
+            torch.testing.assert_close(values[s], getattr(single, term).detach())
+    for term, values in loss.sides.items():
+        torch.testing.assert_close(values.mean(), getattr(loss, term).detach())
+
+
+def test_sides_hold_only_the_terms_asked_for() -> None:
+    output = Output([torch.randn(1, 1, 32, 32)], None)
+    assert total_loss(output, torch.zeros(1, 1, 32, 32), terms=("iou",)).sides.keys() == {"iou"}
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+@pytest.mark.parametrize("num_organs", [1, 3])
+def test_loss_of_a_batch_is_that_of_its_parts_weighted_by_annotated_pairs(
+    cut: int, num_organs: int
+) -> None:
+    torch.manual_seed(4)
+    shape = (4, num_organs, 32, 32)
+    heads, scores = [torch.randn(shape), torch.randn(shape)], torch.randn(4, num_organs, 2)
+    target = torch.rand(shape) > 0.5
+    annotated = torch.rand(4, num_organs) > 0.3
+    annotated[0] = False
+    annotated[-1, 0] = True
+    whole = scalars(total_loss(Output(heads, scores), target, annotated))
+    weighted = torch.zeros(len(whole))
+    for part in (slice(cut), slice(cut, None)):
+        output = Output([head[part] for head in heads], scores[part])
+        share = annotated[part].sum() / annotated.sum()
+        weighted += share * torch.stack(scalars(total_loss(output, target[part], annotated[part])))
+    torch.testing.assert_close(weighted, torch.stack(whole))
+
+
 @pytest.mark.parametrize("terms", [("focal",), ("iou",), ("ms_ssim", "iou"), ("focal", "iou")])
 def test_terms_are_chosen_by_name(terms: tuple[str, ...]) -> None:
     output = Output([torch.randn(1, 2, 32, 32)], None)
@@ -231,13 +280,13 @@ def test_unknown_or_missing_terms_are_refused(terms: tuple[str, ...]) -> None:
 
 def test_masks_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"masks have shape \(1, 1, 32, 33\), the logits"):
-        segmentation_loss([torch.zeros(1, 1, 32, 32)], torch.zeros(1, 1, 32, 33))
+        segmentation_values([torch.zeros(1, 1, 32, 32)], torch.zeros(1, 1, 32, 33))
 
 
 def test_annotation_flags_of_another_shape_are_refused() -> None:
     zeros = torch.zeros(2, 3, 32, 32)
     with pytest.raises(ValueError, match=r"expected batch x organs = \(2, 3\)"):
-        segmentation_loss([zeros], zeros, torch.ones(3, 2, dtype=torch.bool))
+        segmentation_values([zeros], zeros, torch.ones(3, 2, dtype=torch.bool))
 
 
 def test_unannotated_organ_changes_no_term_and_gets_no_gradient() -> None:
@@ -256,7 +305,7 @@ def test_unannotated_organ_changes_no_term_and_gets_no_gradient() -> None:
     other = target.clone()
     other[0, 1] = ~other[0, 1]
     again = total_loss(Output([logits], scores), other, annotated)
-    for before, after in zip(loss, again, strict=True):
+    for before, after in zip(scalars(loss), scalars(again), strict=True):
         torch.testing.assert_close(before, after)
 
 
@@ -321,8 +370,8 @@ def test_losses_are_float32_inside_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         inside = total_loss(Output([logits], scores), target)
         low = total_loss(Output([logits.bfloat16()], scores.bfloat16()), target)
-    assert all(term.dtype == torch.float32 for term in low)
-    for one, other in zip(plain, inside, strict=True):
+    assert all(term.dtype == torch.float32 for term in scalars(low))
+    for one, other in zip(scalars(plain), scalars(inside), strict=True):
         assert torch.equal(one, other)
 
 
