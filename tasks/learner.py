@@ -68,7 +68,7 @@ class OrganLearner(LightningModule):
         self.num_val_cases = num_val_cases
         self.min_false_positive_px = min_false_positive_px
         self.threshold = threshold
-        self.augment = Augment(params.augment, window_hu)
+        self.augment = Augment(params.augment, window_hu, params.seed)
         self.on_epoch = on_epoch
         self._terms: dict[str, list[Tensor]] = defaultdict(list)
         self._counts: Tensor | None = None
@@ -86,7 +86,13 @@ class OrganLearner(LightningModule):
             StageError: the loss is not finite; weights are then those of the step before.
         """
         image_BCHW = normalise(batch.image_BCHW, self.window_hu)
-        image_BCHW, label_BHW = self.augment(image_BCHW, batch.label_BHW)
+        size = len(image_BCHW)
+        image_BCHW, label_BHW = self.augment(
+            image_BCHW,
+            batch.label_BHW,
+            self.current_epoch,
+            torch.arange(batch_index * size, (batch_index + 1) * size),
+        )
         target_BKHW = one_mask_per_organ(label_BHW, len(self.organs))
         terms = total_loss(
             self.network(image_BCHW), target_BKHW, batch.annotated_BK, terms=self.loss_terms

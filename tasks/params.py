@@ -77,8 +77,13 @@ class AugmentParams(Section):
 
     rotation_deg: float = Field(ge=0, le=180)
     scale_fraction: float = Field(ge=0, lt=1)
-    shift_fraction: float = Field(ge=0, lt=1)
-    noise_hu: float = Field(ge=0)
+    shift_fraction: float = Field(ge=0, lt=1, description="of width and of height")
+    elastic_fraction: float = Field(
+        ge=0, le=0.12, description="largest bend, of the shorter side; beyond 0.12 it may fold"
+    )
+    flip_probability: float = Field(ge=0, le=1, description="left and right; organs have sides")
+    noise_hu: float = Field(ge=0, description="standard deviation")
+    blur_px: float = Field(ge=0, le=5, description="largest sigma")
     contrast_fraction: float = Field(ge=0, lt=1)
 
 

@@ -56,6 +56,30 @@ def test_params_refuse_bad_value(tmp_path, changes, message):
         load(tmp_path, changed(changes))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rotation_deg", 181, "less than or equal to 180, found 181"),
+        ("scale_fraction", 1, "less than 1, found 1"),
+        ("shift_fraction", -0.1, r"greater than or equal to 0, found -0\.1"),
+        ("elastic_fraction", 0.2, r"less than or equal to 0\.12, found 0\.2"),
+        ("flip_probability", 1.5, r"less than or equal to 1, found 1\.5"),
+        ("noise_hu", -1, "greater than or equal to 0, found -1"),
+        ("blur_px", 6, "less than or equal to 5, found 6"),
+        ("contrast_fraction", 1, "less than 1, found 1"),
+        ("zoom", 1, "unknown key; remove it"),
+    ],
+)
+def test_params_refuse_strength(tmp_path, key, value, message):
+    augment = published()["train"]["augment"] | {key: value}
+    with pytest.raises(StageError, match=rf"train\.augment\.{key}: .*{message}"):
+        load(tmp_path, changed({"train": {"augment": augment}}))
+
+
+def test_published_params_never_flip():
+    assert load_params(ROOT / "params.yaml").train.augment.flip_probability == 0
+
+
 @pytest.mark.parametrize("section", ["organs", "networks", "slice", "split", "train", "register"])
 def test_params_name_missing_section(tmp_path, section):
     content = published()
