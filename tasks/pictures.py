@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from scans.files import write_atomically
+from tasks.dataset import one_mask_per_organ
 
 TRUTH_COLOUR, PREDICTION_COLOUR = "#22d3a6", "#ff5a5f"
 
@@ -52,6 +55,39 @@ def draw_slices(
                     axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.0)
         axis.set_title(title, fontsize=8)
     figure.suptitle(f"{heading}  (green: truth, red: prediction)".strip(), fontsize=9)
+    return figure
+
+
+def draw_augmented(
+    image_BCHW: Tensor,
+    label_BHW: Tensor,
+    augment: Callable[[Tensor, Tensor, int, Tensor], tuple[Tensor, Tensor]],
+    window_hu: tuple[float, float],
+    num_epochs: int = 3,
+) -> Figure:
+    """Slices as they are on top, and below them as training sees them in its first epochs.
+
+    Args:
+        image_BCHW: float32 in 0..1 (window units); the middle channel is drawn.
+        label_BHW: uint8 label map, outlined.
+        augment: an `Augment`; the slices stand at positions 0, 1, ... of each epoch.
+        window_hu: the window that 0 and 1 of the image stand for.
+        num_epochs: changed versions under each slice.
+    """
+    position_B = torch.arange(len(image_BCHW))
+    versions = [(image_BCHW, label_BHW)]
+    versions += [augment(image_BCHW, label_BHW, epoch, position_B) for epoch in range(num_epochs)]
+    images, labels = (torch.cat(each, dim=-2).cpu() for each in zip(*versions, strict=True))
+    low_hu, high_hu = window_hu
+    masks = one_mask_per_organ(labels, int(labels.max())).numpy()
+    figure = draw_slices(
+        (low_hu + images[:, images.shape[1] // 2] * (high_hu - low_hu)).numpy(),
+        masks,
+        np.zeros_like(masks),
+        window_hu,
+        titles=[f"position {position}" for position in position_B.tolist()],
+    )
+    figure.suptitle("as it is; below, as augmented in successive epochs (green: truth)", fontsize=9)
     return figure
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tasks.augment import NUM_NODES, Augment, draw, sampling_nodes
 from tasks.params import AugmentParams
+from tasks.pictures import draw_augmented
 
 WINDOW_HU = (-160.0, 240.0)
 STILL = dict.fromkeys(AugmentParams.model_fields, 0.0)
@@ -412,3 +413,23 @@ def test_batch_that_does_not_belong_together_is_refused(num_labels, height, num_
     image, label, _ = make_batch()
     with pytest.raises(ValueError, match=r"image \(8, 3, 33, 35\) came with label .* expected"):
         make_augment(noise_hu=1)(image, label[:num_labels, :height], 0, torch.arange(num_positions))
+
+
+def test_picture_shows_slices_and_what_becomes_of_them():
+    image, label, position = make_organ(4, 48)
+    augment = make_augment(rotation_deg=20, shift_fraction=0.1)
+    axes = draw_augmented(image, label, augment, WINDOW_HU, num_epochs=2).axes
+    assert [axis.get_title() for axis in axes] == [f"position {place}" for place in range(4)]
+    for place, axis in enumerate(axes):
+        shown_hu = axis.images[0].get_array()
+        assert shown_hu.shape == (3 * 48, 48)
+        assert np.unique(shown_hu[:48]).tolist() == list(WINDOW_HU)
+        second = augment(image, label, 1, position)[0][place, 1].numpy()
+        assert np.allclose(shown_hu[96:], second * 400 - 160, atol=1e-3)
+        assert len(axis.collections[0].get_paths()[0].to_polygons()) == 3
+
+
+def test_picture_of_slices_without_organ_has_no_outline():
+    image, label, _ = make_batch(2)
+    axes = draw_augmented(image, torch.zeros_like(label), make_augment(), WINDOW_HU).axes
+    assert [len(axis.collections) for axis in axes] == [0, 0]
