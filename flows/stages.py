@@ -32,7 +32,8 @@ def run_logged(command: list[str], root: Path) -> None:
     """Run a program in `root`, each line of its output to the Prefect log.
 
     The child stays in this process group, so that cancelling the flow ends it too; it is also
-    ended when the task is interrupted.
+    ended when the task is interrupted, and when this process dies. The thread that starts it waits
+    for it: to the kernel that thread is the parent.
 
     Raises:
         StageFailedError: it ended with another code than 0.
@@ -40,7 +41,7 @@ def run_logged(command: list[str], root: Path) -> None:
     logger = get_run_logger()
     lines = []
     with subprocess.Popen(
-        command,
+        [sys.executable, "-m", "tasks.processes", *command],
         cwd=root,
         env=stage_environment(os.environ),
         stdout=subprocess.PIPE,
