@@ -13,7 +13,6 @@ import json
 import logging
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -38,7 +37,7 @@ def run_seed(params: Params, seed: int, folder: Path) -> list[dict[str, object]]
     scores, rows = {}, []
     for name in params.networks:
         start = time.monotonic()
-        with training_run(store, name, {}, {}, "seeds") as run:
+        with training_run(store, name, {}, {}, "seeds", folder / f"{name}-tracking") as run:
             train_network(
                 name, params, SliceStore(Path("artifacts/slices")), split, folder / name, run
             )
@@ -80,8 +79,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ...")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     params = load_params(Path("params.yaml"))
     rows = []
     for seed in range(arguments.seeds):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tasks.console import StageError
 
@@ -21,11 +21,15 @@ class Section(BaseModel):
 
 
 class ComputeParams(Section):
-    """Where work that is parallel over cases runs; changes no result."""
+    """Where work runs and how often it is secured; changes no result."""
 
     backend: Literal["local", "dask"] = "local"
     address: str | None = None
     num_workers: int = Field(default=0, ge=0, description="0 uses every core")
+    num_loader_workers: int | None = Field(
+        default=None, ge=0, description="None: none on a CPU, up to 8 a process beside a GPU"
+    )
+    checkpoint_interval_s: float = Field(default=60, ge=0)
 
     @model_validator(mode="after")
     def _dask_needs_address(self) -> Self:
@@ -88,19 +92,68 @@ class AugmentParams(Section):
 
 
 class TrainParams(Section):
-    """Stage train: the same budget, optimiser and augmentation for every network."""
+    """Stage train: the same budget, optimiser and augmentation for every network.
 
-    seed: int
+    Attributes:
+        seed: of all that is random.
+        width: channels of the first level.
+        num_epochs: passes over the training slices.
+        batch_size: slices in an optimiser step, over all processes; "auto" takes what memory holds.
+        num_accumulated: parts of a step that a process computes one after the other, to save
+            memory.
+        optimizer, learning_rate, weight_decay: of every step; SGD has Nesterov momentum 0.9.
+        schedule: how the learning rate falls to 0: not at all, as a cosine, or as
+            (1 - t)^0.9.
+        gradient_clip_norm: longest gradient of a step.
+        ema_decay: of an exponential moving average of the weights, which is then what is
+            validated and kept; 0 = none.
+        organ_free_share: share of the slices without any organ that an epoch uses, others each
+            time; above 1 some are used again.
+        precision: "auto" is bf16 autocast on a GPU that has it, else fp32.
+        compile: whether torch.compile builds the network.
+        deterministic: whether a GPU must compute the same bits each time; an operation that cannot
+            is an error. A CPU always does.
+        devices, num_nodes, strategy: processes on each machine, machines, and how they share work.
+        num_picture_slices: slices in each picture that is tracked.
+        augment: strengths of random changes.
+    """
+
+    seed: int = Field(ge=0)
     width: Positive
     num_epochs: Positive
-    batch_size: Positive
+    batch_size: Positive | Literal["auto"]
+    num_accumulated: Positive = 1
     optimizer: Literal["adamw", "sgd"]
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
-    schedule: Literal["constant", "cosine"]
+    schedule: Literal["constant", "cosine", "poly"]
     gradient_clip_norm: float = Field(gt=0)
+    ema_decay: float = Field(default=0, ge=0, lt=1)
+    organ_free_share: float = Field(default=1, ge=0)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    compile: bool = False
+    deterministic: bool = False
+    devices: Positive = 1
+    num_nodes: Positive = 1
+    strategy: Literal["auto", "ddp"] = "auto"
     num_picture_slices: int = Field(ge=0)
     augment: AugmentParams
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: object) -> object:
+        if value == "auto" or (type(value) is int and value >= 1):
+            return value
+        raise ValueError("must be a whole number of at least 1, or auto")
+
+    @model_validator(mode="after")
+    def _processes_need_a_strategy(self) -> Self:
+        if self.devices * self.num_nodes > 1 and self.strategy != "ddp":
+            raise ValueError(
+                f"{self.devices} devices on {self.num_nodes} nodes need strategy ddp, "
+                f"found {self.strategy!r}"
+            )
+        return self
 
 
 class EvaluateParams(Section):

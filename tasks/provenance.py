@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from scans.files import file_sha256
 from tasks.console import StageError
 
 LIBRARIES = ("torch", "lightning", "kornia", "numpy", "nibabel", "mlflow", "dvc", "prefect")
@@ -51,6 +52,19 @@ def read_data_version(root: Path) -> str:
             f"{path} does not give the MD5 of data/; restore it with `git checkout data.dvc` "
             "or make it anew with `dvc add data`"
         ) from None
+
+
+def stage_code(root: Path, stage: str) -> dict[str, str]:
+    """Short checksums of the Python files that dvc.yaml names as dependencies of a stage."""
+    pipeline = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
+    found: dict[str, str] = {}
+    for dep in pipeline["stages"][stage]["deps"]:
+        path = root / dep
+        if dep.startswith(("artifacts/", "data")):
+            continue
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            found[file.relative_to(root).as_posix()] = file_sha256(file)[:12]
+    return found
 
 
 def digest_test_set(cases: Iterable[str]) -> str:

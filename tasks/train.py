@@ -2,79 +2,95 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import os
 import sys
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from lightning import Trainer, seed_everything
+from filelock import FileLock, Timeout
+from lightning.fabric import Fabric
 
 from model.output import probabilities
+from model.segmentation import SegmentationNetwork
 from scans.files import file_sha256
 from scans.store import SliceStore
+from tasks.augment import Augment
+from tasks.batchsize import find_batch_size, out_of_memory_explained, uses_bf16
+from tasks.checkpoint import Checkpoints
 from tasks.console import StageError, report_errors
-from tasks.dataset import Batch, SliceDataset, load_batches, normalise, one_mask_per_organ
+from tasks.curves import draw_curves
+from tasks.dataset import Batch, SliceDataset, normalise, one_mask_per_organ
 from tasks.history import HISTORY_NAME, write_history
-from tasks.learner import OrganLearner
+from tasks.interruption import StopRequest, stop_on_signal
+from tasks.loop import Training
 from tasks.params import Params, load_params
-from tasks.pictures import draw_slices
-from tasks.provenance import digest_test_set, library_versions, read_provenance
+from tasks.pictures import draw_augmented, draw_slices
+from tasks.processes import die_with_parent
+from tasks.provenance import digest_test_set, library_versions, read_provenance, stage_code
 from tasks.tracking import WEIGHTS_TAG, TrainingRun, default_store, training_run
 from tasks.trained import WEIGHTS_NAME, build, describe, save_trained
 
+WORK_DIR = Path(".cache/train")
+# Where work is done and how it is shared changes weights by rounding only.
+NOT_IDENTITY = {"devices", "num_nodes", "strategy", "num_picture_slices"}
 
-class Progress:
-    """Keeps the best weights, the history and the tracked run up to date after each epoch."""
+
+def make_fabric(params: Params) -> Fabric:
+    """Devices, processes and precision as params ask; still to be launched."""
+    train = params.train
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(mode=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Fabric(
+        accelerator="auto",
+        devices=train.devices,
+        num_nodes=train.num_nodes,
+        strategy=train.strategy,
+        precision="bf16-mixed" if uses_bf16(params, device) else "32-true",
+    )
+
+
+class Reporter:
+    """Tracks each epoch of a training: metrics, and pictures while it gets better."""
 
     def __init__(
-        self, name: str, params: Params, validation: SliceDataset, folder: Path, run: TrainingRun
+        self, name: str, params: Params, validation: SliceDataset, run: TrainingRun
     ) -> None:
-        self.network = build(describe(name, params))
-        self._name = name
-        self._params = params
-        self._folder = folder
-        self._run = run
-        self._rows: list[dict[str, float]] = []
-        self._best = -1.0
-        self._picture_slices = _picture_slices(validation, params.train.num_picture_slices)
+        self._name, self._params, self._run = name, params, run
+        self._slices = _picture_slices(validation, params.train.num_picture_slices)
 
-    def __call__(self, metrics: dict[str, float]) -> None:
-        """Take in the metrics of an epoch."""
-        self._rows.append(metrics)
-        epoch, dice = int(metrics["epoch"]), metrics["val/dice"]
-        improved = dice > self._best
-        if improved:
-            self._best = dice
-            description = describe(self._name, self._params).model_copy(
-                update={"epoch": epoch, "val_dice": dice}
-            )
-            save_trained(self._folder, self.network, description)
-        write_history(self._folder / HISTORY_NAME, self._rows)
-        self._run.log_metrics(
-            {key: value for key, value in metrics.items() if key != "epoch"}, step=epoch
-        )
-        if self._picture_slices is not None:
-            self._log_picture(epoch, self._picture_slices)
-        mark = " (best)" if improved else ""
-        print(
-            f"{self._name} epoch {epoch}/{self._params.train.num_epochs}: "
-            f"loss {metrics['train/total']:.4f}, val Dice {dice:.4f}{mark}",
-            flush=True,
-        )
+    def log_augmented(self, slices: SliceDataset) -> None:
+        """Track a picture of what augmentation makes of some training slices."""
+        train, window_hu = self._params.train, self._params.slice.window_hu
+        batch = _picture_slices(slices, train.num_picture_slices)
+        if batch is not None:
+            augment = Augment(train.augment, window_hu, train.seed)
+            image_BCHW = normalise(batch.image_BCHW, window_hu)
+            figure = draw_augmented(image_BCHW, batch.label_BHW, augment, window_hu)
+            self._run.log_picture(figure, "augmented.png")
 
-    def _log_picture(self, epoch: int, batch: Batch) -> None:
-        device = next(self.network.parameters()).device
-        was_training = self.network.training
-        self.network.eval()
-        with torch.no_grad():
+    def log_epoch(self, metrics: Mapping[str, float], measured: Mapping[str, float]) -> None:
+        """Track the metrics of an epoch, and what was measured beside them."""
+        values = {key: value for key, value in metrics.items() if key != "epoch"}
+        self._run.log_metrics({**values, **measured}, step=int(metrics["epoch"]))
+
+    def log_prediction(self, epoch: int, network: SegmentationNetwork) -> None:
+        """Track a picture of some validation slices with truth and prediction."""
+        if (batch := self._slices) is None:
+            return
+        network.eval()
+        device = next(network.parameters()).device
+        with torch.inference_mode():
             image = normalise(batch.image_BCHW, self._params.slice.window_hu).to(device)
-            predicted = probabilities(self.network(image)) >= self._params.evaluate.threshold
-        self.network.train(was_training)
+            predicted = probabilities(network(image)) >= self._params.evaluate.threshold
         masks = one_mask_per_organ(batch.label_BHW, len(self._params.organs))
         figure = draw_slices(
             batch.image_BCHW[:, 1].numpy(),
@@ -86,6 +102,10 @@ class Progress:
         )
         self._run.log_picture(figure, f"validation/epoch-{epoch:04d}.png")
 
+    def log_curves(self, rows: list[dict[str, float]]) -> None:
+        """Track the learning curves as a picture."""
+        self._run.log_picture(draw_curves(rows, self._name), "curves.png")
+
 
 def train_network(
     name: str,
@@ -93,7 +113,12 @@ def train_network(
     store: SliceStore,
     split: pd.DataFrame,
     folder: Path,
-    run: TrainingRun,
+    run: TrainingRun | None,
+    *,
+    fabric: Fabric | None = None,
+    checkpoints: Checkpoints | None = None,
+    state: Mapping[str, Any] | None = None,
+    stop: StopRequest | None = None,
 ) -> None:
     """Train network `name` and leave its best epoch in `folder`.
 
@@ -104,56 +129,104 @@ def train_network(
         params: all of params.yaml.
         store: slices of every case.
         split: columns case, patient, fold.
-        folder: receives weights.safetensors, network.json and history.csv.
-        run: where the training is tracked.
+        folder: receives weights.safetensors, network.json and history.csv, at the end.
+        run: where the training is tracked; None in all processes but the first.
+        fabric: launched; None trains on one device.
+        checkpoints: where its state is kept; None keeps none.
+        state: of a checkpoint, to go on from; only the first process needs it.
+        stop: asked after every step.
 
     Raises:
-        StageError: a fold is empty, or the loss stops being finite.
+        StageError: a fold is empty, memory runs out, or a loss is not finite.
+        Interrupted: a signal asked to stop.
     """
-    seed_everything(params.train.seed, workers=True, verbose=False)
-    datasets = {}
-    for fold in ("train", "val"):
-        cases = split.loc[split["fold"] == fold, "case"].tolist()
-        if not cases:
-            raise StageError(f"the split holds no {fold} cases; add scans or change section split")
-        datasets[fold] = SliceDataset(store, cases)
-    batch_size = params.train.batch_size
-    training = load_batches(datasets["train"], batch_size, shuffle=True)
-    if not len(training):
-        raise StageError(
-            f"{len(datasets['train'])} training slices do not fill one batch of {batch_size}; "
-            "lower train.batch_size or add scans"
+    if fabric is None:
+        fabric = make_fabric(params)
+        fabric.launch()
+    datasets = {fold: SliceDataset(store, cases_of(split, fold)) for fold in ("train", "val")}
+    torch.manual_seed(params.train.seed)
+    network = build(describe(name, params))
+    state = fabric.broadcast(state)
+    if state is not None:
+        batch_size = int(state["batch_size"])
+    else:
+        batch_size = _choose_batch_size(network, name, params, datasets["train"], fabric)
+    reporter = None if run is None else Reporter(name, params, datasets["val"], run)
+
+    def on_epoch(metrics: dict[str, float], measured: dict[str, float], improved: bool) -> None:
+        if reporter is not None:
+            reporter.log_epoch(metrics, measured)
+            if improved:
+                reporter.log_prediction(int(metrics["epoch"]), training.evaluated)
+
+    with out_of_memory_explained(batch_size, params.slice.size_px):
+        training = Training(
+            fabric,
+            name,
+            params,
+            network,
+            datasets["train"],
+            datasets["val"],
+            batch_size,
+            checkpoints,
+            stop or StopRequest(),
+            on_epoch,
         )
-    validation = load_batches(datasets["val"], params.evaluate.batch_size, shuffle=False)
-    progress = Progress(name, params, datasets["val"], folder, run)
-    learner = OrganLearner(
-        progress.network,
-        tuple(params.organs),
-        params.slice.window_hu,
-        params.recipes[name].loss_terms,
-        params.train,
-        steps_per_epoch=len(training),
-        num_val_cases=len(datasets["val"].cases),
-        min_false_positive_px=params.evaluate.min_false_positive_px,
-        threshold=params.evaluate.threshold,
-        on_epoch=progress,
-    )
-    trainer = Trainer(
-        max_epochs=params.train.num_epochs,
-        accelerator="auto",
-        devices=1,
-        precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
-        gradient_clip_val=params.train.gradient_clip_norm,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-    )
-    trainer.fit(learner, training, validation)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        if state is not None:
+            training.restore(state)
+        elif reporter is not None:
+            reporter.log_augmented(datasets["train"])
+        training.run()
+    position = training.position
+    if not position.best_epoch:
+        raise StageError(
+            "no validation case has an organ, nor was any found in one: no epoch can be chosen; "
+            "add scans, or change section split"
+        )
+    if fabric.is_global_zero:
+        description = describe(name, params).model_copy(
+            update={"epoch": position.best_epoch, "val_dice": position.best_dice}
+        )
+        network.load_state_dict(training.best_weights)
+        write_history(folder / HISTORY_NAME, position.rows)
+        save_trained(folder, network, description)
+    if reporter is not None:
+        reporter.log_curves(position.rows)
+
+
+def cases_of(split: pd.DataFrame, fold: str) -> list[str]:
+    """The cases of a fold.
+
+    Raises:
+        StageError: there is none.
+    """
+    cases: list[str] = split.loc[split["fold"] == fold, "case"].tolist()
+    if not cases:
+        raise StageError(f"the split holds no {fold} cases; add scans or change section split")
+    return cases
+
+
+def identify(
+    name: str, params: Params, store: SliceStore, split: pd.DataFrame, code: Mapping[str, str]
+) -> dict[str, str]:
+    """All that decides a network's weights, by name: settings, slices of each case, code."""
+    settings = {
+        "organs": params.organs,
+        "recipe": params.recipes[name].model_dump(),
+        "slice": params.slice.model_dump(),
+        "train": params.train.model_dump(exclude=NOT_IDENTITY),
+        "evaluate": params.evaluate.model_dump(include={"threshold", "min_false_positive_px"}),
+    }
+    cases = {
+        f"slices of {fold} case {case}": file_sha256(store.root / case / "case.json")[:12]
+        for fold in ("train", "val")
+        for case in cases_of(split, fold)
+    }
+    return {
+        **{key: str(value) for key, value in flatten(settings).items()},
+        **cases,
+        **{f"code {path}": digest for path, digest in code.items()},
+    }
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -163,6 +236,50 @@ def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
+
+
+@contextmanager
+def only_trainer(folder: Path, stop: StopRequest) -> Iterator[None]:
+    """Within, no other process trains in `folder`; one that is about to end is waited for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    told = False
+    while True:
+        try:
+            lock.acquire(timeout=1)
+            break
+        except Timeout:
+            stop.raise_if_asked()
+            if not told:
+                print(f"train: waiting for another training in {folder}", flush=True)
+                told = True
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _choose_batch_size(
+    network: SegmentationNetwork,
+    name: str,
+    params: Params,
+    slices: SliceDataset,
+    fabric: Fabric,
+) -> int:
+    asked = params.train.batch_size
+    if asked != "auto":
+        return asked
+    found = 0
+    if fabric.is_global_zero:
+        found = find_batch_size(
+            copy.deepcopy(network).to(fabric.device),
+            params,
+            params.recipes[name].loss_terms,
+            len(slices),
+            fabric.device,
+            fabric.world_size,
+        )
+    return int(fabric.broadcast(found))
 
 
 def _picture_slices(dataset: SliceDataset, count: int) -> Batch | None:
@@ -176,9 +293,9 @@ def _picture_slices(dataset: SliceDataset, count: int) -> Batch | None:
 @report_errors
 def main() -> None:
     """Run the stage for one network: `python -m tasks.train NETWORK`."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for noise in (".*does not have many workers.*", ".*LeafSpec.*"):
-        warnings.filterwarnings("ignore", noise)
+    die_with_parent()
+    for library in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     root = Path()
     params = load_params(root / "params.yaml")
     if len(sys.argv) != 2 or sys.argv[1] not in params.networks:
@@ -186,25 +303,60 @@ def main() -> None:
             f"usage: python -m tasks.train NETWORK, one of {', '.join(params.networks)}"
         )
     name = sys.argv[1]
-    folder = root / "artifacts" / "train" / name
+    store = SliceStore(root / "artifacts/slices")
     split = pd.read_csv(root / "artifacts/split.csv", dtype=str)
+    folder = root / "artifacts" / "train" / name
+    with stop_on_signal() as stop:
+        fabric = make_fabric(params)
+        fabric.launch()
+        if not fabric.is_global_zero:
+            train_network(name, params, store, split, folder, None, fabric=fabric, stop=stop)
+            return
+        work = root / WORK_DIR / name
+        with only_trainer(work, stop):
+            identity = identify(name, params, store, split, stage_code(root, "train"))
+            checkpoints = Checkpoints(work / "checkpoints", identity)
+            state = checkpoints.load()
+            with training_run(
+                default_store(root),
+                name,
+                _parameters(name, params),
+                _tags(name, split, root),
+                read_provenance(root).data_version,
+                work / "tracking",
+                resume=state is not None,
+            ) as run:
+                train_network(
+                    name,
+                    params,
+                    store,
+                    split,
+                    folder,
+                    run,
+                    fabric=fabric,
+                    checkpoints=checkpoints,
+                    state=state,
+                    stop=stop,
+                )
+                run.log_files(folder, "trained")
+                run.set_tag(WEIGHTS_TAG, file_sha256(folder / WEIGHTS_NAME))
+            checkpoints.clear()
+
+
+def _parameters(name: str, params: Params) -> dict[str, Any]:
+    dump = params.model_dump(by_alias=True, include={"organs", "slice", "split", "train"})
+    return flatten({**dump, "recipe": params.recipes[name].model_dump()})
+
+
+def _tags(name: str, split: pd.DataFrame, root: Path) -> dict[str, str]:
     provenance = read_provenance(root)
-    tags = {
+    return {
         "fullscale.network": name,
         "fullscale.git_commit": provenance.git_commit,
         "fullscale.data_version": provenance.data_version,
         "fullscale.test_set": digest_test_set(split.loc[split["fold"] == "test", "case"]),
         **{f"fullscale.version.{library}": text for library, text in library_versions().items()},
     }
-    dump = params.model_dump(by_alias=True, include={"organs", "slice", "split", "train"})
-    parameters = flatten({**dump, "recipe": params.recipes[name].model_dump()})
-    tracking = root / ".cache/train" / name / "tracking"
-    with training_run(
-        default_store(root), name, parameters, tags, provenance.data_version, tracking
-    ) as run:
-        train_network(name, params, SliceStore(root / "artifacts/slices"), split, folder, run)
-        run.log_files(folder, "trained")
-        run.set_tag(WEIGHTS_TAG, file_sha256(folder / WEIGHTS_NAME))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.dataset import SliceDataset, load_batches, normalise, one_mask_per_organ
+from tasks.dataset import (
+    Plan,
+    SliceDataset,
+    normalise,
+    one_mask_per_organ,
+    training_batches,
+    whole_batches,
+)
+from tasks.order import EpochOrder
 
 WINDOW_HU = (-160.0, 240.0)
 
@@ -42,13 +50,63 @@ def test_batch_knows_what_a_case_annotates(tiny_store):
     assert batch.case_B.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("shuffle", "num_batches"), [(True, 4), (False, 5)])
-def test_loader_leaves_out_incomplete_batch_only_when_shuffled(tiny_store, shuffle, num_batches):
+def test_slice_without_any_annotated_organ_is_organ_free(tiny_store):
+    dataset = SliceDataset(tiny_store, ["case_00", "case_06"])
+    labels = np.concatenate([tiny_store.load(case).label for case in dataset.cases])
+    assert dataset.organ_free.tolist() == (labels == 0).all(axis=(1, 2)).tolist()
+    assert 0 < dataset.organ_free.sum() < len(dataset)
+
+
+def test_whole_batches_hold_every_slice_once_whatever_the_processes(tiny_store):
     dataset = SliceDataset(tiny_store, ["case_00", "case_01"])
-    size = len(dataset) // 4 - 1
-    sizes = [len(batch.case_B) for batch in load_batches(dataset, size, shuffle=shuffle)]
-    assert len(sizes) == num_batches
-    assert sizes[:4] == [size] * 4
+    for num_processes in (1, 3):
+        sizes = []
+        for rank in range(num_processes):
+            batches = whole_batches(dataset, 7, rank=rank, num_processes=num_processes)
+            sizes += [len(batch.case_B) for batch in batches]
+        assert sum(sizes) == len(dataset)
+        assert max(sizes) == 7
+
+
+def collect(store, plan, start=(0, 0), **options):
+    dataset = SliceDataset(store, ["case_00", "case_06"])
+    order = EpochOrder(dataset.organ_free, 1.0, 0)
+    return list(training_batches(dataset, order, plan, 2, start, **options))
+
+
+def test_training_goes_on_at_any_step(tiny_store):
+    whole = collect(tiny_store, Plan(4))
+    num_steps = len(whole) // 2
+    for start in ((0, 2), (1, 0), (1, num_steps - 1), (0, num_steps)):
+        rest = collect(tiny_store, Plan(4), start)
+        expected = whole[start[0] * num_steps + start[1] :]
+        assert len(rest) == len(expected)
+        for one, other in zip(rest, expected, strict=True):
+            assert torch.equal(one.image_BCHW, other.image_BCHW)
+            assert torch.equal(one.position_B, other.position_B)
+            assert one.epoch == other.epoch
+
+
+def test_processes_and_parts_share_each_step(tiny_store):
+    whole = collect(tiny_store, Plan(8))
+    dealt = [collect(tiny_store, Plan(8, 2, 2, rank)) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        parts = [dealt[rank][2 * step + part] for part in range(2) for rank in range(2)]
+        assert torch.equal(torch.cat([part.label_BHW for part in parts]), batch.label_BHW)
+        assert torch.equal(torch.cat([part.position_B for part in parts]), batch.position_B)
+        assert sum(part.share for part in parts) == pytest.approx(1)
+        for part in parts:
+            pairs = part.annotated_BK.sum() / batch.annotated_BK.sum()
+            assert part.share == pytest.approx(float(pairs))
+
+
+def test_workers_give_the_same_batches(tiny_store):
+    alone, helped = collect(tiny_store, Plan(4)), collect(tiny_store, Plan(4), num_workers=3)
+    assert len(alone) == len(helped) > 4
+    for one, other in zip(alone, helped, strict=True):
+        assert torch.equal(one.image_BCHW, other.image_BCHW)
+        assert torch.equal(one.label_BHW, other.label_BHW)
+        assert one.share == other.share
 
 
 def test_normalise_maps_window_to_unit_range():

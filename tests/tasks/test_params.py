@@ -26,7 +26,16 @@ def test_published_params_are_valid():
         ({"train": {"learning_rate": 0}}, r"train\.learning_rate: .*greater than 0, found 0"),
         ({"train": {"learning_rate": "fast"}}, r"train\.learning_rate: .*number.*found 'fast'"),
         ({"train": {"optimizer": "adam"}}, r"train\.optimizer: .*'adamw' or 'sgd', found 'adam'"),
-        ({"train": {"batch_size": 0}}, r"train\.batch_size: .*greater than or equal to 1"),
+        (
+            {"train": {"batch_size": 0}},
+            r"train\.batch_size: must be a whole number of at least 1, or auto, found 0",
+        ),
+        ({"train": {"batch_size": "all"}}, r"train\.batch_size: .*or auto, found 'all'"),
+        ({"train": {"devices": 2}}, r"train: 2 devices on 1 nodes need strategy ddp, found 'auto'"),
+        ({"train": {"schedule": "step"}}, r"train\.schedule: .*'constant', 'cosine' or 'poly'"),
+        ({"train": {"ema_decay": 1}}, r"train\.ema_decay: .*less than 1, found 1"),
+        ({"train": {"organ_free_share": -1}}, r"train\.organ_free_share: .*greater than or equal"),
+        ({"train": {"precision": "fp16"}}, r"train\.precision: .*'auto', 'bf16' or 'fp32'"),
         ({"slice": {"size_px": 16}}, r"slice\.size_px: .*greater than or equal to 32, found 16"),
         (
             {"slice": {"window_hu": [240, -160]}},

@@ -1,4 +1,6 @@
 import json
+import threading
+import time
 
 import mlflow
 import pandas as pd
@@ -7,13 +9,13 @@ import torch
 
 from scans.files import file_sha256
 from tasks.console import StageError
-from tasks.dataset import SliceDataset, load_batches
+from tasks.dataset import SliceDataset
 from tasks.history import read_history, write_history
-from tasks.learner import OrganLearner
+from tasks.interruption import StopRequest
 from tasks.params import Params
 from tasks.tracking import training_run
-from tasks.train import flatten, train_network
-from tasks.trained import WEIGHTS_NAME, build, describe, load_trained
+from tasks.train import flatten, identify, only_trainer, train_network
+from tasks.trained import WEIGHTS_NAME, load_trained
 
 SPLIT = pd.DataFrame(
     {
@@ -48,7 +50,8 @@ def test_training_leaves_network_history_and_run(
     assert logged[1].value == pytest.approx(history[1]["train/total"], rel=1e-5)
     assert client.get_run(run_id).info.status == "FINISHED"
     pictures = [item.path for item in client.list_artifacts(run_id, "validation")]
-    assert pictures == ["validation/epoch-0001.png", "validation/epoch-0002.png"]
+    assert f"validation/epoch-{int(best['epoch']):04d}.png" in pictures
+    assert {"augmented.png", "curves.png"} <= {item.path for item in client.list_artifacts(run_id)}
 
 
 def test_same_seed_gives_same_weights(tiny_params, tiny_store, tmp_path, mlflow_store):
@@ -66,6 +69,117 @@ def test_training_lowers_the_loss(tiny_params, tiny_store, tmp_path, mlflow_stor
     train("unet", longer, tiny_store, tmp_path, mlflow_store)
     losses = [row["train/total"] for row in read_history(tmp_path / "history.csv")]
     assert losses[-1] < 0.9 * losses[0]
+
+
+def changed_train(params, **values):
+    train = params.train.model_copy(update=values)
+    return params.model_copy(update={"train": train})
+
+
+def test_epoch_is_reported_in_full(tiny_params, tiny_store, tmp_path, mlflow_store):
+    run_id = train("unet3plus", tiny_params, tiny_store, tmp_path, mlflow_store)
+    logged = mlflow.MlflowClient(mlflow_store.uri).get_run(run_id).data.metrics
+    for organ in ("liver", "spleen"):
+        assert 0 <= logged[f"val/gate_accuracy/{organ}"] <= 1
+        assert f"val/dice/{organ}" in logged
+    for term in ("focal", "ms_ssim", "iou"):
+        assert logged[f"train/side5/{term}"] > 0
+    assert logged["time/training_slices_per_s"] > 0
+    assert 0 <= logged["time/waiting_share"] < logged["time/outside_share"] < 1
+    assert "system/cpu_utilization_percentage" in logged
+
+
+def test_organ_free_slices_are_left_out_by_share(tiny_params, tiny_store, tmp_path, mlflow_store):
+    few = changed_train(tiny_params, organ_free_share=0.25, batch_size=1, num_epochs=1)
+    train("unet", few, tiny_store, tmp_path, mlflow_store)
+    (row,) = read_history(tmp_path / "history.csv")
+    slices = SliceDataset(tiny_store, SPLIT.loc[SPLIT["fold"] == "train", "case"].tolist())
+    assert row["slices/organ"] == (~slices.organ_free).sum()
+    assert row["slices/organ_free"] == round(0.25 * slices.organ_free.sum())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"optimizer": "sgd", "schedule": "poly", "learning_rate": 0.05},
+        {"schedule": "constant", "ema_decay": 0.5},
+        {"precision": "bf16"},
+        {"deterministic": True},
+        {"batch_size": "auto"},
+        {"num_accumulated": 4},
+    ],
+    ids=lambda values: "-".join(values),
+)
+def test_every_setting_trains(tiny_params, tiny_store, tmp_path, mlflow_store, values):
+    train("unet3plus", changed_train(tiny_params, **values), tiny_store, tmp_path, mlflow_store)
+    rows = read_history(tmp_path / "history.csv")
+    assert rows[-1]["train/total"] < rows[0]["train/total"]
+    torch.use_deterministic_algorithms(mode=False)
+
+
+def test_accumulated_step_equals_the_whole_one(tiny_params, tiny_store, tmp_path, mlflow_store):
+    """Up to batch norm, whose statistics are of the part: so the first losses differ a little."""
+    losses = []
+    for parts in (1, 2):
+        split_up = changed_train(tiny_params, num_accumulated=parts, num_epochs=1)
+        train("unet", split_up, tiny_store, tmp_path / str(parts), mlflow_store)
+        (row,) = read_history(tmp_path / str(parts) / "history.csv")
+        losses.append(row["train/total"])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_loss_that_is_not_finite_names_step_and_cases(
+    tiny_params, tiny_store, tmp_path, mlflow_store
+):
+    wild = changed_train(tiny_params, learning_rate=1e30, optimizer="sgd", weight_decay=0)
+    with pytest.raises(
+        StageError, match=r"in epoch 1, step \d+, with slices of case_0\d"
+    ) as caught:
+        train("unet", wild, tiny_store, tmp_path, mlflow_store)
+    assert "nothing was learned from it: lower train.learning_rate" in str(caught.value)
+
+
+def test_uneven_parts_are_refused(tiny_params, tiny_store, tmp_path, mlflow_store):
+    with pytest.raises(StageError, match=r"batch_size 8 cannot be dealt out .* a multiple of 3"):
+        train(
+            "unet",
+            changed_train(tiny_params, num_accumulated=3),
+            tiny_store,
+            tmp_path,
+            mlflow_store,
+        )
+
+
+def test_identity_holds_what_decides_the_weights(tiny_params, tiny_store):
+    code = {"model/a.py": "123"}
+    before = identify("unet", tiny_params, tiny_store, SPLIT, code)
+    assert before["code model/a.py"] == "123"
+    assert before["train.learning_rate"] == "0.003"
+    assert before["recipe.architecture"] == "unet"
+    assert "slices of train case case_00" in before
+    assert not [key for key in before if "case_04" in key]
+    shared = changed_train(tiny_params, devices=2, strategy="ddp", num_picture_slices=9)
+    assert identify("unet", shared, tiny_store, SPLIT, code) == before
+    warmer = changed_train(tiny_params, learning_rate=0.1)
+    assert identify("unet", warmer, tiny_store, SPLIT, code) != before
+
+
+def test_second_trainer_waits_until_the_first_is_done(tmp_path, capsys):
+    entered = []
+
+    def second():
+        with only_trainer(tmp_path, StopRequest()):
+            entered.append("second")
+
+    thread = threading.Thread(target=second)
+    with only_trainer(tmp_path, StopRequest()):
+        thread.start()
+        time.sleep(1.5)
+        assert not entered
+    thread.join(timeout=10)
+    assert entered == ["second"]
+    assert "waiting for another training" in capsys.readouterr().out
 
 
 def test_test_cases_are_never_read(tiny_params, tiny_store, tmp_path, mlflow_store, monkeypatch):
@@ -100,58 +214,6 @@ def test_run_of_failed_training_is_marked(tiny_params, tiny_store, tmp_path, mlf
     experiment = client.get_experiment_by_name("fullscale")
     newest = client.search_runs([experiment.experiment_id], max_results=1)[0]
     assert newest.info.status == "FAILED"
-
-
-@pytest.fixture
-def learner(tiny_params):
-    params = tiny_params
-    return OrganLearner(
-        build(describe("unet3plus", params)),
-        tuple(params.organs),
-        params.slice.window_hu,
-        params.recipes["unet3plus"].loss_terms,
-        params.train,
-        steps_per_epoch=10,
-        num_val_cases=2,
-        min_false_positive_px=2,
-        threshold=0.5,
-        on_epoch=lambda metrics: None,
-    )
-
-
-def test_loss_that_is_not_finite_stops_training(learner, tiny_store):
-    batch = next(iter(load_batches(SliceDataset(tiny_store, ["case_00"]), 4, shuffle=False)))
-    with torch.no_grad():
-        learner.network.heads[0].bias.fill_(float("nan"))
-    with pytest.raises(StageError, match="the loss is nan in epoch 1, step 3; lower train"):
-        learner.training_step(batch, 2)
-
-
-def test_unannotated_organ_gives_no_gradient(learner, tiny_store):
-    batch = next(iter(load_batches(SliceDataset(tiny_store, ["case_06"]), 4, shuffle=False)))
-    assert batch.annotated_BK.tolist() == [[True, False]] * 4
-    learner.training_step(batch, 0).backward()
-    for head in learner.network.heads:
-        assert head.weight.grad[0].abs().sum() > 0
-        assert head.weight.grad[1].abs().sum() == 0
-
-
-def test_cosine_schedule_ends_at_zero(learner):
-    configured = learner.configure_optimizers()
-    scheduler = configured["lr_scheduler"]["scheduler"]
-    factor = scheduler.lr_lambdas[0]
-    assert factor(0) == 1
-    assert factor(10) == pytest.approx(0.5)
-    assert factor(20) == pytest.approx(0)
-    assert factor(25) == pytest.approx(0)
-
-
-@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
-def test_optimizer_is_the_one_named(learner, name, kind):
-    learner.params = learner.params.model_copy(update={"optimizer": name, "learning_rate": 0.25})
-    optimizer = learner.configure_optimizers()["optimizer"]
-    assert isinstance(optimizer, kind)
-    assert optimizer.defaults["lr"] == 0.25
 
 
 def test_history_comes_back_as_written(tmp_path):

@@ -1,0 +1,191 @@
+"""Is a training ever starved? The loader against the step, and where the time of an epoch goes.
+
+    python -m benchmarks.training
+
+Needs data/ and params.yaml, so run `dvc pull` first. The sample's scans are sliced as params.yaml
+says and at 320 px. For each size and network, in a process of its own: slices a second of the
+loader alone, of a plain loader (one file a slice, fetched and stacked one by one), and of training;
+the share of the training's time that is spent outside forward, backward and optimiser; the peak of
+memory. Rates are medians over epochs or repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.machine import describe_machine
+from scans.store import SliceStore
+from tasks.dataset import Plan, SliceDataset, training_batches
+from tasks.interruption import StopRequest
+from tasks.loop import Training
+from tasks.order import EpochOrder
+from tasks.params import Params, load_params
+from tasks.slice import slice_cohort
+from tasks.train import make_fabric
+from tasks.trained import build, describe
+
+NUM_VAL_CASES = 3
+MIB = 2**20
+
+
+class FilePerSlice(Dataset[tuple[np.ndarray, np.ndarray]]):
+    """The plain way: a file for each slice of image and label."""
+
+    def __init__(self, slices: SliceDataset, folder: Path) -> None:
+        folder.mkdir()
+        self._folder, self._count = folder, len(slices)
+        for index in range(len(slices)):
+            batch = slices[index]
+            np.savez(folder / f"{index}.npz", image=batch.image_BCHW[0], label=batch.label_BHW[0])
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        with np.load(self._folder / f"{index}.npz") as content:
+            return content["image"], content["label"]
+
+
+def rate_of(batches: Any, num_slices: int) -> float:
+    """Slices a second of walking over batches."""
+    start = time.perf_counter()
+    for _ in batches:
+        pass
+    return num_slices / (time.perf_counter() - start)
+
+
+def measure(
+    root: Path, params: Params, network: str, num_epochs: int, max_steps: int, repeats: int
+) -> dict[str, Any]:
+    """All figures of one network on one slice store."""
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    store = SliceStore(root)
+    cases = store.cases["case"].tolist()
+    train = params.train.model_copy(update={"num_epochs": num_epochs})
+    batch_size = int(train.batch_size)
+    wanted, slices = max_steps * batch_size, SliceDataset(store, cases[NUM_VAL_CASES:])
+    if len(slices) > wanted:  # fewer cases, so that large slices take minutes, not hours
+        share = wanted / len(slices)
+        cases = cases[: NUM_VAL_CASES + max(1, round(share * (len(cases) - NUM_VAL_CASES)))]
+        slices = SliceDataset(store, cases[NUM_VAL_CASES:])
+    order = EpochOrder(slices.organ_free, train.organ_free_share, train.seed)
+    num_used = len(order) // batch_size * batch_size
+    loader = [
+        rate_of(training_batches(slices, order, Plan(batch_size), 1), num_used)
+        for _ in range(repeats)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        plain = FilePerSlice(slices, Path(folder) / "files")
+        plain_loader = [
+            rate_of(DataLoader(plain, batch_size, shuffle=True, drop_last=True), num_used)
+            for _ in range(repeats)
+        ]
+    epochs: list[dict[str, float]] = []
+    params = params.model_copy(update={"train": train})
+    torch.manual_seed(train.seed)
+    fabric = make_fabric(params)
+    fabric.launch()
+    training = Training(
+        fabric,
+        network,
+        params,
+        build(describe(network, params)),
+        slices,
+        SliceDataset(store, cases[:NUM_VAL_CASES]),
+        batch_size,
+        None,
+        StopRequest(),
+        lambda metrics, measured, improved: epochs.append(measured),
+    )
+    training.run()
+
+    def median(key: str) -> float:
+        return statistics.median(epoch[key] for epoch in epochs[1:] or epochs)
+
+    return {
+        "size_px": store.size_px,
+        "network": network,
+        "loader": statistics.median(loader),
+        "plain_loader": statistics.median(plain_loader),
+        "step": median("time/training_slices_per_s"),
+        "outside_share": median("time/outside_share"),
+        "waiting_share": median("time/waiting_share"),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB,
+    }
+
+
+def format_markdown(rows: list[dict[str, Any]]) -> str:
+    """The table of docs/benchmarks.md."""
+    headings = (
+        "slices", "network", "loader, slices/s", "plain loader", "loader / plain",
+        "training, slices/s", "loader / training", "time outside", "of it waiting", "peak, MiB",
+    )  # fmt: skip
+    table = [headings, ("---",) * len(headings)]
+    table += [
+        (
+            f"{row['size_px']} px",
+            row["network"],
+            f"{row['loader']:.0f}",
+            f"{row['plain_loader']:.0f}",
+            f"{row['loader'] / row['plain_loader']:.1f}",
+            f"{row['step']:.1f}",
+            f"{row['loader'] / row['step']:.0f}",
+            f"{100 * row['outside_share']:.1f} %",
+            f"{100 * row['waiting_share']:.1f} %",
+            f"{row['peak_mib']:.0f}",
+        )
+        for row in rows
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+
+
+def main() -> None:
+    """Print the table, and write it as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=3, help="the first warms up")
+    parser.add_argument("--repeats", type=int, default=5, help="of the loaders")
+    parser.add_argument("--max-steps", type=int, default=26, help="in an epoch")
+    parser.add_argument("--width", type=int, help="of the networks; default as in params.yaml")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    arguments = parser.parse_args()
+    params = load_params(Path("params.yaml"))
+    if arguments.width:
+        train = params.train.model_copy(update={"width": arguments.width})
+        params = params.model_copy(update={"train": train})
+    print(json.dumps(describe_machine(torch.device("cpu"))), file=sys.stderr)
+    context = multiprocessing.get_context("spawn")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size_px in sorted({params.slice.size_px, 320}):
+            sized = params.slice.model_copy(update={"size_px": size_px})
+            sized_params = params.model_copy(update={"slice": sized})
+            root = Path(folder) / str(size_px)
+            slice_cohort(Path("data"), root, sized_params)
+            for network in params.networks:
+                with context.Pool(1) as pool:  # a process each, for a peak of its own
+                    work = (root, sized_params, network, arguments.epochs, arguments.max_steps,
+                            arguments.repeats)  # fmt: skip
+                    rows.append(pool.apply(measure, work))
+                print(format_markdown(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    print(format_markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

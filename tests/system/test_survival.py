@@ -1,0 +1,206 @@
+"""A real `dvc repro` is killed in every way at random moments, and ends as if it never had been."""
+
+import fcntl
+import os
+import pty
+import random
+import signal
+import subprocess
+import termios
+import time
+
+import mlflow
+import psutil
+import pytest
+from conftest import clone_project
+
+from scans.files import file_sha256
+
+pytestmark = pytest.mark.slow
+NETWORK = "unet3plus"
+STAGE = f"train@{NETWORK}"
+REPRO = ["dvc", "--wait-for-lock", "repro", "--single-item", "--force", STAGE]
+OUTPUTS = ("weights.safetensors", "network.json", "history.csv")
+KILLS = ("trainer", "dvc", "group", "ctrl-c", "terminate", "terminal", "trainer")
+ON_TERMINAL = ("ctrl-c", "terminal")
+LONGEST_STOP_S = 20
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Slices and split are there; a checkpoint is due after every step, two workers read."""
+    project = clone_project(tmp_path_factory.mktemp("survival") / "project")
+    project.run("dvc", "pull", "--quiet", "data.dvc")
+    project.change_params("slice", size_px=32)
+    project.change_params("train", width=4, num_epochs=3, batch_size=8, num_picture_slices=0)
+    project.change_params("compute", checkpoint_interval_s=0, num_loader_workers=2)
+    project.run("dvc", "repro", "split")
+    return project
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project):
+    """Checksums of what a training leaves that nothing disturbs."""
+    project.run(*REPRO)
+    return outputs(project)
+
+
+def outputs(project):
+    folder = project.root / "artifacts/train" / NETWORK
+    return {name: file_sha256(folder / name) for name in OUTPUTS}
+
+
+def checkpoints(project):
+    folder = project.root / f".cache/train/{NETWORK}/checkpoints"
+    return sorted(path.name for path in folder.glob("*.ckpt"))
+
+
+def processes(project):
+    """Every process that works in the project, as pid: command line."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(project.root) and process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid] = " ".join(process.cmdline())
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def wait_until(condition, what, timeout_s=120):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"waited {timeout_s} s for: {what}"
+        time.sleep(0.02)
+
+
+class Repro:
+    """`dvc repro`, on a terminal of its own if asked."""
+
+    def __init__(self, project, log, on_terminal):
+        self.project = project
+        self.terminal, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            REPRO,
+            cwd=project.root,
+            env=project.environment,
+            stdin=slave,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if on_terminal else None,
+        )
+        os.close(slave)
+
+    def trainer(self):
+        """The pid of the training process, which is the oldest of its command."""
+        return min(pid for pid, line in processes(self.project).items() if "tasks.train" in line)
+
+    def kill(self, kind):
+        """End it in some way, and wait until nothing of it is left."""
+        if kind == "trainer":
+            os.kill(self.trainer(), signal.SIGKILL)
+        elif kind == "dvc":
+            self.process.kill()
+        elif kind == "group":
+            os.killpg(self.process.pid, signal.SIGKILL)
+        elif kind == "ctrl-c":
+            os.write(self.terminal, b"\x03")
+        elif kind == "terminate":
+            os.kill(self.trainer(), signal.SIGTERM)
+        elif kind == "terminal":
+            os.close(self.terminal)
+        started = time.monotonic()
+        self.process.wait(timeout=LONGEST_STOP_S)
+        wait_until(lambda: not processes(self.project), f"no orphan after {kind}", LONGEST_STOP_S)
+        if kind != "terminal":
+            os.close(self.terminal)
+        return time.monotonic() - started
+
+
+def test_training_killed_at_random_moments_ends_with_the_same_weights(
+    project, undisturbed, tmp_path
+):
+    chance = random.Random(os.environ.get("SURVIVAL_SEED", "7"))
+    for kind in KILLS:
+        before = checkpoints(project)
+        with (tmp_path / "log").open("w") as log:
+            repro = Repro(project, log, kind in ON_TERMINAL)
+            more = chance.randint(
+                9, 21
+            )  # 7 kills within 3 epochs of 53 steps, the last after the first
+
+            def has_trained(before=before, more=more):
+                now = checkpoints(project)
+                return now and (not before or int(now[-1][:6]) >= int(before[-1][:6]) + more)
+
+            wait_until(has_trained, f"training before {kind}")
+            time.sleep(chance.random() * 0.1)
+            repro.kill(kind)
+        told = (tmp_path / "log").read_text()
+        assert repro.process.returncode != 0, told
+        assert "epoch 3/3" not in told
+        if kind in ("ctrl-c", "terminate"):
+            assert "run again to go on from there" in told
+            assert f"exited with {130 if kind == 'ctrl-c' else 143}" in told
+    told = project.run(*REPRO)
+    assert "epoch 3/3" in told
+    assert "epoch 1/3" not in told
+    assert outputs(project) == undisturbed
+    assert checkpoints(project) == []
+
+    client = mlflow.MlflowClient(f"sqlite:///{project.root}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("fullscale")
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+    for run in runs:
+        points = client.get_metric_history(run.info.run_id, "train/total")
+        assert [point.step for point in points] == [1, 2, 3]
+    again, first = (run.data.metrics["val/dice"] for run in runs)
+    assert again == first
+
+
+def start_and_stop(project):
+    """A training that is stopped after some steps; returns what is there to go on from."""
+    process = subprocess.Popen(
+        ["python", "-m", "tasks.train", NETWORK],
+        cwd=project.root,
+        env=project.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: len(checkpoints(project)) == 2, "two checkpoints")
+    process.terminate()
+    assert process.wait(timeout=LONGEST_STOP_S) == 143
+    return checkpoints(project)
+
+
+def test_truncated_checkpoint_gives_way_to_the_one_before(project, undisturbed):
+    newest = project.root / f".cache/train/{NETWORK}/checkpoints" / start_and_stop(project)[-1]
+    os.truncate(newest, newest.stat().st_size // 2)
+    told = project.run("python", "-m", "tasks.train", NETWORK)
+    assert f"{newest.relative_to(project.root)} is damaged" in told
+    assert outputs(project) == undisturbed
+
+
+def test_checkpoint_of_another_configuration_or_data_is_refused(project, undisturbed):
+    start_and_stop(project)
+    about = project.root / "artifacts/slices" / training_case(project) / "case.json"
+    content = about.read_text()
+    project.change_params("train", weight_decay=0.002)
+    about.write_text(content.replace("{", "{ ", 1))
+    try:
+        told = project.run("python", "-m", "tasks.train", NETWORK)
+    finally:
+        about.write_text(content)
+        project.change_params("train", weight_decay=0.0001)
+    assert "is not continued, training starts anew: " in told
+    assert "train.weight_decay was 0.0001, is 0.002" in told
+    assert f"slices of train case {about.parent.name} was" in told
+    assert "epoch 1/3" in told
+    assert outputs(project) != undisturbed
+
+
+def training_case(project):
+    rows = (project.root / "artifacts/split.csv").read_text().splitlines()
+    return next(row.split(",")[0] for row in rows if row.endswith(",train"))
