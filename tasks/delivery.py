@@ -46,8 +46,9 @@ class LostRunError(Exception):
 
 
 def shorten(error: Exception) -> str:
-    """What an error says, on one line of 200 characters at most."""
-    return " ".join(str(error).split())[:200]
+    """What an error says, on one line; of a long one the beginning, and the cause at its end."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:80]} ... {text[-115:]}"
 
 
 @contextmanager

@@ -147,7 +147,8 @@ def register(params: Params, root: Path, store: Store, verdict: dict[str, Any]) 
     settings = params.register_
     run_ids = {}
     for name in (settings.candidate, settings.baseline):
-        send_leftovers(store, root / ".cache/train" / name / "tracking")
+        for folder in (root / ".cache/train" / name / "tracking", root / ".cache/register" / name):
+            send_leftovers(store, folder)
         run_ids[name] = ensure_run(name, params, root, store, verdict["data_version"])
         summary = json.loads((root / "reports" / name / "summary.json").read_text(encoding="utf-8"))
         add_test_results(store, run_ids[name], summary, root / "reports" / name)

@@ -350,6 +350,7 @@ def test_known_run_goes_on_without_its_server(folder, capsys, monkeypatch):
     assert journal.status == "FINISHED"
     told = capsys.readouterr().err
     assert told.count("does not answer") == 1
+    assert "Connection refused" in told
     assert f"training goes on, metrics are kept in {journal.path} and sent when" in told
     assert "values and 1 files for MLflow" in told
     assert f"kept in {journal.folder}; the next training or registration sends them" in told
