@@ -32,14 +32,14 @@ def run_logged(command: list[str], root: Path) -> None:
     """Run a program in `root`, each line of its output to the Prefect log.
 
     The child stays in this process group, so that cancelling the flow ends it too; it is also
-    ended when the task is interrupted, and when this process dies. The thread that starts it waits
-    for it: to the kernel that thread is the parent.
+    ended when the task is interrupted, and by the kernel when this process is killed.
 
     Raises:
         StageFailedError: it ended with another code than 0.
     """
     logger = get_run_logger()
     lines = []
+    # The kernel ends the child with the thread that started it: this one, which waits for it.
     with subprocess.Popen(
         [sys.executable, "-m", "tasks.processes", *command],
         cwd=root,

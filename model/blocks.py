@@ -130,11 +130,11 @@ def norm_relu_then(
         return cast(Tensor, conv(norm_relu(normalise, x)))
 
     if (
-        isinstance(norm, nn.BatchNorm2d)
+        not torch.compiler.is_compiling()  # which knows no nbytes while sizes are symbols
+        and isinstance(norm, nn.BatchNorm2d)
         and torch.is_grad_enabled()
         and recompute_from_bytes is not None
         and x_BCHW.nbytes >= recompute_from_bytes
-        and not torch.compiler.is_compiling()
     ):
         return cast(
             Tensor,

@@ -1,9 +1,7 @@
 import json
-import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 from prefect import flow
 from prefect.artifacts import Artifact
@@ -72,38 +70,3 @@ def test_stage_finds_this_interpreter_first():
     assert environment["PATH"].split(":") == [str(Path(sys.executable).parent), "/usr/bin"]
     assert environment["OMP_WAIT_POLICY"] == "ACTIVE"
     assert stage_environment({})["OMP_WAIT_POLICY"] == "PASSIVE"
-
-
-FLOW = """
-import subprocess
-import sys
-from pathlib import Path
-from prefect import flow
-from flows.stages import run_logged
-
-@flow
-def waiting():
-    script = "import os, time; print('pid', os.getpid(), flush=True); time.sleep(60)"
-    run_logged([sys.executable, "-c", script], Path(sys.argv[1]))
-
-waiting()
-"""
-
-
-def test_flow_that_is_killed_leaves_no_orphan(small_project):
-    process = subprocess.Popen(
-        [sys.executable, "-c", FLOW, str(small_project.root)],
-        cwd=small_project.root,
-        env=small_project.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        line = next(line for line in process.stdout if "pid " in line)
-        child = psutil.Process(int(line.rsplit("pid ", 1)[1]))
-        assert child.is_running()
-    finally:
-        process.kill()
-        process.wait()
-    assert child in psutil.wait_procs([child], timeout=5)[0]

@@ -1,86 +1,167 @@
+from __future__ import annotations
+
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
-import psutil
 import pytest
 
-STARTER = """
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-m", "tasks.processes", *sys.argv[1:]])
-print(child.pid, flush=True)
+ROOT = Path(__file__).parents[2]
+THROUGH = (sys.executable, "-m", "tasks.processes")
+SOON_S = 5  # at once, on a busy machine
+linux_only = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a process of its parent's death"
+)
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*THROUGH, *command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return condition()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that no one has waited for yet does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+# Writes its number when it is ready, and a word when it is told to end.
+CHILD = """
+import os, pathlib, signal, sys, time
+def told(number, frame):
+    pathlib.Path(sys.argv[2]).write_text(signal.Signals(number).name)
+    sys.exit()
+signal.signal(signal.SIGTERM, told)
+path = pathlib.Path(sys.argv[1])
+path.with_suffix(".new").write_text(str(os.getpid()))
+path.with_suffix(".new").rename(path)
 time.sleep(60)
 """
-SLEEPER = "import time; print('asleep', flush=True); time.sleep(60)"
-
-
-def through(*command):
-    return subprocess.run(
-        [sys.executable, "-m", "tasks.processes", *command],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def is_alive(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_child_ends_when_its_starter_is_killed(number):
-    starter = subprocess.Popen(
-        [sys.executable, "-c", STARTER, sys.executable, "-c", SLEEPER],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    child = int(starter.stdout.readline())
-    assert starter.stdout.readline() == "asleep\n"
-    os.kill(starter.pid, number)
-    starter.wait()
-    end = time.monotonic() + 5
-    while is_alive(child) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not is_alive(child)
-
-
-def test_arguments_output_and_exit_code_pass_through():
-    script = "import sys; print(sys.argv[1:]); sys.exit(7)"
-    done = through(sys.executable, "-c", script, "a b", "*", "")
-    assert done.returncode == 7
-    assert done.stdout == "['a b', '*', '']\n"
-
-
-def test_unknown_program_is_named():
-    done = through("no-such-program")
-    assert done.returncode == 127
-    assert done.stderr == "error: no program 'no-such-program' on PATH\n"
-
-
-def test_no_program_is_an_error():
-    done = through()
-    assert done.returncode == 1
-    assert "usage: python -m tasks.processes" in done.stderr
-
-
-def test_starter_thread_that_ends_takes_its_child_along():
-    """So a flow must start programs from a thread that waits for them."""
-    script = """
+STARTER = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+THREAD = """
 import subprocess, sys, threading, time
-found = []
-def start():
-    command = [sys.executable, "-m", "tasks.processes", sys.executable, "-c", sys.argv[1]]
-    found.append(subprocess.Popen(command, stdout=subprocess.PIPE))
-    found[0].stdout.readline()
-thread = threading.Thread(target=start); thread.start(); thread.join()
-print(found[0].wait(timeout=5))
+thread = threading.Thread(target=subprocess.run, args=(sys.argv[1:],))
+thread.start()
+thread.join()
 """
+
+
+@linux_only
+@pytest.mark.parametrize("starter", [STARTER, THREAD])
+def test_child_is_told_to_end_when_its_parent_is_killed(tmp_path: Path, starter: str) -> None:
+    ready, told = tmp_path / "ready", tmp_path / "told"
+    child = [*THROUGH, sys.executable, "-c", CHILD, str(ready), str(told)]
+    with subprocess.Popen([sys.executable, "-c", starter, *child], cwd=ROOT) as parent:
+        assert wait_until(ready.exists, 60)
+        pid = int(ready.read_text())
+        time.sleep(0.3)
+        assert is_alive(pid)
+        assert not told.exists()
+        parent.kill()
+    assert wait_until(lambda: not is_alive(pid), SOON_S)
+    assert told.read_text() == "SIGTERM"
+
+
+# Kills its parent at the moment between looking at it and asking the kernel.
+LATE = """
+import os, pathlib, signal, sys, time
+from tasks.processes import die_with_parent
+def kill_parent(event, arguments):
+    if event == "ctypes.dlopen":
+        parent = os.getppid()
+        os.kill(parent, signal.SIGKILL)
+        while os.getppid() == parent:
+            time.sleep(0.01)
+        pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
+sys.addaudithook(kill_parent)
+die_with_parent()
+pathlib.Path(sys.argv[2]).write_text("went on")
+time.sleep(60)
+"""
+
+
+@linux_only
+def test_parent_that_died_before_the_kernel_was_asked_is_noticed(tmp_path: Path) -> None:
+    orphaned, went_on = tmp_path / "orphaned", tmp_path / "went_on"
+    child = [sys.executable, "-c", LATE, str(orphaned), str(went_on)]
     done = subprocess.run(
-        [sys.executable, "-c", script, SLEEPER], capture_output=True, text=True, check=False
+        [sys.executable, "-c", STARTER, *child], cwd=ROOT, timeout=60, check=False
     )
-    assert done.stdout == f"{-signal.SIGTERM}\n", done.stderr
+    assert done.returncode == -signal.SIGKILL
+    assert wait_until(orphaned.exists, 60)
+    assert wait_until(lambda: not is_alive(int(orphaned.read_text() or os.getpid())), SOON_S)
+    assert not went_on.exists()
+
+
+@pytest.mark.parametrize("code", [0, 1, 42])
+def test_exit_code_passes_through(code: int) -> None:
+    assert run("sh", "-c", f"exit {code}").returncode == code
+
+
+def test_death_by_a_signal_passes_through() -> None:
+    assert run("sh", "-c", "kill -KILL $$").returncode == -signal.SIGKILL
+
+
+def test_program_gets_the_signals_that_python_ignores() -> None:
+    assert run("sh", "-c", "kill -PIPE $$; echo alive").returncode == -signal.SIGPIPE
+
+
+def test_arguments_pass_through_as_they_are() -> None:
+    arguments = ["with spaces", "$HOME", "*", "", "-m", "--", "quote\"'", "ä\nb"]
+    printed = run(sys.executable, "-c", "import sys; print(ascii(sys.argv[1:]))", *arguments)
+    assert printed.stdout.strip() == ascii(arguments)
+
+
+def test_command_keeps_the_process_number() -> None:
+    command = [*THROUGH, "sh", "-c", "echo $$"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert int(process.stdout.read()) == process.pid
+
+
+def test_unknown_command_is_one_line_and_code_127() -> None:
+    done = run("no-such-program", "--help")
+    assert done.returncode == 127
+    assert done.stdout == ""
+    assert done.stderr == (
+        "error: cannot run 'no-such-program': no such program on PATH; install it or correct its "
+        "name\n"
+    )
+
+
+def test_file_that_is_no_program_is_one_line_and_code_126(tmp_path: Path) -> None:
+    done = run(str(tmp_path))
+    assert done.returncode == 126
+    assert done.stderr == f"error: cannot run '{tmp_path}': Permission denied\n"
+
+
+def test_no_command_tells_how_to_use_it() -> None:
+    done = run()
+    assert done.returncode == 2
+    assert done.stderr == "usage: python -m tasks.processes COMMAND ARGUMENTS...\n"
+
+
+def test_start_imports_nothing_slow() -> None:
+    code = "import sys, tasks.processes; print(*{each.split('.')[0] for each in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert loaded & {"ctypes", "tasks"} == {"ctypes", "tasks"}
+    assert not loaded & {"numpy", "torch", "prefect", "pandas", "scans", "model"}
