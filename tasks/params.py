@@ -116,6 +116,7 @@ class RegisterParams(Section):
     confidence: Fraction
     num_bootstrap: int = Field(ge=100)
     max_slice_fpr: float = Field(ge=0, le=1)
+    max_organ_dice_loss: float = Field(ge=0, le=1)
     min_cases: int = Field(ge=2)
     seed: int
 

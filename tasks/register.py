@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import warnings
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from scans.cohort import read_cohort
 from scans.files import file_sha256, write_atomically
 from tasks.console import StageError, report_errors
 from tasks.evaluate import evaluate_network
-from tasks.gate import Verdict, judge
+from tasks.gate import Champion, Verdict, judge
 from tasks.history import HISTORY_NAME, read_history
 from tasks.params import Params, load_params
 from tasks.provenance import Provenance, digest_test_set, read_provenance
@@ -38,6 +39,7 @@ from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
 
 # An artefact, unlike reports/gate.json: where it is missing, this machine has not registered yet.
 RECEIPT = Path("artifacts/register/receipt.json")
+TEST_SET_TAG = "fullscale.test_set"
 PACKAGES = ("model", "scans", "tasks")
 LIBRARIES = (
     "mlflow", "torch", "numpy", "pandas", "scipy", "nibabel", "isal", "pydantic", "pyyaml",
@@ -66,8 +68,8 @@ def decide(params: Params, root: Path, store: Store) -> Verdict:
 
 def score_champion(
     params: Params, root: Path, store: Store, test_cases: list[str]
-) -> pd.DataFrame | None:
-    """Scores of the champion on these cases, made now.
+) -> Champion | None:
+    """The champion with its scores on these cases, made now.
 
     None when there is no champion, or when it is the candidate itself.
     """
@@ -80,7 +82,7 @@ def score_champion(
         _, scores = evaluate_network(
             trained, read_cohort(root / "data"), test_cases, **params.evaluate.model_dump()
         )
-    return scores
+    return Champion(str(found.version), found.tags.get(TEST_SET_TAG, "unknown"), scores)
 
 
 def read_scores(root: Path, name: str) -> pd.DataFrame:
@@ -102,8 +104,9 @@ def write_verdict(
         "status": verdict.status,
         "candidate": candidate,
         "baseline": params.register_.baseline,
-        "dice_gain": {key: round(value, 6) for key, value in asdict(verdict.gain).items()},
-        "clauses": [asdict(clause) for clause in verdict.clauses],
+        "dice_gain": _plain(asdict(verdict.gain)),
+        "clauses": [_plain(asdict(clause)) for clause in verdict.clauses],
+        "comparisons": [_plain(asdict(each)) for each in verdict.comparisons],
         "weights_sha256": file_sha256(root / "artifacts/train" / candidate / WEIGHTS_NAME),
         "test_set": digest_test_set(test_cases),
         "data_version": provenance.data_version,
@@ -111,6 +114,15 @@ def write_verdict(
     }
     write_atomically(root / "reports/gate.json", json.dumps(content, indent=2) + "\n")
     return content
+
+
+def _plain(value: Any) -> Any:
+    """Numbers rounded for JSON, which has no NaN: null is what could not be measured."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
 
 
 def ensure_run(name: str, params: Params, root: Path, store: Store, data_version: str) -> str:
@@ -165,7 +177,7 @@ def version_tags(verdict: dict[str, Any]) -> dict[str, str]:
         WEIGHTS_TAG: verdict["weights_sha256"],
         "fullscale.data_version": verdict["data_version"],
         "fullscale.git_commit": verdict["git_commit"],
-        "fullscale.test_set": verdict["test_set"],
+        TEST_SET_TAG: verdict["test_set"],
         "fullscale.verdict": verdict["status"],
         **{
             f"fullscale.verdict.{clause['name'].replace('/', '.')}": clause["found"]
