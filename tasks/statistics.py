@@ -164,10 +164,29 @@ def mean_over_cases(
         params: confidence, num_bootstrap and seed.
         limits: the lowest and highest value that the score can take.
     """
-    by_patient = scores.dropna().groupby(patients).agg(["mean", "size"])
-    return bootstrap_mean(
-        by_patient["mean"].to_numpy(), by_patient["size"].to_numpy(dtype=float), params, limits
-    )
+    return pooled_mean(scores.fillna(0), scores.notna().astype(float), patients, params, limits)
+
+
+def pooled_mean(
+    parts: pd.Series[float],
+    wholes: pd.Series[float],
+    patients: pd.Series[str],
+    params: RegisterParams,
+    limits: tuple[float, float] = (0, 1),
+) -> Interval:
+    """The sum of parts over the sum of wholes; the interval draws patients with all their cases.
+
+    Args:
+        parts: one for each case, such as its false-positive slices.
+        wholes: what they are part of, such as its organ-free slices.
+        patients: whose case it is, in the same order.
+        params: confidence, num_bootstrap and seed.
+        limits: the lowest and highest value possible.
+    """
+    sums = pd.DataFrame({"part": parts, "whole": wholes}).astype(float).groupby(patients).sum()
+    sums = sums[sums["whole"] > 0]
+    means_P = (sums["part"] / sums["whole"]).to_numpy()
+    return bootstrap_mean(means_P, sums["whole"].to_numpy(), params, limits)
 
 
 def bootstrap_mean(

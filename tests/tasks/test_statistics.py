@@ -15,6 +15,7 @@ from tasks.statistics import (
     mean_over_cases,
     pair_scores,
     paired_gain,
+    pooled_mean,
     wilcoxon_p,
 )
 
@@ -141,6 +142,19 @@ def test_mean_over_cases_counts_each_case_and_no_nan():
 def test_mean_over_cases_without_scores_is_no_number():
     found = mean_over_cases(pd.Series([math.nan]), pd.Series(["a"]), make_params())
     assert math.isnan(found.mean)
+
+
+def test_pooled_mean_weighs_patients_by_what_they_hold():
+    parts, wholes = pd.Series([1, 0, 3]), pd.Series([2, 8, 10])
+    patients = pd.Series(["a", "b", "c"])
+    found = pooled_mean(parts, wholes, patients, make_params())
+    assert found.mean == pytest.approx(4 / 20)
+    assert found.low < found.mean < found.high <= 1
+
+
+def test_pooled_mean_leaves_out_patients_with_nothing_to_count():
+    found = pooled_mean(pd.Series([1, 0]), pd.Series([4, 0]), pd.Series(["a", "b"]), make_params())
+    assert (found.low, found.mean, found.high) == (0, 0.25, 1)
 
 
 def test_cases_of_one_patient_are_not_more_patients():
