@@ -99,11 +99,12 @@ class TrainParams(Section):
 
 
 class EvaluateParams(Section):
-    """Stage evaluate: from probabilities to masks and counts."""
+    """Stage evaluate: from probabilities to masks and scores."""
 
     batch_size: Positive
     threshold: Fraction
     min_false_positive_px: Positive
+    largest_component: bool = False
 
 
 class RegisterParams(Section):
