@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from model.calibration import ReliabilityCurve
 from model.metrics import share
 from scans.cohort import Case, Cohort, read_cohort
 from scans.files import write_atomically
@@ -19,12 +20,12 @@ from tasks.params import RegisterParams, load_params
 from tasks.pictures import draw_slices, save_picture
 from tasks.predict import Predictor
 from tasks.provenance import digest_test_set
-from tasks.scores import CLEANED, read_pair, score_case
+from tasks.scores import CLEANED, NO_GATE, SOFT_GATE, read_pair, score_case
 from tasks.statistics import UNBOUNDED, Interval, mean_over_cases, pooled_mean
 from tasks.trained import Trained, load_trained
 
 NUM_PICTURE_SLICES = 6
-SUFFIXES = ("", CLEANED)
+SUFFIXES = ("", NO_GATE, SOFT_GATE, CLEANED)
 MEANS = {
     "dice": (0.0, 1.0),
     "iou": (0.0, 1.0),
@@ -52,6 +53,8 @@ def score_cases(
     *,
     min_false_positive_px: int,
     largest_component: bool = False,
+    ablate_gate: bool = False,
+    calibration: Mapping[str, ReliabilityCurve] | None = None,
 ) -> pd.DataFrame:
     """Score every annotated organ of every case, one scan at a time.
 
@@ -61,6 +64,8 @@ def score_cases(
         cohort: the cohort they come from.
         min_false_positive_px: predicted pixels that make an organ-free slice a false positive.
         largest_component: score the largest component of each organ, too.
+        ablate_gate: score Dice and false-positive slices under other gates, too.
+        calibration: organ to the curve to which its voxels are added.
 
     Returns:
         One row per case and organ, as `tasks.scores.score_case` makes them. Organs that a case
@@ -74,6 +79,8 @@ def score_cases(
             cohort,
             min_false_positive_px=min_false_positive_px,
             keep_largest=largest_component,
+            ablate_gate=ablate_gate,
+            calibration=calibration,
         )
     return pd.DataFrame(rows)
 
@@ -154,8 +161,10 @@ def evaluate_network(
     batch_size: int,
     min_false_positive_px: int,
     largest_component: bool = False,
+    ablate_gate: bool = False,
+    calibration: Mapping[str, ReliabilityCurve] | None = None,
 ) -> tuple[Predictor, pd.DataFrame]:
-    """Score a trained network on named cases of a cohort.
+    """Score a trained network on named cases of a cohort; arguments as `score_cases` takes them.
 
     Raises:
         StageError: there is no case to score, or the cohort lacks one.
@@ -177,8 +186,29 @@ def evaluate_network(
         cohort,
         min_false_positive_px=min_false_positive_px,
         largest_component=largest_component,
+        ablate_gate=ablate_gate,
+        calibration=calibration,
     )
     return predictor, scores
+
+
+def tabulate(calibration: Mapping[str, ReliabilityCurve]) -> pd.DataFrame:
+    """Reliability curves as one table: organ, and the columns of `ReliabilityCurve.rows`."""
+    rows = [{"organ": organ, **row} for organ, curve in calibration.items() for row in curve.rows()]
+    return pd.DataFrame(
+        rows,
+        columns=["organ", "bin_low", "bin_high", "num_voxels", "mean_probability", "fraction_true"],
+    )
+
+
+def summarise_calibration(calibration: Mapping[str, ReliabilityCurve]) -> dict[str, float]:
+    """Expected calibration error of each organ that was seen, and the voxels it rests on."""
+    metrics: dict[str, float] = {}
+    for organ, curve in calibration.items():
+        if curve.num_voxels:
+            metrics[f"test/ece/{organ}"] = curve.expected_error
+            metrics[f"test/num_calibration_voxels/{organ}"] = curve.num_voxels
+    return metrics
 
 
 def picture_cases(scores: pd.DataFrame) -> dict[str, str]:
@@ -226,15 +256,16 @@ def main() -> None:
     cohort = read_cohort(Path("data"))
     split = pd.read_csv("artifacts/split.csv", dtype=str)
     test_cases = split.loc[split["fold"] == "test", "case"].tolist()
+    trained = load_trained(Path("artifacts/train") / name)
+    calibration = {organ: ReliabilityCurve() for organ in trained.description.organs}
     predictor, scores = evaluate_network(
-        load_trained(Path("artifacts/train") / name),
-        cohort,
-        test_cases,
-        **params.evaluate.model_dump(),
+        trained, cohort, test_cases, **params.evaluate.model_dump(), calibration=calibration
     )
     folder = Path("reports") / name
-    write_atomically(folder / "cases.csv", scores.to_csv(index=False, float_format="%.6f"))
+    for file, table in (("cases.csv", scores), ("calibration.csv", tabulate(calibration))):
+        write_atomically(folder / file, table.to_csv(index=False, float_format="%.6f"))
     metrics = summarise(scores, tuple(params.organs), params.register_)
+    metrics |= summarise_calibration(calibration)
     summary = {
         "test_set": digest_test_set(test_cases),
         **{key: round(value, 6) for key, value in metrics.items()},

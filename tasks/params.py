@@ -105,6 +105,7 @@ class EvaluateParams(Section):
     threshold: Fraction
     min_false_positive_px: Positive
     largest_component: bool = False
+    ablate_gate: bool = False
 
 
 class RegisterParams(Section):

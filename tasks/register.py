@@ -71,8 +71,10 @@ def score_champion(
 ) -> Champion | None:
     """The champion with its scores on these cases, made now.
 
-    None when there is no champion, or when it is the candidate itself.
+    None when there is no champion, or when it is the candidate itself. Only what the gate reads
+    is scored.
     """
+    settings = params.evaluate.model_copy(update={"largest_component": False, "ablate_gate": False})
     found = find_alias(store, params.register_.model_name, CHAMPION)
     weights = root / "artifacts/train" / params.register_.candidate / WEIGHTS_NAME
     if found is None or found.tags.get(WEIGHTS_TAG) == file_sha256(weights):
@@ -80,7 +82,7 @@ def score_champion(
     with tempfile.TemporaryDirectory() as folder:
         trained = load_trained(download_model(store, found, Path(folder)))
         _, scores = evaluate_network(
-            trained, read_cohort(root / "data"), test_cases, **params.evaluate.model_dump()
+            trained, read_cohort(root / "data"), test_cases, **settings.model_dump()
         )
     return Champion(str(found.version), found.tags.get(TEST_SET_TAG, "unknown"), scores)
 

@@ -6,10 +6,20 @@ import pandas as pd
 import pytest
 import torch
 
+from model.calibration import ReliabilityCurve
 from scans.volume import read_image, read_labels
 from tasks.console import StageError
-from tasks.evaluate import draw_case, evaluate_network, picture_cases, score_cases, summarise
+from tasks.evaluate import (
+    draw_case,
+    evaluate_network,
+    picture_cases,
+    score_cases,
+    summarise,
+    summarise_calibration,
+    tabulate,
+)
 from tasks.predict import Predictor
+from tasks.scores import other_gates
 from tasks.trained import Trained, build, describe
 
 SETTINGS = {"threshold": 0.5, "batch_size": 8, "min_false_positive_px": 2}
@@ -49,33 +59,41 @@ class Drawn:
         return None if self.gates is None else self.gates[organ].astype(np.float32)
 
 
+def gate_of_the_prediction(truth, mask):
+    return mask.any(axis=(1, 2))
+
+
+def gate_of_the_truth(truth, mask):
+    return truth.any(axis=(1, 2))
+
+
 class Annotator:
     """Stands where a network would: returns the annotation itself, or an edit of it."""
 
     threshold = 0.5
 
-    def __init__(self, predictor, cohort, edit=lambda organ, mask: mask, has_gate=True):
+    def __init__(self, predictor, cohort, edit, gate):
         self.description = predictor.description
-        self._edit, self._has_gate = edit, has_gate
+        self._edit, self._gate = edit, gate
         self._labels = {
             read_image(case.image).values_ZYX.tobytes(): read_labels(case.label).values_ZYX
             for case in cohort.cases
         }
 
-    def predict(self, scan):
+    def predict(self, scan, gate="hard"):
         labels = self._labels[scan.values_ZYX.tobytes()]
-        masks = {
-            organ: self._edit(organ, np.isin(labels, ids))
-            for organ, ids in self.description.organs.items()
-        }
-        gates = {organ: mask.any(axis=(1, 2)) for organ, mask in masks.items()}
-        return Drawn(masks, gates if self._has_gate else None)
+        truths = {organ: np.isin(labels, ids) for organ, ids in self.description.organs.items()}
+        masks = {organ: self._edit(organ, truth) for organ, truth in truths.items()}
+        gates = None
+        if self._gate is not None:
+            gates = {organ: self._gate(truths[organ], mask) for organ, mask in masks.items()}
+        return Drawn(masks, gates)
 
 
 @pytest.fixture
 def score_drawn(predictor, tiny_cohort):
-    def score(edit=lambda organ, mask: mask, has_gate=True, **settings):
-        annotator = Annotator(predictor, tiny_cohort, edit, has_gate)
+    def score(edit=lambda organ, mask: mask, gate=gate_of_the_prediction, **settings):
+        annotator = Annotator(predictor, tiny_cohort, edit, gate)
         return score_cases(
             annotator, tiny_cohort.cases, tiny_cohort, min_false_positive_px=2, **settings
         )
@@ -88,9 +106,9 @@ def without_spleen(organ, mask):
 
 
 def with_speck(organ, mask):
-    """The mask and one voxel in the corner of the scan's first slice."""
+    """The mask and two voxels in the corner of the scan's first slice."""
     mask = mask.copy()
-    mask[0, 0, 0] = True
+    mask[0, 0, :2] = True
     return mask
 
 
@@ -136,7 +154,7 @@ def test_scores_use_the_scans_own_spacing(score_drawn, tiny_cohort):
 
 
 def test_network_without_a_classifier_has_no_scores_of_a_gate(score_drawn):
-    with_gate, without = score_drawn(), score_drawn(has_gate=False)
+    with_gate, without = score_drawn(), score_drawn(gate=None)
     assert set(with_gate) - set(without) == GATE_COLUMNS
     summary = summarise(without, ORGANS)
     assert not [key for key in summary if "gate" in key or "clos" in key or "opening" in key]
@@ -146,7 +164,7 @@ def test_network_without_a_classifier_has_no_scores_of_a_gate(score_drawn):
 def test_largest_component_is_scored_beside_the_raw_prediction(score_drawn):
     raw, both = score_drawn(with_speck), score_drawn(with_speck, largest_component=True)
     pd.testing.assert_frame_equal(both[raw.columns], raw)
-    assert (both["num_false_positive_voxels"] == 1).all()
+    assert (both["num_false_positive_voxels"] == 2).all()
     assert (both["dice"] < 1).all()
     assert (both["num_false_positive_voxels_cleaned"] == 0).all()
     assert (both["dice_cleaned"] == 1).all()
@@ -158,6 +176,80 @@ def test_largest_component_is_scored_beside_the_raw_prediction(score_drawn):
 
 def test_nothing_is_cleaned_unless_asked(score_drawn):
     assert not [name for name in score_drawn() if name.endswith("_cleaned")]
+
+
+def test_ablation_takes_other_gates_of_the_same_prediction(score_drawn):
+    """A speck in an organ-free slice, which closed gates wipe out."""
+    scores = score_drawn(with_speck, gate=gate_of_the_truth, ablate_gate=True)
+    assert (scores["dice"] == 1).all()
+    assert (scores["num_false_positive_slices"] == 0).all()
+    assert (scores["dice_no_gate"] < 1).all()
+    assert (scores["dice_soft_gate"] == 1).all()
+    assert (scores["num_false_positive_slices_no_gate"] == 1).all()
+    assert (scores["num_false_positive_slices_soft_gate"] == 0).all()
+    summary = summarise(scores, ORGANS)
+    assert summary["test/dice_no_gate/liver"] < summary["test/dice/liver"] == 1
+    assert summary["test/slice_fpr_no_gate/liver"] > summary["test/slice_fpr_soft_gate/liver"] == 0
+
+
+def test_soft_gate_multiplies_and_hard_gate_cuts_at_a_half():
+    probability = np.array([0.9, 0.9, 0.9, 0.4], dtype=np.float32).reshape(4, 1, 1)
+    gate = np.array([1.0, 0.6, 0.2, 1.0], dtype=np.float32)
+    masks = dict(other_gates(probability, gate, 0.5))
+    assert masks["_no_gate"].ravel().tolist() == [True, True, True, False]
+    assert masks["_soft_gate"].ravel().tolist() == [True, True, False, False]
+
+
+def test_network_without_a_classifier_has_nothing_to_ablate(score_drawn):
+    plain, ablated = score_drawn(gate=None), score_drawn(gate=None, ablate_gate=True)
+    pd.testing.assert_frame_equal(plain, ablated)
+
+
+def test_calibration_counts_annotated_organs_after_the_gate(score_drawn):
+    curves = {organ: ReliabilityCurve() for organ in ORGANS}
+    score_drawn(with_speck, gate=gate_of_the_truth, calibration=curves)
+    table = tabulate(curves)
+    assert set(table["organ"]) == set(ORGANS)
+    assert set(table["bin_low"]) == {0.0, 0.9}
+    assert (table["fraction_true"] == (table["bin_low"] > 0.5)).all()
+    summary = summarise_calibration(curves)
+    assert summary["test/ece/liver"] == summary["test/ece/spleen"] == 0
+    liver = table.loc[table["organ"] == "liver", "num_voxels"].sum()
+    assert summary["test/num_calibration_voxels/liver"] == liver > 0
+
+
+def test_calibration_of_an_organ_that_was_not_seen_is_left_out():
+    curves = {"liver": ReliabilityCurve()}
+    assert summarise_calibration(curves) == {}
+    assert tabulate(curves).empty
+    assert "fraction_true" in tabulate(curves)
+
+
+def test_ungated_prediction_gated_afterwards_is_what_serving_segments(tiny_params, tiny_cohort):
+    """Some gates closed: slices and masks as the path that skips the decoder makes them."""
+    description = describe("unet3plus", tiny_params)
+    torch.manual_seed(3)
+    network = build(description).eval()
+    cases = tiny_cohort.cases[:3]
+    with torch.no_grad():  # bias of the median slice, so that about half of the gates are open
+        probe = Predictor(Trained(network, description), 0.5, 8, torch.device("cpu"))
+        odds = torch.cat(
+            [probe.predict(read_image(case.image)).prediction.organ_probability for case in cases]
+        ).logit()
+        network.classifier.conv.bias.view(2, 2)[:, 1] -= odds.quantile(0.5, dim=0)
+    predictor = Predictor(Trained(network, description), 0.5, 8, torch.device("cpu"))
+    closed = []
+    for case in cases:
+        scan = read_image(case.image)
+        hard, plain = predictor.predict(scan), predictor.predict(scan, "none")
+        for organ in ORGANS:
+            gate = hard.organ_probability(organ)
+            assert np.array_equal(gate > 0.5, plain.organ_probability(organ) > 0.5)
+            probability = plain.restore(organ)
+            probability[gate <= 0.5] = 0
+            assert np.allclose(probability, hard.restore(organ), atol=1e-5)
+            closed.append((gate <= 0.5).mean())
+    assert 0 < np.mean(closed) < 1
 
 
 def make_rows(**columns):
