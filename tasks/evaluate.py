@@ -109,8 +109,8 @@ def summarise(
         "test/num_pairs": int(scores["dice"].notna().sum()),
     }
     if params is not None:
-        overall = mean_over_cases(scores["dice"], scores["patient"], params, MEANS["dice"])
-        metrics |= _ends("test/dice", overall)
+        overall = mean_over_cases(scores["dice"], scores["patient"], params)
+        metrics |= _ends("test/dice", overall, MEANS["dice"])
     for organ in organs:
         rows = scores[scores["organ"] == organ]
         missed = (rows["num_true_voxels"] == 0) != (rows["num_predicted_voxels"] == 0)
@@ -134,22 +134,25 @@ def _summarise_organ(rows: pd.DataFrame, params: RegisterParams | None) -> dict[
             if name in rows:
                 found[name] = float(rows[name].mean())
                 if params is not None:
-                    found |= _ends(name, mean_over_cases(rows[name], patients, params, limits))
+                    found |= _ends(name, mean_over_cases(rows[name], patients, params), limits)
         for metric, (part, whole) in RATES.items():
             name, parts = f"{metric}{suffix}", f"{part}{suffix}"
             if parts in rows:
                 found[name] = share(rows[parts].sum(), rows[whole].sum())
                 if params is not None:
-                    found |= _ends(name, pooled_mean(rows[parts], rows[whole], patients, params))
+                    pooled = pooled_mean(rows[parts], rows[whole], patients, params)
+                    found |= _ends(name, pooled, (0.0, 1.0))
     if "false_closings" in found:
         found["gate_sensitivity"] = 1 - found["false_closings"]
         found["gate_specificity"] = 1 - found["false_openings"]
     return found
 
 
-def _ends(metric: str, interval: Interval) -> dict[str, float]:
-    ends = {f"{metric}_low": interval.low, f"{metric}_high": interval.high}
-    return ends if interval.low < interval.high and all(map(math.isfinite, ends.values())) else {}
+def _ends(metric: str, interval: Interval, limits: tuple[float, float]) -> dict[str, float]:
+    if not (interval.low < interval.high and math.isfinite(interval.high - interval.low)):
+        return {}
+    low, high = limits
+    return {f"{metric}_low": max(low, interval.low), f"{metric}_high": min(high, interval.high)}
 
 
 def evaluate_network(

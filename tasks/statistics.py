@@ -151,10 +151,7 @@ def _of(scores: pd.DataFrame, organ: str) -> pd.DataFrame:
 
 
 def mean_over_cases(
-    scores: pd.Series[float],
-    patients: pd.Series[str],
-    params: RegisterParams,
-    limits: tuple[float, float] = UNBOUNDED,
+    scores: pd.Series[float], patients: pd.Series[str], params: RegisterParams
 ) -> Interval:
     """Mean of a score over cases; the interval draws patients with all their cases.
 
@@ -162,9 +159,8 @@ def mean_over_cases(
         scores: one for each case; NaN is not counted.
         patients: whose case it is, in the same order.
         params: confidence, num_bootstrap and seed.
-        limits: the lowest and highest value that the score can take.
     """
-    return pooled_mean(scores.fillna(0), scores.notna().astype(float), patients, params, limits)
+    return pooled_mean(scores.fillna(0), scores.notna().astype(float), patients, params)
 
 
 def pooled_mean(
@@ -172,7 +168,6 @@ def pooled_mean(
     wholes: pd.Series[float],
     patients: pd.Series[str],
     params: RegisterParams,
-    limits: tuple[float, float] = (0, 1),
 ) -> Interval:
     """The sum of parts over the sum of wholes; the interval draws patients with all their cases.
 
@@ -181,12 +176,11 @@ def pooled_mean(
         wholes: what they are part of, such as its organ-free slices.
         patients: whose case it is, in the same order.
         params: confidence, num_bootstrap and seed.
-        limits: the lowest and highest value possible.
     """
     sums = pd.DataFrame({"part": parts, "whole": wholes}).astype(float).groupby(patients).sum()
     sums = sums[sums["whole"] > 0]
     means_P = (sums["part"] / sums["whole"]).to_numpy()
-    return bootstrap_mean(means_P, sums["whole"].to_numpy(), params, limits)
+    return bootstrap_mean(means_P, sums["whole"].to_numpy(), params)
 
 
 def bootstrap_mean(
@@ -198,8 +192,9 @@ def bootstrap_mean(
     """Weighted mean over patients with its bootstrap-t interval.
 
     The standard error is that of a ratio of sums. A resample without any spread, which two or
-    three patients often give, bounds nothing: the interval then ends at `limits`. Patients who
-    are all equal show no spread at all, and the interval has no width.
+    three patients often give, bounds nothing: the interval then ends at `limits`, and so it does
+    where all but a few of many patients are equal. Patients who are all equal show no spread at
+    all, and the interval has no width.
 
     Args:
         means_P: a value for each patient.

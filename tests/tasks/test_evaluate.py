@@ -346,6 +346,14 @@ def test_interval_without_width_or_end_is_left_out(tiny_params):
     assert not [key for key in summary if "_low" in key or "_high" in key]
 
 
+def test_one_event_gives_a_rate_but_no_interval(tiny_params):
+    rows = many_rows().assign(num_false_positive_slices=[1] + [0] * 19)
+    summary = summarise(rows, ["liver"], tiny_params.register_)
+    assert summary["test/slice_fpr/liver"] == pytest.approx(1 / 120)
+    assert "test/slice_fpr_high/liver" not in summary
+    assert "test/dice_high/liver" in summary
+
+
 def test_evaluation_names_missing_cases(trained, tiny_cohort):
     with pytest.raises(StageError, match=r"data/ lacks test cases case_98, case_99"):
         evaluate_network(trained, tiny_cohort, ["case_00", "case_99", "case_98"], **SETTINGS)
