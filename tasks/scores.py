@@ -61,14 +61,15 @@ def score_case(
     scan, labels = read_pair(case)
     spacing_mm = scan.spacing_mm
     found = predictor.predict(scan, "none" if ablate_gate else "hard")
+    del scan  # as large as two masks, and the scores do not need it
     rows = []
     for organ in cohort.annotated_organs(case, predictor.description.organs):
         true_ZYX = np.isin(labels.values_ZYX, predictor.description.organs[organ])
-        probability_ZYX = found.restore(organ)
         gate_Z = found.organ_probability(organ)
-        of_gate: Row = {}
+        row: Row = {"case": case.name, "patient": case.patient, "organ": organ}
+        of_gate: Row = {} if gate_Z is None else asdict(score_gate(gate_Z > 0.5, true_ZYX))
+        probability_ZYX = found.restore(organ)
         if gate_Z is not None:
-            of_gate |= asdict(score_gate(gate_Z > 0.5, true_ZYX))
             if ablate_gate:
                 for suffix, mask_ZYX in other_gates(probability_ZYX, gate_Z, predictor.threshold):
                     other = asdict(score_overlap(mask_ZYX, true_ZYX, min_false_positive_px))
@@ -77,7 +78,7 @@ def score_case(
         if calibration is not None:
             calibration[organ].add(probability_ZYX, true_ZYX, spacing_mm)
         predicted_ZYX = probability_ZYX >= predictor.threshold
-        row = {"case": case.name, "patient": case.patient, "organ": organ}
+        del probability_ZYX  # as large as four masks
         row |= score_mask(predicted_ZYX, true_ZYX, spacing_mm, min_false_positive_px) | of_gate
         if keep_largest:
             cleaned_ZYX = largest_component(predicted_ZYX)

@@ -237,7 +237,21 @@ def test_table_shows_every_organ_and_network(project, tiny_params):
         ("spleen", "unet", "0.8000"),
         ("spleen", "unet3plus", "0.9000"),
     ]
-    assert make_table(tiny_params, project).row_count == 4
+    table = make_table(tiny_params, project)
+    assert table.row_count == 4
+    assert [column.header for column in table.columns][-2:] == ["Dice interval", "HD95 mm"]
+    hd95_mm = list(table.columns[-1].cells)
+    path = project / "reports/unet/summary.json"
+    summary = json.loads(path.read_text())
+    assert hd95_mm[0] == f"{summary['test/hd95_mm/liver']:.1f}"
+    assert list(table.columns[-2].cells) == ["not measured"] * 4
+
+
+def test_table_shows_the_interval_of_dice(project, tiny_params):
+    path = project / "reports/unet/summary.json"
+    interval = {"test/dice_low/liver": 0.71234, "test/dice_high/liver": 0.86666}
+    path.write_text(json.dumps(json.loads(path.read_text()) | interval))
+    assert next(make_table(tiny_params, project).columns[-2].cells) == "0.712 - 0.867"
 
 
 def test_missing_report_says_what_to_do(tmp_path):
