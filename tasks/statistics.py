@@ -4,9 +4,10 @@ Pure functions of score tables. Patients, not scans or organs, are resampled, be
 from one patient is not independent.
 
 Intervals are bootstrap-t (Efron and Tibshirani 1993, chapter 12): every resample is divided by its
-own standard error, which lets an interval be as lopsided as the scores are. For 28 patients it
-holds the true mean as often as it says, where a percentile or BCa interval of Dice-like
-differences is too short; tests/tasks/test_statistics.py measures it.
+own standard error, which lets an interval be as lopsided as the scores are. Percentile and BCa
+intervals of Dice-like differences of 28 patients are too short. tests/tasks/test_statistics.py
+measures how often these hold the true mean. Where a few patients differ from all others by far, as
+when an organ is missed now and then, no interval from 28 patients holds it as often as it says.
 
 P patients, B resamples.
 """
