@@ -157,11 +157,13 @@ class TrainParams(Section):
 
 
 class EvaluateParams(Section):
-    """Stage evaluate: from probabilities to masks and counts."""
+    """Stage evaluate: from probabilities to masks and scores."""
 
     batch_size: Positive
     threshold: Fraction
     min_false_positive_px: Positive
+    largest_component: bool = False
+    ablate_gate: bool = False
 
 
 class RegisterParams(Section):
@@ -174,6 +176,7 @@ class RegisterParams(Section):
     confidence: Fraction
     num_bootstrap: int = Field(ge=100)
     max_slice_fpr: float = Field(ge=0, le=1)
+    max_organ_dice_loss: float = Field(ge=0, le=1)
     min_cases: int = Field(ge=2)
     seed: int
 

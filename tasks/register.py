@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import warnings
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from scans.cohort import read_cohort
 from scans.files import file_sha256, write_atomically
 from tasks.console import StageError, report_errors
 from tasks.evaluate import evaluate_network
-from tasks.gate import Verdict, judge
+from tasks.gate import Champion, Verdict, judge
 from tasks.history import HISTORY_NAME, read_history
 from tasks.params import Params, load_params
 from tasks.provenance import Provenance, digest_test_set, read_provenance
@@ -35,6 +36,7 @@ from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
 
 # An artefact, unlike reports/gate.json: where it is missing, this machine has not registered yet.
 RECEIPT = Path("artifacts/register/receipt.json")
+TEST_SET_TAG = "fullscale.test_set"
 PACKAGES = ("model", "scans", "tasks")
 LIBRARIES = (
     "mlflow", "torch", "numpy", "pandas", "scipy", "nibabel", "isal", "pydantic", "pyyaml",
@@ -63,11 +65,13 @@ def decide(params: Params, root: Path, store: Store) -> Verdict:
 
 def score_champion(
     params: Params, root: Path, store: Store, test_cases: list[str]
-) -> pd.DataFrame | None:
-    """Scores of the champion on these cases, made now.
+) -> Champion | None:
+    """The champion with its scores on these cases, made now.
 
-    None when there is no champion, or when it is the candidate itself.
+    None when there is no champion, or when it is the candidate itself. Only what the gate reads
+    is scored.
     """
+    settings = params.evaluate.model_copy(update={"largest_component": False, "ablate_gate": False})
     found = find_alias(store, params.register_.model_name, CHAMPION)
     weights = root / "artifacts/train" / params.register_.candidate / WEIGHTS_NAME
     if found is None or found.tags.get(WEIGHTS_TAG) == file_sha256(weights):
@@ -75,9 +79,9 @@ def score_champion(
     with tempfile.TemporaryDirectory() as folder:
         trained = load_trained(download_model(store, found, Path(folder)))
         _, scores = evaluate_network(
-            trained, read_cohort(root / "data"), test_cases, **params.evaluate.model_dump()
+            trained, read_cohort(root / "data"), test_cases, **settings.model_dump()
         )
-    return scores
+    return Champion(str(found.version), found.tags.get(TEST_SET_TAG, "unknown"), scores)
 
 
 def read_scores(root: Path, name: str) -> pd.DataFrame:
@@ -99,8 +103,9 @@ def write_verdict(
         "status": verdict.status,
         "candidate": candidate,
         "baseline": params.register_.baseline,
-        "dice_gain": {key: round(value, 6) for key, value in asdict(verdict.gain).items()},
-        "clauses": [asdict(clause) for clause in verdict.clauses],
+        "dice_gain": _plain(asdict(verdict.gain)),
+        "clauses": [_plain(asdict(clause)) for clause in verdict.clauses],
+        "comparisons": [_plain(asdict(each)) for each in verdict.comparisons],
         "weights_sha256": file_sha256(root / "artifacts/train" / candidate / WEIGHTS_NAME),
         "test_set": digest_test_set(test_cases),
         "data_version": provenance.data_version,
@@ -108,6 +113,15 @@ def write_verdict(
     }
     write_atomically(root / "reports/gate.json", json.dumps(content, indent=2) + "\n")
     return content
+
+
+def _plain(value: Any) -> Any:
+    """Numbers rounded for JSON, which has no NaN: null is what could not be measured."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
 
 
 def ensure_run(name: str, params: Params, root: Path, store: Store, data_version: str) -> str:
@@ -167,7 +181,7 @@ def version_tags(verdict: dict[str, Any]) -> dict[str, str]:
         WEIGHTS_TAG: verdict["weights_sha256"],
         "fullscale.data_version": verdict["data_version"],
         "fullscale.git_commit": verdict["git_commit"],
-        "fullscale.test_set": verdict["test_set"],
+        TEST_SET_TAG: verdict["test_set"],
         "fullscale.verdict": verdict["status"],
         **{
             f"fullscale.verdict.{clause['name'].replace('/', '.')}": clause["found"]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tasks.tracking import Store
 
+NOT_MEASURED = "not measured"
 VERDICT_WORDS = {
     "pass": "PASS: the candidate may be promoted",
     "fail": "FAIL: the candidate does not beat the baseline as params ask",
@@ -40,28 +41,33 @@ def score_rows(params: Params, root: Path) -> list[tuple[str, str, str, str, str
     for organ in params.organs:
         for network in params.networks:
             summary = read_report(root / "reports" / network / "summary.json")
-
-            def number(metric: str, summary: dict[str, Any] = summary, organ: str = organ) -> str:
-                value = summary.get(f"test/{metric}/{organ}")
-                return "not measured" if value is None else f"{value:.4f}"
-
             num_cases = summary[f"test/num_cases/{organ}"]
-            rows.append((organ, network, number("dice"), number("slice_fpr"), str(num_cases)))
+            dice, slice_fpr = (_number(summary, name, organ) for name in ("dice", "slice_fpr"))
+            rows.append((organ, network, dice, slice_fpr, str(num_cases)))
     return rows
 
 
 def make_table(params: Params, root: Path) -> Table:
-    """The scores as a table for the terminal."""
+    """The scores as a table for the terminal, with Dice's interval and the Hausdorff distance."""
     from rich.table import Table
 
     table = Table(title="Test set, scored in 3D on each scan's own grid")
     for heading in ("organ", "network"):
         table.add_column(heading)
-    for heading in ("Dice", "slice FPR", "cases"):
+    for heading in ("Dice", "slice FPR", "cases", "Dice interval", "HD95 mm"):
         table.add_column(heading, justify="right")
     for row in score_rows(params, root):
-        table.add_row(*row)
+        organ, network, *_ = row
+        summary = read_report(root / "reports" / network / "summary.json")
+        low, high = (_number(summary, f"dice_{end}", organ, 3) for end in ("low", "high"))
+        interval = low if low == NOT_MEASURED else f"{low} - {high}"
+        table.add_row(*row, interval, _number(summary, "hd95_mm", organ, 1))
     return table
+
+
+def _number(summary: dict[str, Any], metric: str, organ: str, digits: int = 4) -> str:
+    value = summary.get(f"test/{metric}/{organ}")
+    return NOT_MEASURED if value is None else f"{value:.{digits}f}"
 
 
 def verdict_lines(verdict: dict[str, Any]) -> list[str]:

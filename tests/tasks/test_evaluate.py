@@ -1,17 +1,36 @@
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from model.calibration import ReliabilityCurve
 from scans.volume import read_image, read_labels
 from tasks.console import StageError
-from tasks.evaluate import draw_case, evaluate_network, picture_cases, score_cases, summarise
-from tasks.predict import Predictor, Segmentation
+from tasks.evaluate import (
+    draw_case,
+    evaluate_network,
+    picture_cases,
+    score_cases,
+    summarise,
+    summarise_calibration,
+    tabulate,
+)
+from tasks.predict import Predictor
+from tasks.scores import other_gates
 from tasks.trained import Trained, build, describe
 
 SETTINGS = {"threshold": 0.5, "batch_size": 8, "min_false_positive_px": 2}
+ORGANS = ("liver", "spleen")
+GATE_COLUMNS = {
+    "num_false_closings",
+    "num_closed_voxels",
+    "num_false_openings",
+    "gate_sensitivity",
+    "gate_specificity",
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,50 +45,211 @@ def predictor(trained):
     return Predictor(trained, 0.5, 8, torch.device("cpu"))
 
 
+@dataclass
+class Drawn:
+    """What an `Annotator` says of a scan."""
+
+    masks: dict[str, np.ndarray]
+    gates: dict[str, np.ndarray] | None
+
+    def restore(self, organ):
+        return self.masks[organ].astype(np.float32)
+
+    def organ_probability(self, organ):
+        return None if self.gates is None else self.gates[organ].astype(np.float32)
+
+
+def gate_of_the_prediction(truth, mask):
+    return mask.any(axis=(1, 2))
+
+
+def gate_of_the_truth(truth, mask):
+    return truth.any(axis=(1, 2))
+
+
 class Annotator:
     """Stands where a network would: returns the annotation itself, or an edit of it."""
 
-    def __init__(self, predictor, cohort, edit=lambda organ, mask: mask):
+    threshold = 0.5
+
+    def __init__(self, predictor, cohort, edit, gate):
         self.description = predictor.description
-        self._labels = {}
-        self._edit = edit
-        for case in cohort.cases:
-            self._labels[read_image(case.image).values_ZYX.tobytes()] = read_labels(case.label)
-
-    def segment(self, scan):
-        labels = self._labels[scan.values_ZYX.tobytes()].values_ZYX
-        masks = {
-            organ: self._edit(organ, np.isin(labels, ids))
-            for organ, ids in self.description.organs.items()
+        self._edit, self._gate = edit, gate
+        self._labels = {
+            read_image(case.image).values_ZYX.tobytes(): read_labels(case.label).values_ZYX
+            for case in cohort.cases
         }
-        open_ = dict.fromkeys(masks, np.ones(len(labels), dtype=bool))
-        return Segmentation(masks, open_, labels)
+
+    def predict(self, scan, gate="hard"):
+        labels = self._labels[scan.values_ZYX.tobytes()]
+        truths = {organ: np.isin(labels, ids) for organ, ids in self.description.organs.items()}
+        masks = {organ: self._edit(organ, truth) for organ, truth in truths.items()}
+        gates = None
+        if self._gate is not None:
+            gates = {organ: self._gate(truths[organ], mask) for organ, mask in masks.items()}
+        return Drawn(masks, gates)
 
 
-def test_perfect_prediction_scores_one(predictor, tiny_cohort):
-    scores = score_cases(Annotator(predictor, tiny_cohort), tiny_cohort.cases, tiny_cohort, 2)
-    assert (scores["dice"] == 1).all()
-    assert (scores["num_false_positive_slices"] == 0).all()
-    summary = summarise(scores, ["liver", "spleen"])
+@pytest.fixture
+def score_drawn(predictor, tiny_cohort):
+    def score(edit=lambda organ, mask: mask, gate=gate_of_the_prediction, **settings):
+        annotator = Annotator(predictor, tiny_cohort, edit, gate)
+        return score_cases(
+            annotator, tiny_cohort.cases, tiny_cohort, min_false_positive_px=2, **settings
+        )
+
+    return score
+
+
+def without_spleen(organ, mask):
+    return mask & (organ != "spleen")
+
+
+def with_speck(organ, mask):
+    """The mask and two voxels in the corner of the scan's first slice."""
+    mask = mask.copy()
+    mask[0, 0, :2] = True
+    return mask
+
+
+def test_perfect_prediction_is_perfect_in_every_score(score_drawn):
+    scores = score_drawn()
+    for name in ("dice", "iou", "surface_dice_1mm", "surface_dice_3mm"):
+        assert (scores[name] == 1).all()
+    for name in ("hd95_mm", "mean_surface_distance_mm", "volume_difference_ml", "voxel_fpr"):
+        assert (scores[name] == 0).all()
+    for name in ("gate_sensitivity", "gate_specificity"):
+        assert (scores[name].dropna() == 1).all()
+    summary = summarise(scores, ORGANS)
     assert summary["test/dice"] == summary["test/dice/liver"] == 1
     assert summary["test/slice_fpr/spleen"] == 0
 
 
-def test_only_annotated_organs_are_scored(predictor, tiny_cohort):
-    scores = score_cases(Annotator(predictor, tiny_cohort), tiny_cohort.cases, tiny_cohort, 2)
-    organs = scores.groupby("case")["organ"].apply(set)
+def test_only_annotated_organs_are_scored(score_drawn):
+    organs = score_drawn().groupby("case")["organ"].apply(set)
     assert organs["case_00"] == {"liver", "spleen"}
     assert organs["case_06"] == {"liver"}
     assert organs["case_07"] == {"spleen"}
 
 
-def test_missed_organ_scores_zero_and_counts(predictor, tiny_cohort):
-    missing = Annotator(predictor, tiny_cohort, lambda organ, mask: mask & (organ != "spleen"))
-    summary = summarise(
-        score_cases(missing, tiny_cohort.cases, tiny_cohort, 2), ["liver", "spleen"]
-    )
-    assert summary["test/dice/spleen"] == 0
-    assert summary["test/num_cases/spleen"] == 7
+def test_missed_organ_is_a_diagonal_away_and_counts(score_drawn, tiny_cohort):
+    scores = score_drawn(without_spleen)
+    summary = summarise(scores, ORGANS)
+    assert summary["test/dice/spleen"] == summary["test/surface_dice_3mm/spleen"] == 0
+    assert summary["test/num_cases/spleen"] == summary["test/num_missed/spleen"] == 7
+    assert summary["test/num_missed/liver"] == 0
+    scan = read_image(tiny_cohort.cases[0].image)
+    diagonal = math.hypot(*np.multiply(scan.values_ZYX.shape, scan.spacing_mm))
+    first = scores[(scores["case"] == "case_00") & (scores["organ"] == "spleen")]
+    assert first["hd95_mm"].item() == pytest.approx(diagonal)
+    assert first["volume_difference_ml"].item() < 0
+
+
+def test_scores_use_the_scans_own_spacing(score_drawn, tiny_cohort):
+    """A mask moved by one slice is one slice spacing away."""
+    scores = score_drawn(lambda organ, mask: np.roll(mask, 1, axis=0))
+    slice_mm = {case.name: read_image(case.image).spacing_mm[0] for case in tiny_cohort.cases}
+    assert (scores["hd95_mm"] <= scores["case"].map(slice_mm) + 1e-6).all()
+    assert (scores["mean_surface_distance_mm"] > 0).all()
+
+
+def test_network_without_a_classifier_has_no_scores_of_a_gate(score_drawn):
+    with_gate, without = score_drawn(), score_drawn(gate=None)
+    assert set(with_gate) - set(without) == GATE_COLUMNS
+    summary = summarise(without, ORGANS)
+    assert not [key for key in summary if "gate" in key or "clos" in key or "opening" in key]
+    assert summary["test/dice"] == summarise(with_gate, ORGANS)["test/dice"]
+
+
+def test_largest_component_is_scored_beside_the_raw_prediction(score_drawn):
+    raw, both = score_drawn(with_speck), score_drawn(with_speck, largest_component=True)
+    pd.testing.assert_frame_equal(both[raw.columns], raw)
+    assert (both["num_false_positive_voxels"] == 2).all()
+    assert (both["dice"] < 1).all()
+    assert (both["num_false_positive_voxels_cleaned"] == 0).all()
+    assert (both["dice_cleaned"] == 1).all()
+    assert (both["mean_surface_distance_mm_cleaned"] == 0).all()
+    summary = summarise(both, ORGANS)
+    assert summary["test/dice_cleaned/liver"] == 1 > summary["test/dice/liver"]
+    assert summary["test/voxel_fpr_cleaned/liver"] == 0 < summary["test/voxel_fpr/liver"]
+
+
+def test_nothing_is_cleaned_unless_asked(score_drawn):
+    assert not [name for name in score_drawn() if name.endswith("_cleaned")]
+
+
+def test_ablation_takes_other_gates_of_the_same_prediction(score_drawn):
+    """A speck in an organ-free slice, which closed gates wipe out."""
+    scores = score_drawn(with_speck, gate=gate_of_the_truth, ablate_gate=True)
+    assert (scores["dice"] == 1).all()
+    assert (scores["num_false_positive_slices"] == 0).all()
+    assert (scores["dice_no_gate"] < 1).all()
+    assert (scores["dice_soft_gate"] == 1).all()
+    assert (scores["num_false_positive_slices_no_gate"] == 1).all()
+    assert (scores["num_false_positive_slices_soft_gate"] == 0).all()
+    summary = summarise(scores, ORGANS)
+    assert summary["test/dice_no_gate/liver"] < summary["test/dice/liver"] == 1
+    assert summary["test/slice_fpr_no_gate/liver"] > summary["test/slice_fpr_soft_gate/liver"] == 0
+
+
+def test_soft_gate_multiplies_and_hard_gate_cuts_at_a_half():
+    probability = np.array([0.9, 0.9, 0.9, 0.4], dtype=np.float32).reshape(4, 1, 1)
+    gate = np.array([1.0, 0.6, 0.2, 1.0], dtype=np.float32)
+    masks = dict(other_gates(probability, gate, 0.5))
+    assert masks["_no_gate"].ravel().tolist() == [True, True, True, False]
+    assert masks["_soft_gate"].ravel().tolist() == [True, True, False, False]
+
+
+def test_network_without_a_classifier_has_nothing_to_ablate(score_drawn):
+    plain, ablated = score_drawn(gate=None), score_drawn(gate=None, ablate_gate=True)
+    pd.testing.assert_frame_equal(plain, ablated)
+
+
+def test_calibration_counts_annotated_organs_after_the_gate(score_drawn):
+    curves = {organ: ReliabilityCurve() for organ in ORGANS}
+    score_drawn(with_speck, gate=gate_of_the_truth, calibration=curves)
+    table = tabulate(curves)
+    assert set(table["organ"]) == set(ORGANS)
+    assert set(table["bin_low"]) == {0.0, 0.9}
+    assert (table["fraction_true"] == (table["bin_low"] > 0.5)).all()
+    summary = summarise_calibration(curves)
+    assert summary["test/ece/liver"] == summary["test/ece/spleen"] == 0
+    liver = table.loc[table["organ"] == "liver", "num_voxels"].sum()
+    assert summary["test/num_calibration_voxels/liver"] == liver > 0
+
+
+def test_calibration_of_an_organ_that_was_not_seen_is_left_out():
+    curves = {"liver": ReliabilityCurve()}
+    assert summarise_calibration(curves) == {}
+    assert tabulate(curves).empty
+    assert "fraction_true" in tabulate(curves)
+
+
+def test_ungated_prediction_gated_afterwards_is_what_serving_segments(tiny_params, tiny_cohort):
+    """Some gates closed: slices and masks as the path that skips the decoder makes them."""
+    description = describe("unet3plus", tiny_params)
+    torch.manual_seed(3)
+    network = build(description).eval()
+    cases = tiny_cohort.cases[:3]
+    with torch.no_grad():  # bias of the median slice, so that about half of the gates are open
+        probe = Predictor(Trained(network, description), 0.5, 8, torch.device("cpu"))
+        odds = torch.cat(
+            [probe.predict(read_image(case.image)).prediction.organ_probability for case in cases]
+        ).logit()
+        network.classifier.conv.bias.view(2, 2)[:, 1] -= odds.quantile(0.5, dim=0)
+    predictor = Predictor(Trained(network, description), 0.5, 8, torch.device("cpu"))
+    closed = []
+    for case in cases:
+        scan = read_image(case.image)
+        hard, plain = predictor.predict(scan), predictor.predict(scan, "none")
+        for organ in ORGANS:
+            gate = hard.organ_probability(organ)
+            assert np.array_equal(gate > 0.5, plain.organ_probability(organ) > 0.5)
+            probability = plain.restore(organ)
+            probability[gate <= 0.5] = 0
+            assert np.allclose(probability, hard.restore(organ), atol=1e-5)
+            closed.append((gate <= 0.5).mean())
+    assert 0 < np.mean(closed) < 1
 
 
 def make_rows(**columns):
@@ -81,15 +261,21 @@ def make_rows(**columns):
         "num_free_voxels": 100,
         "num_false_closings": 0,
         "num_closed_voxels": 0,
-        "num_true_voxels": 50,
+        "num_false_openings": 0,
+        "num_true_voxels": [50, 0, 50],
+        "num_predicted_voxels": [40, 0, 60],
+        "patient": ["a", "b", "c"],
     }
-    return pd.DataFrame({"organ": "liver", "dice": [0.5, math.nan, 0.7], **counts, **columns})
+    dice = [0.5, math.nan, 0.7]
+    return pd.DataFrame({"organ": "liver", "dice": dice, **counts, **columns})
 
 
 def test_summary_leaves_empty_pairs_out_of_the_mean_and_says_so():
-    summary = summarise(make_rows(), ["liver"])
+    summary = summarise(make_rows(hd95_mm=[3.0, math.nan, 5.0]), ["liver"])
     assert summary["test/dice/liver"] == pytest.approx(0.6)
-    assert summary["test/num_cases/liver"] == 2
+    assert summary["test/hd95_mm/liver"] == pytest.approx(4)
+    assert summary["test/num_cases/liver"] == summary["test/num_pairs"] == 2
+    assert summary["test/num_missed/liver"] == 0
 
 
 def test_summary_pools_rates_over_cases():
@@ -98,16 +284,74 @@ def test_summary_pools_rates_over_cases():
         num_false_positive_slices=[1, 0, 1],
         num_false_closings=[1, 0, 2],
         num_closed_voxels=[5, 0, 10],
+        num_false_openings=[0, 2, 3],
     )
     summary = summarise(rows, ["liver"])
     assert summary["test/slice_fpr/liver"] == pytest.approx(2 / 20)
     assert summary["test/false_closings/liver"] == pytest.approx(3 / 12)
-    assert summary["test/closed_volume/liver"] == pytest.approx(15 / 150)
+    assert summary["test/gate_sensitivity/liver"] == pytest.approx(9 / 12)
+    assert summary["test/gate_specificity/liver"] == pytest.approx(15 / 20)
+    assert summary["test/closed_volume/liver"] == pytest.approx(15 / 100)
+    assert summary["test/num_free_slices/liver"] == 20
+    assert summary["test/num_organ_slices/liver"] == 12
 
 
 def test_summary_leaves_out_what_cannot_be_measured():
     summary = summarise(make_rows(num_free_slices=0), ["liver"])
     assert "test/slice_fpr/liver" not in summary
+    assert "test/gate_specificity/liver" not in summary
+
+
+def test_summary_of_an_organ_that_no_case_annotates_says_zero_cases():
+    summary = summarise(make_rows(), ["liver", "spleen"])
+    assert summary["test/num_cases/spleen"] == 0
+    assert "test/dice/spleen" not in summary
+
+
+def many_rows():
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            **{name: make_rows()[name][0] for name in make_rows()},
+            "patient": [f"p{number // 2}" for number in range(20)],
+            "dice": rng.beta(12, 2, 20),
+            "hd95_mm": rng.lognormal(1, 1, 20),
+            "num_false_positive_slices": rng.integers(0, 3, 20),
+        }
+    )
+
+
+def test_summary_has_an_interval_for_each_mean_and_rate(tiny_params):
+    summary = summarise(many_rows(), ["liver"], tiny_params.register_)
+    for metric in ("dice", "hd95_mm", "slice_fpr"):
+        low, mean, high = (summary[f"test/{metric}{end}/liver"] for end in ("_low", "", "_high"))
+        assert low < mean < high
+    assert summary["test/dice_low"] == summary["test/dice_low/liver"]
+    assert summary["test/dice_high/liver"] <= 1
+
+
+def test_intervals_change_no_mean(tiny_params):
+    plain = summarise(many_rows(), ["liver"])
+    summary = summarise(many_rows(), ["liver"], tiny_params.register_)
+    assert {key: summary[key] for key in plain} == plain
+    assert {key.split("/")[1].rsplit("_", 1)[1] for key in set(summary) - set(plain)} == {
+        "low",
+        "high",
+    }
+
+
+def test_interval_without_width_or_end_is_left_out(tiny_params):
+    rows = make_rows(dice=[0.8, 0.8, 0.8], hd95_mm=[1.0, math.nan, 2.0])
+    summary = summarise(rows, ["liver"], tiny_params.register_)
+    assert not [key for key in summary if "_low" in key or "_high" in key]
+
+
+def test_one_event_gives_a_rate_but_no_interval(tiny_params):
+    rows = many_rows().assign(num_false_positive_slices=[1] + [0] * 19)
+    summary = summarise(rows, ["liver"], tiny_params.register_)
+    assert summary["test/slice_fpr/liver"] == pytest.approx(1 / 120)
+    assert "test/slice_fpr_high/liver" not in summary
+    assert "test/dice_high/liver" in summary
 
 
 def test_evaluation_names_missing_cases(trained, tiny_cohort):
@@ -136,11 +380,24 @@ def test_closed_gate_leaves_slices_empty(tiny_params, tiny_cohort):
     with torch.no_grad():
         network.classifier.conv.bias.copy_(torch.tensor([-100.0, 100.0, 100.0, -100.0]))
     predictor = Predictor(Trained(network, description), 0.001, 8, torch.device("cpu"))
-    found = predictor.segment(read_image(tiny_cohort.cases[0].image))
-    assert found.gate_open["liver"].all()
-    assert not found.gate_open["spleen"].any()
-    assert found.masks["liver"].any()
-    assert not found.masks["spleen"].any()
+    scan = read_image(tiny_cohort.cases[0].image)
+    found = predictor.predict(scan)
+    assert (found.organ_probability("liver") > 0.5).all()
+    assert not (found.organ_probability("spleen") > 0.5).any()
+    assert found.restore("spleen").max() == 0
+    masks = predictor.segment(scan).masks
+    assert masks["liver"].any()
+    assert not masks["spleen"].any()
+
+
+def test_restored_probability_is_what_segmentation_thresholds(predictor, tiny_cohort):
+    scan = read_image(tiny_cohort.cases[2].image)
+    found, masks = predictor.predict(scan), predictor.segment(scan).masks
+    for organ in ORGANS:
+        probability = found.restore(organ)
+        assert probability.dtype == np.float32
+        assert 0 <= probability.min() <= probability.max() <= 1 + 1e-6
+        assert np.array_equal(probability >= 0.5, masks[organ])
 
 
 def test_more_probable_organ_has_a_disputed_voxel(trained, tiny_cohort):

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from conftest import published
 
-from tasks.gate import judge, paired_gain
+from tasks.gate import Champion, judge
 from tasks.params import RegisterParams
+from tasks.provenance import digest_test_set
 
 
 def make_params(**changes):
@@ -27,6 +28,10 @@ def make_scores(dice, organ="liver", patients=None, false_slices=0, free_slices=
     )
 
 
+def make_champion(scores, test_set=None):
+    return Champion("7", test_set or digest_test_set(scores["case"]), scores)
+
+
 def clause(verdict, name):
     return next(clause for clause in verdict.clauses if clause.name == name)
 
@@ -41,6 +46,7 @@ def test_gate_passes_candidate_that_wins_on_every_case():
     assert all(clause.passed for clause in verdict.clauses)
     assert verdict.gain.mean == pytest.approx(np.mean(BETTER) - np.mean(BASE))
     assert 0 < verdict.gain.low <= verdict.gain.mean <= verdict.gain.high
+    assert clause(verdict, "dice_gain").value == verdict.gain.low
 
 
 def test_gate_fails_candidate_that_loses():
@@ -97,27 +103,85 @@ def test_gate_fails_when_no_slice_is_free_of_the_organ():
 
 
 def test_gate_fails_candidate_below_champion():
-    champion = make_scores([dice + 0.01 for dice in BETTER])
+    champion = make_champion(make_scores([dice + 0.01 for dice in BETTER]))
     verdict = judge(make_scores(BETTER), make_scores(BASE), champion, make_params())
     assert verdict.status == "fail"
     assert not clause(verdict, "champion").passed
+    assert clause(verdict, "champion").value == pytest.approx(-0.01)
 
 
 def test_gate_passes_candidate_above_champion():
-    champion = make_scores(BASE)
+    champion = make_champion(make_scores(BASE))
     verdict = judge(make_scores(BETTER), make_scores(BASE), champion, make_params())
     assert clause(verdict, "champion").passed
     assert verdict.status == "pass"
 
 
-def test_gain_leaves_out_pairs_without_a_dice():
-    candidate = make_scores([0.9, math.nan, 0.8])
-    gain = paired_gain(candidate, make_scores([0.8, 0.9, math.nan]), make_params())
-    assert gain.num_pairs == 1
-    assert gain.mean == pytest.approx(0.1)
+def test_gate_passes_candidate_equal_to_champion():
+    verdict = judge(
+        make_scores(BETTER), make_scores(BASE), make_champion(make_scores(BETTER)), make_params()
+    )
+    assert clause(verdict, "champion").passed
 
 
-def test_gain_without_pairs_is_not_a_number_and_fails():
+def test_gate_names_the_champions_other_test_set():
+    champion = make_champion(make_scores(BASE), test_set="0123456789abcdef")
+    scores = make_scores(BETTER)
+    found = clause(judge(scores, make_scores(BASE), champion, make_params()), "champion").found
+    assert "less champion version 7: +0.0" in found
+    assert (
+        f"test set 0123456789abcdef, both are scored on {digest_test_set(scores['case'])}" in found
+    )
+
+
+def test_gate_says_nothing_of_the_champions_own_test_set():
+    verdict = judge(
+        make_scores(BETTER), make_scores(BASE), make_champion(make_scores(BASE)), make_params()
+    )
+    assert "test set" not in clause(verdict, "champion").found
+
+
+def two_organs(liver, spleen):
+    return pd.concat([make_scores(liver), make_scores(spleen, organ="spleen")])
+
+
+def test_gate_fails_when_one_organ_pays_for_another():
+    candidate = two_organs([dice + 0.15 for dice in BASE], [dice - 0.05 for dice in BASE])
+    verdict = judge(candidate, two_organs(BASE, BASE), None, make_params())
+    assert clause(verdict, "dice_gain").passed
+    assert clause(verdict, "organ_dice/liver").passed
+    spleen = clause(verdict, "organ_dice/spleen")
+    assert not spleen.passed
+    assert (spleen.value, spleen.limit) == (pytest.approx(-0.05), -0.01)
+    assert spleen.found == "spleen: mean Dice 0.7583, unet 0.8083 (6 cases)"
+    assert spleen.wanted == "at most 0.01 below unet"
+    assert verdict.status == "fail"
+
+
+@pytest.mark.parametrize(("tolerance", "passed"), [(0.05, True), (0.0499, False), (0.0, False)])
+def test_organ_may_lose_exactly_the_tolerance(tolerance, passed):
+    candidate = two_organs([dice + 0.15 for dice in BASE], [dice - 0.05 for dice in BASE])
+    params = make_params(max_organ_dice_loss=tolerance)
+    verdict = judge(candidate, two_organs(BASE, BASE), None, params)
+    assert clause(verdict, "organ_dice/spleen").passed is passed
+
+
+def test_organ_is_compared_on_cases_that_both_networks_scored():
+    candidate = two_organs(BETTER, [0.9, 0.9, 0.1, math.nan, 0.9, 0.9])
+    baseline = two_organs(BASE, [0.8, 0.8, math.nan, 0.1, 0.8, 0.8])
+    spleen = clause(judge(candidate, baseline, None, make_params()), "organ_dice/spleen")
+    assert spleen.found == "spleen: mean Dice 0.9000, unet 0.8000 (4 cases)"
+
+
+def test_organ_without_a_pair_does_not_pass():
+    candidate, baseline = two_organs(BETTER, [math.nan] * 6), two_organs(BASE, BASE)
+    spleen = clause(judge(candidate, baseline, None, make_params()), "organ_dice/spleen")
+    assert not spleen.passed
+    assert math.isnan(spleen.value)
+    assert "no case in which both networks have a Dice" in spleen.found
+
+
+def test_gate_without_pairs_fails():
     nothing = make_scores([math.nan] * 4)
     verdict = judge(nothing, nothing, None, make_params())
     assert math.isnan(verdict.gain.low)
@@ -125,38 +189,46 @@ def test_gain_without_pairs_is_not_a_number_and_fails():
     assert verdict.status == "fail"
 
 
-def test_gain_of_one_patient_is_its_own_interval():
-    scores = make_scores([0.9, 0.7]), make_scores([0.8, 0.5])
-    for table in scores:
+def test_gate_trusts_no_gain_of_a_single_patient():
+    candidate, baseline = make_scores(BETTER), make_scores(BASE)
+    for table in (candidate, baseline):
         table["patient"] = "p"
-    gain = paired_gain(*scores, make_params())
-    assert gain.num_patients == 1
-    assert gain.low == gain.mean == gain.high == pytest.approx(0.15)
+    verdict = judge(candidate, baseline, None, make_params())
+    assert (verdict.gain.low, verdict.gain.high) == (-1, 1)
+    assert verdict.status == "fail"
 
 
-def test_gain_counts_patient_with_two_scans_once():
-    patients = ["p0", "p0", "p1"]
-    candidate = make_scores([0.9, 0.9, 0.5], patients=patients)
-    gain = paired_gain(candidate, make_scores([0.7, 0.7, 0.5], patients=patients), make_params())
-    assert gain.mean == pytest.approx(0.1)
+def test_every_clause_states_its_number_and_limit():
+    verdict = judge(
+        two_organs(BETTER, BETTER),
+        two_organs(BASE, BASE),
+        make_champion(two_organs(BASE, BASE)),
+        make_params(),
+    )
+    assert [clause.name for clause in verdict.clauses] == [
+        "num_cases",
+        "dice_gain",
+        "organ_dice/liver",
+        "organ_dice/spleen",
+        "slice_fpr/liver",
+        "slice_fpr/spleen",
+        "champion",
+    ]
+    upper = {"slice_fpr/liver", "slice_fpr/spleen"}
+    for each in verdict.clauses:
+        assert math.isfinite(each.value)
+        assert each.passed is True
+        assert each.value <= each.limit if each.name in upper else each.value >= each.limit
 
 
-def test_gain_is_the_same_every_time():
-    rng = np.random.default_rng(0)
-    scores = make_scores(rng.random(20)), make_scores(rng.random(20))
-    gain = paired_gain(*scores, make_params())
-    assert paired_gain(*scores, make_params()) == gain
-    assert paired_gain(*scores, make_params(seed=1)).low != gain.low
-
-
-def test_interval_widens_with_confidence():
-    scores = make_scores(BETTER), make_scores(BASE)
-    narrow = paired_gain(*scores, make_params(confidence=0.5))
-    wide = paired_gain(*scores, make_params(confidence=0.99))
-    assert wide.low < narrow.low < narrow.high < wide.high
-
-
-def test_gain_refuses_case_scored_twice():
-    twice = pd.concat([make_scores(BASE), make_scores(BASE)])
-    with pytest.raises(pd.errors.MergeError, match="one-to-one"):
-        paired_gain(twice, make_scores(BASE), make_params())
+def test_verdict_compares_all_three_networks():
+    champion = make_champion(make_scores([0.85, 0.84, 0.83, 0.86, 0.88, 0.80]))
+    verdict = judge(make_scores(BETTER), make_scores(BASE), champion, make_params())
+    pairs = {(each.first, each.second) for each in verdict.comparisons}
+    assert pairs == {
+        ("unet3plus", "unet"),
+        ("unet3plus", "champion version 7"),
+        ("unet", "champion version 7"),
+    }
+    assert verdict.comparisons[0].gain == verdict.gain
+    assert verdict.comparisons[0].p_holm > verdict.gain.p_value

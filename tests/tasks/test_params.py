@@ -48,6 +48,7 @@ def test_published_params_are_valid():
         ({"register": {"baseline": "fcn"}}, r"register\.baseline is 'fcn', which is not trained"),
         ({"register": {"model_name": "a/b"}}, r"register\.model_name: .*pattern"),
         ({"register": {"max_slice_fpr": 2}}, r"register\.max_slice_fpr: .*less than or equal to 1"),
+        ({"register": {"max_organ_dice_loss": -0.1}}, r"max_organ_dice_loss: .*or equal to 0"),
         ({"networks": ["unet", "unet3plus", "vnet"]}, r"networks names 'vnet', but recipes holds"),
         ({"networks": ["unet", "unet", "unet3plus"]}, r"networks names one twice"),
         ({"networks": []}, r"networks: .*at least 1 item"),

@@ -1,6 +1,7 @@
 import base64
 import gzip
 import json
+import math
 import shutil
 
 import mlflow
@@ -121,11 +122,46 @@ def check_better_candidate(project, params, store):
     assert [clause["name"] for clause in content["clauses"]][-1] == "champion"
     assert version == "2"
     name = params.register_.model_name
+    champion = content["clauses"][-1]
+    assert champion["found"].startswith("unet3plus less champion version 1: ")
+    assert "test set" not in champion["found"]
+    assert {"unet3plus", "unet", "champion version 1"} == {
+        name for each in content["comparisons"] for name in (each["first"], each["second"])
+    }
     assert int(find_alias(store, name, CHALLENGER).version) == 2
     assert int(find_alias(store, name, CHAMPION).version) == 1
+    check_other_test_set(project, params, store)
     assert registry_line(params, content, store) == (
         f"Registered: {name} version 2 (aliases: challenger)"
     )
+
+
+def check_other_test_set(project, params, store):
+    """The verdict names the test set of a champion that was registered on another one."""
+    client = mlflow.MlflowClient(store.uri)
+    client.set_model_version_tag(
+        params.register_.model_name, "1", "fullscale.test_set", "feedfeedfeedfeed"
+    )
+    clause = decide(params, project, store).clauses[-1]
+    here = read_report(project / "reports/gate.json")["test_set"]
+    assert f"registered on test set feedfeedfeedfeed, both are scored on {here}" in clause.found
+
+
+def test_verdict_is_json_where_nothing_could_be_measured(project, tiny_params, mlflow_store):
+    for name in ("unet", "unet3plus"):
+        rescale(project, name, math.nan)
+    verdict = decide(tiny_params, project, mlflow_store)
+    write_verdict(verdict, tiny_params, project, PROVENANCE)
+    text = (project / "reports/gate.json").read_text()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    content = json.loads(text, parse_constant=refuse)
+    assert content["status"] == "fail"
+    assert content["dice_gain"]["mean"] is None
+    assert content["dice_gain"]["num_pairs"] == 0
+    assert all(each["p_holm"] is None for each in content["comparisons"] if each["organ"] == "all")
 
 
 def test_failed_gate_registers_nothing_and_says_why(project, tiny_params, mlflow_store):
@@ -221,7 +257,21 @@ def test_table_shows_every_organ_and_network(project, tiny_params):
         ("spleen", "unet", "0.8000"),
         ("spleen", "unet3plus", "0.9000"),
     ]
-    assert make_table(tiny_params, project).row_count == 4
+    table = make_table(tiny_params, project)
+    assert table.row_count == 4
+    assert [column.header for column in table.columns][-2:] == ["Dice interval", "HD95 mm"]
+    hd95_mm = list(table.columns[-1].cells)
+    path = project / "reports/unet/summary.json"
+    summary = json.loads(path.read_text())
+    assert hd95_mm[0] == f"{summary['test/hd95_mm/liver']:.1f}"
+    assert list(table.columns[-2].cells) == ["not measured"] * 4
+
+
+def test_table_shows_the_interval_of_dice(project, tiny_params):
+    path = project / "reports/unet/summary.json"
+    interval = {"test/dice_low/liver": 0.71234, "test/dice_high/liver": 0.86666}
+    path.write_text(json.dumps(json.loads(path.read_text()) | interval))
+    assert next(make_table(tiny_params, project).columns[-2].cells) == "0.712 - 0.867"
 
 
 def test_missing_report_says_what_to_do(tmp_path):
