@@ -140,9 +140,7 @@ def resample(image_BCHW: Tensor, label_BHW: Tensor, nodes_B2NN: Tensor) -> tuple
     points_BHW2 = F.interpolate(
         nodes_B2NN, size=image_BCHW.shape[-2:], mode="bilinear", align_corners=True
     ).permute(0, 2, 3, 1)
-    image_BCHW = F.grid_sample(
-        image_BCHW.contiguous(), points_BHW2, mode="bilinear", align_corners=True
-    )
+    image_BCHW = F.grid_sample(image_BCHW, points_BHW2, mode="bilinear", align_corners=True)
     moved_B1HW = F.grid_sample(
         label_BHW[:, None].float(), points_BHW2, mode="nearest", align_corners=True
     )
@@ -253,19 +251,18 @@ class Augment:
             return image_BCHW, label_BHW
         params, device = self._params, image_BCHW.device
         draws = draw(self._seed, epoch, position_B.tolist())
-        with torch.autocast(device.type, enabled=False):
-            if self._moves:
-                nodes_B2NN = sampling_nodes(draws, params, height_px, width_px)
-                nodes_B2NN = nodes_B2NN.to(device, non_blocking=True)
-                image_BCHW, label_BHW = resample(image_BCHW, label_BHW, nodes_B2NN)
-            else:
-                image_BCHW = image_BCHW.clone(memory_format=torch.contiguous_format)
-            if params.blur_px:
-                blur_(image_BCHW, params.blur_px * draws.blur_B, math.ceil(3 * params.blur_px))
-            if params.contrast_fraction:
-                gain_B = 1 + params.contrast_fraction * draws.contrast_B
-                gain_B111 = _to_device(gain_B[:, None, None, None], device)
-                image_BCHW.sub_(MIDDLE).mul_(gain_B111).add_(MIDDLE)
-            if params.noise_hu:
-                add_noise_(image_BCHW, self._noise, draws.noise_seed_B)
+        if self._moves:
+            nodes_B2NN = sampling_nodes(draws, params, height_px, width_px)
+            nodes_B2NN = nodes_B2NN.to(device, non_blocking=True)
+            image_BCHW, label_BHW = resample(image_BCHW, label_BHW, nodes_B2NN)
+        else:
+            image_BCHW = image_BCHW.clone(memory_format=torch.contiguous_format)
+        if params.blur_px:
+            blur_(image_BCHW, params.blur_px * draws.blur_B, math.ceil(3 * params.blur_px))
+        if params.contrast_fraction:
+            gain_B = 1 + params.contrast_fraction * draws.contrast_B
+            gain_B111 = _to_device(gain_B[:, None, None, None], device)
+            image_BCHW.sub_(MIDDLE).mul_(gain_B111).add_(MIDDLE)
+        if params.noise_hu:
+            add_noise_(image_BCHW, self._noise, draws.noise_seed_B)
         return image_BCHW.clamp_(0, 1), label_BHW

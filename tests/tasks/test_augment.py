@@ -381,6 +381,15 @@ def test_result_is_the_same_where_training_runs_it(context):
     assert torch.equal(found_label, plain_label)
 
 
+@pytest.mark.parametrize("key", list(FULL))
+def test_single_change_does_not_depend_on_memory_format(key):
+    image, label, position = make_batch()
+    augment = make_augment(**{key: FULL[key]})
+    laid_out = image.to(memory_format=torch.channels_last)
+    found, _ = augment(laid_out, label, 0, position)
+    assert torch.equal(found, augment(image, label, 0, position)[0])
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_result_does_not_depend_on_threads(threads):
     image, label, position = make_batch(4, 97, 101)
