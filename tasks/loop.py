@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from model.output import Output
 from model.segmentation import SegmentationNetwork
 from model.synchronised import synchronise_norms
+from tasks.ahead import ahead
 from tasks.augment import Augment
 from tasks.checkpoint import Checkpoints
 from tasks.console import StageError
@@ -33,6 +35,8 @@ from tasks.params import Params
 from tasks.validation import count_cases, metrics_of
 
 NUM_AUTO_WORKERS = 8
+Part = tuple[Batch, Tensor, Tensor]
+"""What a process computes at once: a batch, its augmented image B x C x H x W, its masks."""
 
 
 @dataclass
@@ -62,9 +66,8 @@ class Clock:
     Attributes:
         num_slices: trained on, over all processes.
         total: of the steps, and what lies between them.
-        waiting: for slices from the loader.
-        computing: forward, backward and optimiser. A GPU works while the loop goes on: there,
-            augmentation counts as well.
+        waiting: for slices from the loader, and for their augmentation.
+        computing: forward, backward and optimiser.
     """
 
     num_slices: int = 0
@@ -191,17 +194,17 @@ class Training:
             num_workers=self._num_workers(),
             pin_memory=self._fabric.device.type == "cuda",
         )
-        done = position.epoch * self._num_steps + position.step
-        with TrainingDisplay(
+        display = TrainingDisplay(
             self._name,
             train.num_epochs,
             self._num_steps,
-            done,
+            position.epoch * self._num_steps + position.step,
             is_shown=self._fabric.is_global_zero,
-        ) as display:
+        )
+        with display, closing(ahead(self._parts(batches))) as parts:
             try:
                 while position.epoch < train.num_epochs:
-                    self._train_epoch(batches, display)
+                    self._train_epoch(parts, display)
                     self._close_epoch(display)
             except Interrupted:
                 self._keep()
@@ -212,13 +215,19 @@ class Training:
                     )
                 raise
 
-    def _train_epoch(self, batches: Iterator[Batch], display: TrainingDisplay) -> None:
+    def _parts(self, batches: Iterator[Batch]) -> Iterator[Part]:
+        """Each batch with its augmented image and masks, on the device."""
+        for batch in batches:
+            here = batch.to(self._fabric.device)
+            yield here, *self._learner.prepare(here)
+
+    def _train_epoch(self, parts: Iterator[Part], display: TrainingDisplay) -> None:
         """The steps of an epoch that are still to do."""
         position = self.position
         self._model.train()
         while position.step < self._num_steps:
             started = time.perf_counter()
-            values, asked_to_stop = self._step(batches)
+            values, asked_to_stop = self._step(parts)
             for key, value in values.items():
                 position.sums[key] = position.sums.get(key, 0.0) + value
             position.step += 1
@@ -234,7 +243,7 @@ class Training:
                 position.epoch + 1, position.step, values["total"], self._plan.batch_size / elapsed
             )
 
-    def _step(self, batches: Iterator[Batch]) -> tuple[dict[str, float], int]:
+    def _step(self, parts: Iterator[Part]) -> tuple[dict[str, float], int]:
         """One optimiser step; its metrics, and the signal that asked any process to stop, or 0."""
         train, position = self._params.train, self.position
         rate = learning_rate(
@@ -244,20 +253,18 @@ class Training:
         )
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        parts: list[Batch] = []
+        used: list[Batch] = []
         sums: dict[str, Tensor] = {}
         for part in range(self._plan.num_accumulated):
             waited = time.perf_counter()
-            batch = next(batches)
+            batch, image_BCHW, mask_BKHW = next(parts)
             self._clock.waiting += time.perf_counter() - waited
-            parts.append(batch)
-            here = batch.to(self._fabric.device)
+            used.append(batch)
             seed_step(train.seed, position.epoch, position.step, part, self._fabric.global_rank)
-            image_BCHW, mask_BKHW = self._learner.prepare(here)
             is_last = part == self._plan.num_accumulated - 1
             computed = time.perf_counter()
             with self._fabric.no_backward_sync(self._model, enabled=not is_last):
-                loss, terms = self._learner.loss(image_BCHW, mask_BKHW, here.annotated_BK)
+                loss, terms = self._learner.loss(image_BCHW, mask_BKHW, batch.annotated_BK)
                 # Gradients are averaged over processes; a part weighs what it holds of the step.
                 self._fabric.backward(loss * (batch.share * self._fabric.world_size))
             for key, value in terms.items():
@@ -272,7 +279,7 @@ class Training:
             error_if_nonfinite=False,
         )
         values, asked_to_stop = self._agree(sums)
-        self._refuse_not_finite(values["total"], float(cast(Tensor, norm)), parts)
+        self._refuse_not_finite(values["total"], float(cast(Tensor, norm)), used)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
@@ -291,10 +298,10 @@ class Training:
             asked = int(signals)
         return dict(zip(sums, values.tolist(), strict=True)), asked
 
-    def _refuse_not_finite(self, loss: float, norm: float, parts: list[Batch]) -> None:
+    def _refuse_not_finite(self, loss: float, norm: float, batches: list[Batch]) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        names = {self._slices.cases[case] for batch in parts for case in batch.case_B.tolist()}
+        names = {self._slices.cases[case] for batch in batches for case in batch.case_B.tolist()}
         if self._fabric.world_size > 1:
             gathered: list[set[str]] = [set()] * self._fabric.world_size
             torch.distributed.all_gather_object(gathered, names)
