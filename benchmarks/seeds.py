@@ -76,13 +76,14 @@ def format_markdown(rows: list[dict[str, object]], organs: tuple[str, ...]) -> s
 def main() -> None:
     """Print the table, and write it as JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ...")
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="the first one")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     params = load_params(Path("params.yaml"))
     rows = []
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
         with tempfile.TemporaryDirectory() as folder:
             rows += run_seed(params, seed, Path(folder))
     if arguments.json:

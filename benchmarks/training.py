@@ -38,7 +38,8 @@ from tasks.slice import slice_cohort
 from tasks.train import make_fabric
 from tasks.trained import build, describe
 
-NUM_VAL_CASES = 3
+NUM_VAL_CASES = 1
+LARGE_PX = 320
 MIB = 2**20
 
 
@@ -109,7 +110,7 @@ def measure(
         batch_size,
         None,
         StopRequest(),
-        lambda metrics, measured, improved: epochs.append(measured),
+        lambda metrics, measured: epochs.append(measured),
     )
     training.run()
 
@@ -158,7 +159,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=3, help="the first warms up")
     parser.add_argument("--repeats", type=int, default=5, help="of the loaders")
-    parser.add_argument("--max-steps", type=int, default=26, help="in an epoch")
+    parser.add_argument("--steps", type=int, default=26, help="in an epoch, at most")
+    parser.add_argument("--large-steps", type=int, default=5, help="the same at 320 px")
     parser.add_argument("--width", type=int, help="of the networks; default as in params.yaml")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
@@ -170,14 +172,15 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for size_px in sorted({params.slice.size_px, 320}):
+        for size_px in sorted({params.slice.size_px, LARGE_PX}):
             sized = params.slice.model_copy(update={"size_px": size_px})
             sized_params = params.model_copy(update={"slice": sized})
             root = Path(folder) / str(size_px)
             slice_cohort(Path("data"), root, sized_params)
             for network in params.networks:
                 with context.Pool(1) as pool:  # a process each, for a peak of its own
-                    work = (root, sized_params, network, arguments.epochs, arguments.max_steps,
+                    steps = arguments.large_steps if size_px == LARGE_PX else arguments.steps
+                    work = (root, sized_params, network, arguments.epochs, steps,
                             arguments.repeats)  # fmt: skip
                     rows.append(pool.apply(measure, work))
                 print(format_markdown(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)

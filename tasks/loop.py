@@ -89,8 +89,8 @@ class Training:
         batch_size: slices in an optimiser step, over all processes.
         checkpoints: where its state is kept; None keeps none.
         stop: asked after every step.
-        on_epoch: given the metrics of each epoch, measurements that no artefact holds, and whether
-            the epoch is the best so far; in the first process only.
+        on_epoch: given the metrics of each epoch and measurements that no artefact holds; in the
+            first process only.
 
     Raises:
         StageError: the slices do not fill a step, or a step cannot be dealt out evenly.
@@ -107,7 +107,7 @@ class Training:
         batch_size: int,
         checkpoints: Checkpoints | None,
         stop: StopRequest,
-        on_epoch: Callable[[dict[str, float], dict[str, float], bool], None],
+        on_epoch: Callable[[dict[str, float], dict[str, float]], None],
     ) -> None:
         train = params.train
         self._fabric, self._name, self._params = fabric, name, params
@@ -349,7 +349,7 @@ class Training:
                     "time/waiting_share": clock.waiting / clock.total,
                     "time/outside_share": 1 - clock.computing / clock.total,
                 }
-            self._on_epoch(metrics, measured, improved)
+            self._on_epoch(metrics, measured)
 
     def _validate(self) -> dict[str, float]:
         """Metrics over the validation cases, whose batches the processes share."""

@@ -59,7 +59,7 @@ def make_fabric(params: Params) -> Fabric:
 
 
 class Reporter:
-    """Tracks each epoch of a training: metrics, and pictures while it gets better."""
+    """Tracks a training: metrics of each epoch, pictures after the first, second, fourth, ..."""
 
     def __init__(
         self, name: str, params: Params, validation: SliceDataset, run: TrainingRun
@@ -153,11 +153,11 @@ def train_network(
         batch_size = _choose_batch_size(network, name, params, datasets["train"], fabric)
     reporter = None if run is None else Reporter(name, params, datasets["val"], run)
 
-    def on_epoch(metrics: dict[str, float], measured: dict[str, float], improved: bool) -> None:
+    def on_epoch(metrics: dict[str, float], measured: dict[str, float]) -> None:
         if reporter is not None:
             reporter.log_epoch(metrics, measured)
-            if improved:
-                reporter.log_prediction(int(metrics["epoch"]), training.evaluated)
+            if (epoch := int(metrics["epoch"])) & (epoch - 1) == 0:
+                reporter.log_prediction(epoch, training.evaluated)
 
     with out_of_memory_explained(batch_size, params.slice.size_px):
         training = Training(
@@ -191,6 +191,7 @@ def train_network(
         write_history(folder / HISTORY_NAME, position.rows)
         save_trained(folder, network, description)
     if reporter is not None:
+        reporter.log_prediction(position.best_epoch, network)
         reporter.log_curves(position.rows)
 
 
