@@ -41,13 +41,13 @@ def draw_boxes(
     dice = pd.DataFrame(
         {
             name: table.loc[table["organ"] == organ].set_index("case")["dice"]
-            for name, table in scores.items()
+            for name, table in ((name, scores[name]) for name in networks if name in scores)
             if "dice" in table
         }
     ).dropna(how="all")
     if dice.empty:
         return None
-    names = [name for name in networks if name in dice]
+    names = [str(name) for name in dice]
     figure, axes = new_chart(f"Dice, {organ}")
     columns = [dice[name].dropna().to_numpy() for name in names]
     ink = {"color": INK, "linewidth": 1.2}
@@ -98,7 +98,7 @@ def draw_bars(
     digits: int,
     *,
     limit: float | None = None,
-) -> Chart:
+) -> Chart | None:
     """Bars side by side in groups, with intervals and numbers.
 
     Args:
@@ -108,6 +108,9 @@ def draw_bars(
         series: name to a value for each group.
         digits: of the numbers on the bars.
         limit: the largest value allowed, drawn as a line.
+
+    Returns:
+        None where nothing was measured.
     """
     figure, axes = new_chart(title)
     width = 0.8 / max(1, len(series))
@@ -144,13 +147,15 @@ def draw_bars(
             )
             tops_B.append(top)
             told.append(f"{groups[group]} {name} {with_interval(value, low, high, digits)}")
+    if not told:
+        return None
     axes.set_ylim(0, 1.15 * max(tops_B) or 0.01)
     axes.set_xticks(range(len(groups)), labels=groups)
     axes.set_ylabel(unit)
     if limit is not None:
         axes.axhline(limit, color=INK, linestyle=(0, (6, 3)), linewidth=1.2, label="allowed")
     add_legend(figure, 3)
-    return figure, f"Bars of {unit}, {title}: {', '.join(told) or 'nothing measured'}."
+    return figure, f"Bars of {unit}, {title}: {', '.join(told)}."
 
 
 def draw_gains(comparisons: Sequence[Mapping[str, Any]], wanted: float | None) -> Chart:

@@ -54,7 +54,7 @@ def with_interval(
 ) -> str:
     """A number, and its interval in brackets where both ends are known; no line breaks in it."""
     text = number(value, digits, sign=sign)
-    if any(end is None or not math.isfinite(end) for end in (low, high)):
+    if any(each is None or not math.isfinite(each) for each in (value, low, high)):
         return text
     ends = (number(end, digits, sign=sign) for end in (low, high))
     return f"{text} ({f'{TIED}to{TIED}'.join(ends)})"

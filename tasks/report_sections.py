@@ -87,7 +87,7 @@ def score_section(results: Results, params: Params) -> Section:
     )
 
 
-def _fpr_chart(results: Results) -> Chart:
+def _fpr_chart(results: Results) -> Chart | None:
     limits = {
         clause["limit"]
         for clause in (results.verdict or {}).get("clauses", [])

@@ -67,12 +67,12 @@ def read_results(root: Path, params: Params) -> Results:
         pattern: str, reader: Callable[[Path], Content], stage: str
     ) -> dict[str, Content]:
         found = {
-            name: _read(root / pattern.format(name), reader, f"dvc repro {stage}@{name}", notes)
+            name: _read(root, pattern.format(name), reader, f"dvc repro {stage}@{name}", notes)
             for name in params.networks
         }
         return {name: content for name, content in found.items() if content is not None}
 
-    verdict = _read(root / "reports/gate.json", _read_verdict, "dvc repro register", notes)
+    verdict = _read(root, "reports/gate.json", _read_verdict, "dvc repro register", notes)
     results = Results(
         candidate=verdict["candidate"] if verdict else params.register_.candidate,
         baseline=verdict["baseline"] if verdict else params.register_.baseline,
@@ -94,18 +94,19 @@ def read_results(root: Path, params: Params) -> Results:
 
 
 def _read(
-    path: Path, reader: Callable[[Path], Content], command: str, notes: list[str]
+    root: Path, file: str, reader: Callable[[Path], Content], command: str, notes: list[str]
 ) -> Content | None:
     """The content; where there is no file, None and one note more that says how to make it."""
     try:
-        return reader(path)
+        return reader(root / file)
     except FileNotFoundError:
-        notes.append(f"{'/'.join(path.parts[-3:])} is missing: run `{command}`.")
+        notes.append(f"{file} is missing: run `{command}`.")
         return None
     except (ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise StageError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:200]}); restore it with git "
-            f"or make it anew with `{command}`"
+            f"{root / file} cannot be read ({reason}); restore it with git or make it anew with "
+            f"`{command}`"
         ) from None
 
 
