@@ -126,7 +126,7 @@ def draw_bars(
                 value,
                 width * 0.9,
                 label=name if name not in axes.get_legend_handles_labels()[1] else None,
-                facecolor="none" if look.hatch else look.colour,
+                facecolor="none" if look.hatch else (look.colour, 0.6),
                 edgecolor=look.colour,
                 hatch=look.hatch,
             )
