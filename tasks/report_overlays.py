@@ -131,7 +131,7 @@ def draw_gallery(
     box = crop(any_ZYX, (spacing_y_mm, spacing_x_mm))
     names = ("truth", *(predictor.description.name for predictor in predictors))
     pictures = []
-    for z in choose_slices(any_ZYX):
+    for z in choose_slices(masks):
         figure = draw_slice(
             scan.values_ZYX[z][box],
             [mask_KZYX[:, z][:, *box] for mask_KZYX in masks],
@@ -147,12 +147,21 @@ def draw_gallery(
     return Gallery(title, tuple(pictures))
 
 
-def choose_slices(any_ZYX: Mask) -> list[int]:
-    """Indices of slices spread evenly over those in which anything is outlined."""
-    with_organ = np.flatnonzero(any_ZYX.any(axis=(1, 2)))
-    low, high = (with_organ[0], with_organ[-1]) if len(with_organ) else (0, len(any_ZYX) - 1)
-    spread_N = np.linspace(low, high, NUM_PICTURE_SLICES)
-    return [int(z) for z in np.unique(spread_N.round().astype(int))]
+def choose_slices(masks: Sequence[Mask]) -> list[int]:
+    """Indices of slices spread evenly over those in which anything is outlined.
+
+    A mask that none of these shows adds the slice in which it is largest, so that what was found
+    is not drawn as nothing.
+
+    Args:
+        masks: boolean (K, Z, Y, X), of truth and networks.
+    """
+    areas_Z = [np.count_nonzero(mask_KZYX, axis=(0, 2, 3)) for mask_KZYX in masks]
+    with_organ = np.flatnonzero(np.sum(areas_Z, axis=0))
+    low, high = (with_organ[0], with_organ[-1]) if len(with_organ) else (0, len(areas_Z[0]) - 1)
+    chosen = np.unique(np.linspace(low, high, NUM_PICTURE_SLICES).round().astype(int))
+    unseen = [area_Z for area_Z in areas_Z if area_Z.any() and not area_Z[chosen].any()]
+    return sorted({*chosen.tolist(), *(int(area_Z.argmax()) for area_Z in unseen)})
 
 
 def crop(any_ZYX: Mask, spacing_yx_mm: Sequence[float]) -> tuple[slice, slice]:
