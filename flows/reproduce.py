@@ -8,10 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 
 from flows.stages import pull_data, run_stage
 from tasks.params import Params, load_params
+from tasks.report_style import to_png_uri
+from tasks.report_verdict import gain_charts
+from tasks.results import Verdict
 from tasks.summary import read_report, score_rows, verdict_lines
 
 
@@ -48,8 +55,15 @@ def reproduce(root: Path | None = None) -> str:
         table=[dict(zip(headings, row, strict=True)) for row in score_rows(params, root)],
         description="Test set, scored in 3D on each scan's own grid",
     )
-    create_markdown_artifact(key="verdict", markdown="\n".join(verdict_lines(verdict)))
+    show_verdict(verdict)
     return str(verdict["status"])
+
+
+def show_verdict(verdict: Verdict) -> None:
+    """Leave the verdict and its differences in Dice as artifacts of the run; call it in a flow."""
+    create_markdown_artifact(key="verdict", markdown="\n".join(verdict_lines(verdict)))
+    for figure, words in gain_charts(verdict)[:1]:
+        create_image_artifact(key="differences", image_url=to_png_uri(figure), description=words)
 
 
 def main() -> None:

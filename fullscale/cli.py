@@ -180,5 +180,24 @@ def verdict() -> None:
     console.print("MLflow UI: `make services`, then http://127.0.0.1:5000/#/models")
 
 
+@app.command()
+@report_errors
+def report(
+    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path(
+        "reports/report.html"
+    ),
+    overlays: Annotated[
+        bool,
+        typer.Option(help="Segment and draw three test cases; needs scans and trained networks."),
+    ] = True,
+) -> None:
+    """Write the last run's result as one HTML page: verdict, scores, pictures, provenance."""
+    from tasks.report import write_report
+
+    for note in write_report(Path(), output, with_overlays=overlays):
+        typer.echo(f"report: {note}")
+    typer.echo(f"report: {output}")
+
+
 if __name__ == "__main__":
     app()

@@ -1,0 +1,831 @@
+import base64
+import json
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import ROOT, TINY, changed
+from typer.testing import CliRunner
+
+from fullscale.cli import app
+from model.calibration import ReliabilityCurve
+from scans.cohort import read_cohort
+from tasks.console import StageError
+from tasks.evaluate import picture_cases, summarise, summarise_calibration, tabulate
+from tasks.gate import judge
+from tasks.history import write_history
+from tasks.params import Params
+from tasks.provenance import Provenance, digest_test_set, library_versions
+from tasks.register import write_verdict
+from tasks.report import render, write_report
+from tasks.report_curves import draw_histories, draw_reliability
+from tasks.report_figures import draw_bars, draw_boxes, draw_gains
+from tasks.report_format import Metric, count, number, p_value, part_of, percent, with_interval
+from tasks.report_overlays import OUTLINES, choose_slices, crop, draw_galleries, draw_slice
+from tasks.report_provenance import changed_parameters, find_changes, provenance_section
+from tasks.report_sections import score_section, surface_section
+from tasks.report_style import DARK, LOOKS, looks, new_chart, to_png_uri, to_svg_uri
+from tasks.report_tables import (
+    ablation_table,
+    calibration_table,
+    clause_table,
+    comparison_table,
+    gate_table,
+    score_table,
+    surface_table,
+)
+from tasks.report_verdict import gain_charts, verdict_section, verdict_words
+from tasks.results import read_results
+from tasks.trained import build, describe, save_trained
+
+ORGANS = ("liver", "spleen")
+NETWORKS = ("unet", "unet3plus")
+CASES = [f"case_{place:02d}" for place in range(8)]
+ABSENT = {"case_06": "spleen", "case_07": "liver"}
+PROVENANCE = Provenance("c" * 40, "aaaa.dir")
+NAN = math.nan
+TIED = "\u00a0"
+
+
+class Page(HTMLParser):
+    """The page's text by section, its pictures and every tag with its attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.pictures, self.text = [], [], {"": ""}
+        self._section = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        if tag == "section":
+            self._section = attributes["id"]
+            self.text[self._section] = ""
+        if tag == "img":
+            self.pictures.append((self._section, attributes))
+
+    def handle_data(self, data):
+        self.text[self._section] += data
+
+
+def scores_of(dice, *, classifier):
+    """Rows as stage evaluate writes them; `dice` is the first case's, later ones are lower."""
+    rows = []
+    for place, case in enumerate(CASES):
+        for organ in ORGANS:
+            if ABSENT.get(case) == organ:
+                continue
+            score = dice - 0.01 * place
+            row = {
+                "case": case,
+                "patient": case.replace("case", "patient"),
+                "organ": organ,
+                "dice": score,
+                "iou": score / (2 - score),
+                "hd95_mm": 5.0 + place,
+                "mean_surface_distance_mm": 1.0 + 0.1 * place,
+                "surface_dice_1mm": score - 0.2,
+                "surface_dice_3mm": score - 0.1,
+                "volume_difference_ml": 2.0 * place - 5,
+                "num_true_voxels": 1000,
+                "num_predicted_voxels": 990,
+                "num_organ_slices": 20,
+                "num_free_slices": 10,
+                "num_false_positive_slices": place % 2,
+                "num_false_positive_voxels": 30,
+                "num_free_voxels": 50000,
+            }
+            if classifier:
+                row |= {
+                    "num_false_closings": place % 3,
+                    "num_closed_voxels": 7,
+                    "num_false_openings": 1,
+                    "dice_no_gate": score - 0.05,
+                    "num_false_positive_slices_no_gate": 3,
+                    "dice_soft_gate": score - 0.02,
+                    "num_false_positive_slices_soft_gate": 2,
+                }
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def curve_of(offset):
+    curve = ReliabilityCurve()
+    probability = np.linspace(0.05, 0.95, 64, dtype=np.float32).reshape(4, 4, 4)
+    curve.add(probability, probability > 0.5 + offset, (1.0, 1.0, 1.0))
+    return curve
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_params):
+    """A project after its stages: reports by the stages' own writers, tiny trained networks."""
+    root = tmp_path_factory.mktemp("finished")
+    (root / "params.yaml").write_text(yaml.safe_dump(changed(TINY), sort_keys=False))
+    (root / "data.dvc").write_text("outs:\n- md5: aaaa.dir\n  path: data\n")
+    tables = {}
+    for seed, (name, dice) in enumerate(zip(NETWORKS, (0.8, 0.9), strict=True)):
+        torch.manual_seed(seed)
+        description = describe(name, tiny_params)
+        save_trained(root / "artifacts/train" / name, build(description), description)
+        write_history(
+            root / "artifacts/train" / name / "history.csv",
+            [{"epoch": n, "val/dice": dice * n / 3, "train/total": 1 / n} for n in (1, 2, 3)],
+        )
+        folder = root / "reports" / name
+        folder.mkdir(parents=True)
+        tables[name] = scores_of(dice, classifier=name == "unet3plus")
+        tables[name].to_csv(folder / "cases.csv", index=False)
+        curves = {organ: curve_of(0.1 * seed) for organ in ORGANS}
+        tabulate(curves).to_csv(folder / "calibration.csv", index=False)
+        summary = {
+            "test_set": digest_test_set(CASES),
+            **summarise(tables[name], ORGANS, tiny_params.register_),
+            **summarise_calibration(curves),
+        }
+        (folder / "summary.json").write_text(json.dumps(summary))
+    verdict = judge(tables["unet3plus"], tables["unet"], None, tiny_params.register_)
+    write_verdict(verdict, tiny_params, root, PROVENANCE)
+    return root
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    """A copy to change."""
+    return shutil.copytree(finished, tmp_path / "project")
+
+
+@pytest.fixture
+def results(project, tiny_params):
+    return read_results(project, tiny_params)
+
+
+def edit_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def page(finished):
+    """The page of the run as it is, for who only looks at it."""
+    return written(finished)[0]
+
+
+def rendered(results, *sections):
+    """A page of some sections only."""
+    return Page(render(results, list(sections), "title", results.notes))
+
+
+def written(project, **options):
+    """The page, and what its writer has to tell."""
+    output = project / "page.html"
+    notes = write_report(project, output, **{"with_overlays": False, **options})
+    return Page(output.read_text()), notes
+
+
+def cells(table, *names):
+    """The row that starts with these names, by heading."""
+    (row,) = [row for row in table.rows if row[: len(names)] == names]
+    return dict(zip(table.headings, row, strict=True))
+
+
+# Numbers as text
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (number(0.12345, 3), "0.123"),
+        (number(0.5, 2, sign=True), "+0.50"),
+        (number(-0.5, 2, sign=True), "-0.50"),
+        (number(NAN, 3), "not measured"),
+        (number(None, 3), "not measured"),
+        (number(math.inf, 3), "not measured"),
+        (count(12345), "12,345"),
+        (count(NAN), "not measured"),
+        (p_value(0.03125), "0.031"),
+        (p_value(None), "not measured"),
+        (percent(0.95), "95%"),
+        (part_of(3, 160), f"3{TIED}of{TIED}160 (0.0187)"),
+        (part_of(0, 0), f"0{TIED}of{TIED}0"),
+        (with_interval(0.5, 0.4, 0.6, 2), f"0.50 (0.40{TIED}to{TIED}0.60)"),
+        (with_interval(0.5, NAN, NAN, 2), "0.50"),
+        (with_interval(0.5, None, 0.6, 2), "0.50"),
+        (with_interval(-1.0, -2.0, 3.0, 1, sign=True), f"-1.0 (-2.0{TIED}to{TIED}+3.0)"),
+    ],
+)
+def test_number_as_text(text, wanted):
+    assert text == wanted
+
+
+def test_metric_reads_its_key_of_a_summary():
+    metric = Metric("dice", "Dice", 2)
+    summary = {"test/dice/liver": 0.5, "test/dice_low/liver": 0.25, "test/dice_high/liver": None}
+    assert metric.read(summary, "liver") == 0.5
+    assert metric.read(summary, "liver", "_low") == 0.25
+    assert math.isnan(metric.read(summary, "liver", "_high"))
+    assert metric.write(summary, "spleen") == "not measured"
+
+
+# What is read
+
+
+def test_complete_run_is_read_without_a_note(results):
+    assert results.notes == []
+    assert results.networks == NETWORKS
+    assert (results.candidate, results.baseline) == ("unet3plus", "unet")
+    assert results.verdict["status"] == "pass"
+    for kept in (results.scores, results.calibration, results.histories):
+        assert tuple(kept) == NETWORKS
+
+
+@pytest.mark.parametrize(
+    ("file", "note"),
+    [
+        ("reports/gate.json", "is missing: run `dvc repro register`."),
+        ("reports/unet/summary.json", "is missing: run `dvc repro evaluate@unet`."),
+        ("reports/unet/cases.csv", "is missing: run `dvc repro evaluate@unet`."),
+        ("reports/unet3plus/calibration.csv", "is missing: run `dvc repro evaluate@unet3plus`."),
+        ("artifacts/train/unet/history.csv", "is missing: run `dvc repro train@unet`."),
+    ],
+)
+def test_missing_file_is_a_note(project, tiny_params, file, note):
+    (project / file).unlink()
+    (found,) = read_results(project, tiny_params).notes
+    assert found == f"{file} {note}"
+
+
+def test_page_of_one_summary_alone_is_written(project):
+    shutil.rmtree(project / "artifacts")
+    for path in (project / "reports").rglob("*.*"):
+        if path != project / "reports/unet3plus/summary.json":
+            path.unlink()
+    page, notes = written(project, with_overlays=True)
+    assert len(notes) == 8
+    assert all(note in page.text[""] for note in notes)
+    assert "0.870" in page.text["scores"]
+    assert "No box plots" in page.text["scores"]
+    assert "No learning curves" in page.text["learning"]
+    assert "No pictures of cases: there are no scores of unet3plus" in page.text["cases"]
+
+
+def test_networks_without_a_summary_are_left_out(project, tiny_params):
+    (project / "reports/unet/summary.json").unlink()
+    results = read_results(project, tiny_params)
+    assert results.networks == ("unet3plus",)
+    section = score_section(results, tiny_params)
+    assert [row[1] for row in section.tables[0].rows] == ["unet3plus"] * 2
+    assert len(section.pictures) == 3
+
+
+def test_run_without_any_summary_is_an_error(project, tiny_params):
+    for name in NETWORKS:
+        (project / "reports" / name / "summary.json").unlink()
+    with pytest.raises(StageError, match=r"no summary\.json of any of unet, unet3plus; run `make"):
+        read_results(project, tiny_params)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("reports/gate.json", "{", r"gate\.json cannot be read .*`dvc repro register`"),
+        ("reports/gate.json", '{"status": "pass"}', "it lacks baseline, candidate, clauses, "),
+        ("reports/unet/summary.json", "[]", "wanted an object, found list"),
+        ("reports/unet/cases.csv", "", r"cases\.csv cannot be read .*No columns"),
+        ("reports/unet/cases.csv", "case,dice\n", "it lacks organ"),
+        ("reports/unet/calibration.csv", "organ\n", "it lacks fraction_true, mean_probability"),
+        ("artifacts/train/unet/history.csv", "epoch\nmany\n", "history.csv cannot be read"),
+        ("artifacts/train/unet/history.csv", "dice\n1\n", "history.csv cannot be read"),
+    ],
+)
+def test_damaged_file_is_named_with_its_cure(project, tiny_params, file, content, message):
+    (project / file).write_text(content)
+    with pytest.raises(StageError, match=message):
+        read_results(project, tiny_params)
+
+
+def test_scores_of_another_test_set_are_pointed_out(project, tiny_params):
+    edit_json(project / "reports/unet/summary.json", lambda each: each.update(test_set="f" * 16))
+    (note,) = read_results(project, tiny_params).notes
+    assert f"scores of unet are from test set {'f' * 16}, the verdict" in note
+
+
+# Tables
+
+
+def test_clause_table_says_what_the_verdict_says(results):
+    table = clause_table(results)
+    clauses = results.verdict["clauses"]
+    assert len(table.rows) == len(clauses) == 6
+    for row, clause in zip(table.rows, clauses, strict=True):
+        assert row == (clause["found"], clause["wanted"], "yes")
+
+
+def test_comparison_table_has_every_organ_and_all(results):
+    row = cells(comparison_table(results), "unet3plus less unet", "all")
+    assert row["difference in Dice"].startswith("+0.1000")
+    assert (row["patients"], row["pairs"]) == ("8", "14")
+    assert [row[1] for row in comparison_table(results).rows] == ["all", *ORGANS]
+
+
+def test_score_table_shows_value_interval_and_counts(results):
+    row = cells(score_table(results), "liver", "unet3plus")
+    summary = results.summaries["unet3plus"]
+    low, high = (f"{summary[f'test/dice_{end}/liver']:.3f}" for end in ("low", "high"))
+    assert row["Dice"] == f"{summary['test/dice/liver']:.3f} ({low}{TIED}to{TIED}{high})"
+    assert (row["cases"], row["missed"], row["organ-free slices"]) == ("7", "0", "70")
+    assert row["slice FPR"].startswith(f"{3 / 70:.4f}")
+    assert len(score_table(results).rows) == 4
+
+
+def test_older_summary_loses_a_column_and_gains_a_note(project, tiny_params):
+    for name in NETWORKS:
+        edit_json(
+            project / "reports" / name / "summary.json",
+            lambda each: [each.pop(key) for key in list(each) if "iou" in key or "hd95" in key],
+        )
+    results = read_results(project, tiny_params)
+    table = score_table(results)
+    assert "IoU" not in table.headings
+    assert table.notes == ("Not in these results: IoU.",)
+    page = rendered(results, surface_section(results))
+    assert "Not in these results: HD95, mm." in page.text["surfaces"]
+    assert page.text["surfaces"].count("HD95, mm") == 1
+
+
+def test_metric_of_one_network_alone_is_not_measured_for_the_other(project, tiny_params):
+    edit_json(project / "reports/unet/summary.json", lambda each: each.pop("test/iou/liver"))
+    table = score_table(read_results(project, tiny_params))
+    assert cells(table, "liver", "unet")["IoU"] == "not measured"
+    assert cells(table, "liver", "unet3plus")["IoU"] != "not measured"
+    assert table.notes == ()
+
+
+def test_surface_table_has_units_in_its_headings(results):
+    table = surface_table(results)
+    assert {"HD95, mm", "mean surface distance, mm", "volume difference, ml"} <= {*table.headings}
+    assert cells(table, "liver", "unet")["HD95, mm"].startswith("8.0 (")
+
+
+def test_gate_table_counts_closings_and_openings(results):
+    table = gate_table(results)
+    assert [row[:2] for row in table.rows] == [(organ, "unet3plus") for organ in ORGANS]
+    row = cells(table, "liver", "unet3plus")
+    assert row["false closings, of organ slices"] == f"6{TIED}of{TIED}140 (0.0429)"
+    assert row["voxels lost by them, of the organ"] == f"49{TIED}of{TIED}7,000 (0.0070)"
+    assert row["false openings, of organ-free slices"] == f"7{TIED}of{TIED}70 (0.1000)"
+
+
+def test_ablation_table_has_a_row_for_each_gate(results):
+    table = ablation_table(results)
+    assert [row[2] for row in table.rows] == ["none", "soft", "hard"] * 2
+    summary = results.summaries["unet3plus"]
+    for gate, suffix in (("none", "_no_gate"), ("soft", "_soft_gate"), ("hard", "")):
+        row = cells(table, "spleen", "unet3plus", gate)
+        assert row["Dice"].startswith(f"{summary[f'test/dice{suffix}/spleen']:.3f}")
+        assert row["slice FPR"].startswith(f"{summary[f'test/slice_fpr{suffix}/spleen']:.4f}")
+
+
+def test_calibration_table_shows_the_summary(results):
+    row = cells(calibration_table(results), "liver", "unet")
+    assert row["expected calibration error"] == f"{results.summaries['unet']['test/ece/liver']:.4f}"
+    assert row["voxels"] == "64"
+
+
+# Charts
+
+
+def test_boxes_join_cases_and_dash_where_the_candidate_is_worse():
+    scores = {name: scores_of(0.8, classifier=False) for name in NETWORKS}
+    scores["unet3plus"].loc[scores["unet3plus"]["case"] == "case_03", "dice"] = 0.3
+    figure, alt = draw_boxes(scores, NETWORKS, "liver", ("unet3plus", "unet"))
+    joined = [line for line in figure.axes[0].get_lines() if list(line.get_xdata()) == [1, 2]]
+    assert len(joined) == 7
+    (dashed,) = [line for line in joined if line.get_linestyle() == "--"]
+    assert list(dashed.get_ydata()) == pytest.approx([0.77, 0.3])
+    assert "unet median 0.770 of 7 cases" in alt
+    assert "unet3plus is higher in 0 of 7 pairs" in alt
+
+
+def test_boxes_leave_out_what_has_no_dice():
+    scores = {name: scores_of(0.8, classifier=False) for name in NETWORKS}
+    scores["unet"].loc[scores["unet"]["case"] == "case_00", "dice"] = NAN
+    _, alt = draw_boxes(scores, NETWORKS, "liver", ("unet3plus", "unet"))
+    assert "unet median 0.765 of 6 cases" in alt
+    assert "of 6 pairs" in alt
+    assert draw_boxes(scores, NETWORKS, "kidney", ("unet3plus", "unet")) is None
+    del scores["unet"]
+    _, alt = draw_boxes(scores, NETWORKS, "liver", ("unet3plus", "unet"))
+    assert alt == "Box plots of Dice, liver: unet3plus median 0.770 of 7 cases."
+
+
+def test_bars_stand_at_their_values_with_limit_and_interval():
+    series = {"unet": [(0.02, 0.01, 0.05), (NAN, NAN, NAN)], "unet3plus": [(0.0, NAN, NAN)] * 2}
+    figure, alt = draw_bars("Slice FPR", "slice FPR", ORGANS, series, 4, limit=0.1)
+    axes = figure.axes[0]
+    assert sorted(bar.get_height() for bar in axes.patches) == [0, 0, 0.02]
+    assert axes.get_ylim()[1] > 0.1
+    assert [text.get_text() for text in axes.texts] == ["0.0200", "0.0000", "0.0000"]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(labels) == ["allowed", "unet", "unet3plus"]
+    assert f"liver unet 0.0200 (0.0100{TIED}to{TIED}0.0500)" in alt
+    assert "spleen unet 0" not in alt
+
+
+def test_bars_of_nothing_are_not_drawn():
+    nothing = {"unet": [(NAN, NAN, NAN)] * 2}
+    assert draw_bars("Slice FPR", "slice FPR", ORGANS, nothing, 4, limit=0.1) is None
+
+
+def test_gains_are_drawn_where_the_verdict_puts_them(results):
+    ((figure, alt),) = gain_charts(results.verdict)
+    means = [line for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
+    gains = [each["gain"]["mean"] for each in results.verdict["comparisons"]]
+    assert [float(line.get_xdata()[0]) for line in means] == gains
+    assert alt.startswith("Difference in Dice, unet3plus less unet: all +0.1000")
+
+
+def test_gain_that_could_not_be_measured_is_left_out():
+    nothing = dict.fromkeys(("mean", "low", "high", "p_value"))
+    comparison = {"first": "a", "second": "b", "organ": "all", "gain": nothing}
+    _, alt = draw_gains([comparison], wanted=0.02)
+    assert alt == "Difference in Dice, a less b: all not measured."
+
+
+def test_wanted_gain_is_drawn_for_candidate_and_baseline_alone(results):
+    verdict = results.verdict
+    clause = next(each for each in verdict["clauses"] if each["name"] == "dice_gain")
+    clause["limit"] = 0.03
+    champion = [dict(each, second="champion version 1") for each in verdict["comparisons"]]
+    verdict["comparisons"] += champion
+    (judged, _), (other, _) = gain_charts(verdict)
+
+    def verticals(figure):
+        return {
+            float(line.get_xdata()[0])
+            for line in figure.axes[0].get_lines()
+            if list(line.get_ydata()) == [0, 1] and len(set(line.get_xdata())) == 1
+        }
+
+    assert verticals(judged) == {0.0, 0.03}
+    assert verticals(other) == {0.0}
+
+
+def test_learning_curves_of_all_networks_share_a_chart(results):
+    figure, alt = draw_histories(results.histories, NETWORKS, "val/dice", "Validation Dice", "Dice")
+    drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].get_lines()}
+    assert drawn == {
+        "unet": pytest.approx([0.8 / 3, 1.6 / 3, 0.8], abs=1e-5),
+        "unet3plus": pytest.approx([0.3, 0.6, 0.9]),
+    }
+    assert "unet3plus from 0.300 to 0.900 in 3 epochs" in alt
+    assert draw_histories(results.histories, NETWORKS, "val/none", "", "") is None
+
+
+def test_network_keeps_its_look_where_others_have_no_curve(results):
+    def colours(names):
+        histories = {name: results.histories[name] for name in names}
+        figure, _ = draw_histories(histories, NETWORKS, "val/dice", "", "")
+        return {line.get_label(): line.get_color() for line in figure.axes[0].get_lines()}
+
+    assert colours(["unet3plus"])["unet3plus"] == colours(NETWORKS)["unet3plus"]
+
+
+def test_reliability_curve_is_that_of_the_table(results):
+    figure, alt = draw_reliability(results.calibration, results.summaries, NETWORKS, "liver")
+    rows = results.calibration["unet"].query("organ == 'liver'")
+    lines = {line.get_label().split(",")[0]: line for line in figure.axes[0].get_lines()}
+    assert list(lines["unet"].get_ydata()) == list(rows["fraction_true"])
+    error = f"{results.summaries['unet']['test/ece/liver']:.4f}"
+    assert f"unet in {len(rows)} bins, expected calibration error {error}" in alt
+    assert draw_reliability(results.calibration, {}, NETWORKS, "kidney") is None
+
+
+def test_networks_differ_in_more_than_colour():
+    for kind in ("colour", "marker", "line", "hatch"):
+        assert len({getattr(look, kind) for look in LOOKS}) == len(LOOKS)
+    assert len(looks([f"network {place}" for place in range(6)])) == 6
+
+
+def luminance(colour):
+    """Relative luminance of #rrggbb, 0 to 1, as WCAG 2 defines it."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_series_stand_out_from_light_and_dark_pages(look):
+    """WCAG 2 asks 3 to 1 of what is drawn."""
+    assert 1.05 / (luminance(look.colour) + 0.05) >= 3
+    paper = luminance("#14171c")
+    assert (luminance(DARK[look.colour]) + 0.05) / (paper + 0.05) >= 3
+
+
+def test_chart_turns_light_on_a_dark_page_and_is_the_same_each_time():
+    def uri():
+        figure, axes = new_chart("title")
+        axes.bar([0], [1], color=LOOKS[0].colour)
+        return to_svg_uri(figure)
+
+    head, _, content = uri().partition(",")
+    assert head == "data:image/svg+xml;base64"
+    text = base64.b64decode(content).decode()
+    assert "prefers-color-scheme: dark" in text
+    assert re.findall(rf"(?<!, ){LOOKS[0].colour}", text) == []
+    assert f", {LOOKS[0].colour})" in text
+    assert uri() == uri()
+
+
+def test_picture_for_others_is_png_on_white():
+    figure, _ = new_chart("title")
+    head, _, content = to_png_uri(figure).partition(",")
+    assert head == "data:image/png;base64"
+    assert base64.b64decode(content).startswith(b"\x89PNG")
+
+
+# Outlines
+
+
+def mask_in(slices, num_slices=40):
+    """A mask of one organ, larger in later slices."""
+    mask = np.zeros((1, num_slices, 4, 16), dtype=bool)
+    for place, z in enumerate(slices, 1):
+        mask[0, z, 1, :place] = True
+    return mask
+
+
+def test_slices_are_spread_over_what_is_outlined():
+    assert choose_slices([mask_in([10]), mask_in([12, 30])]) == [10, 14, 18, 22, 26, 30]
+    assert choose_slices([mask_in([], 3)] * 2) == [0, 1, 2]
+
+
+def test_mask_between_the_slices_adds_where_it_is_largest():
+    truth, other = mask_in([10, 30]), mask_in([15, 16])
+    assert choose_slices([truth, other, mask_in([])]) == [10, 14, 16, 18, 22, 26, 30]
+    assert choose_slices([truth, truth, mask_in([14, 15])]) == [10, 14, 18, 22, 26, 30]
+
+
+def test_crop_keeps_a_margin_in_mm_and_stays_inside():
+    mask = np.zeros((2, 100, 100), dtype=bool)
+    mask[0, 50:60, 5:10] = True
+    assert crop(mask, (1.0, 2.0)) == (slice(20, 90), slice(0, 25))
+    assert crop(np.zeros_like(mask), (1.0, 1.0)) == (slice(None), slice(None))
+
+
+def test_outlines_differ_in_line_and_lightness():
+    assert len({outline.line for outline in OUTLINES}) == 3
+    lightness = sorted(luminance(outline.colour) for outline in OUTLINES)
+    assert lightness[2] - lightness[1] > 0.3
+
+
+def test_slice_is_drawn_with_its_shape_in_mm():
+    masks = [np.zeros((1, 10, 20), dtype=bool) for _ in OUTLINES]
+    masks[1][0, 2:8, 2:8] = True
+    figure = draw_slice(np.zeros((10, 20), dtype=np.float32), masks, (-160, 240), aspect=2.0)
+    width, height = figure.get_size_inches()
+    assert height == pytest.approx(width)
+    assert len(figure.axes[0].collections) == 1
+
+
+def link_data(project, tiny_data):
+    (project / "data").symlink_to(tiny_data)
+
+
+def test_overlays_show_best_median_and_worst_case(project, tiny_data):
+    link_data(project, tiny_data)
+    page, _ = written(project, with_overlays=True)
+    text = page.text["cases"]
+    table = pd.read_csv(project / "reports/unet3plus/cases.csv")
+    for rank, case in picture_cases(table).items():
+        dice = table.loc[table["case"] == case, "dice"].mean()
+        assert (
+            f"{rank.capitalize()}: {case}, Dice unet {dice - 0.1:.3f}, unet3plus {dice:.3f}" in text
+        )
+    pictures = [attributes for section, attributes in page.pictures if section == "cases"]
+    assert 3 <= len(pictures) <= 24
+    cohort = {case.name for case in read_cohort(tiny_data).cases}
+    for attributes in pictures:
+        case, alt = attributes["alt"].split(", ", 1)
+        assert case in cohort
+        assert re.fullmatch(
+            r"slice \d+; outlined pixels: truth \d+, unet \d+, unet3plus \d+\.", alt
+        )
+        assert attributes["src"].startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(
+    ("gone", "reason"),
+    [
+        ("data", "data/ holds no scans; fetch them with `dvc pull data.dvc`"),
+        ("artifacts/train/unet/weights.safetensors", "no trained network in "),
+        ("artifacts/train/unet3plus/network.json", r"network\.json is missing"),
+        ("reports/unet3plus/cases.csv", "there are no scores of unet3plus to choose cases by"),
+    ],
+)
+def test_missing_piece_of_overlays_is_named(project, tiny_data, tiny_params, gone, reason):
+    link_data(project, tiny_data)
+    (project / gone).unlink()
+    with pytest.raises(StageError, match=reason):
+        draw_galleries(project, tiny_params, read_results(project, tiny_params))
+
+
+def test_overlays_of_other_weights_than_the_verdicts_are_refused(project, tiny_data, tiny_params):
+    link_data(project, tiny_data)
+    torch.manual_seed(99)
+    description = describe("unet3plus", tiny_params)
+    save_trained(project / "artifacts/train/unet3plus", build(description), description)
+    with pytest.raises(StageError, match="are not those of the verdict"):
+        draw_galleries(project, tiny_params, read_results(project, tiny_params))
+
+
+# The page
+
+
+def test_page_needs_nothing_from_elsewhere(page, finished):
+    text = (finished / "page.html").read_text()
+    assert "http:" not in text
+    assert "https:" not in text
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert page.pictures
+    for _, attributes in page.pictures:
+        assert attributes["src"].startswith("data:image/")
+    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv"))
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_every_picture_says_in_words_what_it_shows(page):
+    alts = [attributes["alt"] for _, attributes in page.pictures]
+    assert len(alts) == len(set(alts)) == 1 + 2 + 1 + 2 + 2 + 2
+    assert all(len(alt) > 30 for alt in alts)
+
+
+def test_page_starts_with_the_verdict(page):
+    assert "PASS" in page.text[""]
+    assert "the candidate may be promoted" in page.text[""]
+    assert "at least 2 test cases" in page.text["verdict"]
+    assert list(page.text) == [
+        "", "verdict", "scores", "surfaces", "cases", "gate", "learning", "calibration",
+        "provenance",
+    ]  # fmt: skip
+    anchors = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
+    assert anchors == {f"#{key}" for key in page.text if key}
+
+
+def test_page_without_overlays_says_they_were_not_asked_for(page):
+    assert "No pictures of cases: they were not asked for." in page.text["cases"]
+
+
+def test_same_run_gives_the_same_bytes(page, finished, project):
+    written(project)
+    assert (project / "page.html").read_bytes() == (finished / "page.html").read_bytes()
+
+
+def test_text_from_files_is_escaped(results, finished, tiny_params):
+    evil = '<script>alert("x")</script>'
+    results.verdict["clauses"][0]["found"] = evil
+    results.verdict["git_commit"] = f'"><b>{evil}'
+    results.verdict["comparisons"][0]["first"] = f'"><img src=x>{evil}'
+    text = render(
+        results,
+        [
+            verdict_section(results, tiny_params),
+            provenance_section(finished, results, tiny_params, PROVENANCE),
+        ],
+        evil,
+        [evil],
+    )
+    assert "<script" not in text
+    assert "<b>&lt;" not in text
+    page = Page(text)
+    for section in ("", "verdict", "provenance"):
+        assert evil in page.text[section]
+    assert any(evil in attributes["alt"] for _, attributes in page.pictures)
+    assert all(attributes["src"].startswith("data:") for _, attributes in page.pictures)
+
+
+@pytest.mark.parametrize("status", ["fail", "undecided"])
+def test_verdict_that_is_no_pass_says_so(results, tiny_params, status):
+    results.verdict["status"] = status
+    results.verdict["clauses"][1]["passed"] = False
+    page = rendered(results, verdict_section(results, tiny_params))
+    assert status.upper() in page.text[""]
+    shown = [a["class"] for tag, a in page.tags if tag == "td" and a.get("class")]
+    assert shown.count("no") == 1
+    assert shown.count("yes") == 5
+
+
+def test_without_a_verdict_the_page_says_how_to_get_one(project, tiny_params):
+    (project / "reports/gate.json").unlink()
+    results = read_results(project, tiny_params)
+    page = rendered(results, verdict_section(results, tiny_params))
+    assert "NO VERDICT" in page.text[""]
+    assert "There is none: run `dvc repro register`" in page.text["verdict"]
+    assert results.candidate == tiny_params.register_.candidate
+
+
+def test_results_of_an_older_version_give_a_page_with_notes(project):
+    """Verdict without comparisons, summaries with Dice and rates, tables without the rest."""
+    kept = {"test_set"} | {
+        f"test/{metric}/{organ}"
+        for metric in ("dice", "num_cases", "slice_fpr", "num_free_slices", "voxel_fpr")
+        for organ in ORGANS
+    }
+    for name in NETWORKS:
+        folder = project / "reports" / name
+        edit_json(
+            folder / "summary.json",
+            lambda each: [each.pop(key) for key in list(each) if key not in kept],
+        )
+        (folder / "calibration.csv").unlink()
+        table = pd.read_csv(folder / "cases.csv")
+        table[["case", "patient", "organ", "dice"]].to_csv(folder / "cases.csv", index=False)
+
+    def older(gate):
+        del gate["comparisons"]
+        for clause in gate["clauses"]:
+            del clause["value"], clause["limit"]
+
+    edit_json(project / "reports/gate.json", older)
+    page, notes = written(project)
+    assert len(notes) == 2
+    assert "No paired differences by organ." in page.text["verdict"]
+    assert "Not in these results: IoU, missed." in page.text["scores"]
+    assert "No distances." in page.text["surfaces"]
+    assert "No comparison of gates." in page.text["gate"]
+    assert "No network here has a classifier" in page.text["gate"]
+    assert "No calibration." in page.text["calibration"]
+    assert [section for section, _ in page.pictures] == ["scores"] * 3 + ["learning"] * 2
+
+
+def test_provenance_names_what_it_takes_to_make_it_again(page, finished):
+    gate = json.loads((finished / "reports/gate.json").read_text())
+    text = page.text["provenance"]
+    for key in ("git_commit", "data_version", "test_set", "weights_sha256"):
+        assert gate[key] in text
+    for name, version in library_versions().items():
+        assert f"{name}{version}" in text
+    assert f"git checkout {'c' * 40}\nmake setup\nmake repro\n" in text
+    assert (finished / "params.yaml").read_text() in text
+
+
+def test_verdict_outside_of_git_has_no_commit_to_check_out(finished, results, tiny_params):
+    results.verdict["git_commit"] = "none"
+    section = provenance_section(finished, results, tiny_params, PROVENANCE)
+    assert dict(section.listings)["How to reproduce"].startswith("make setup")
+
+
+def test_uncommitted_code_and_newer_scans_are_pointed_out(finished, results, tiny_params):
+    assert find_changes(finished, results, PROVENANCE) == []
+    results.verdict["git_commit"] = "abc-dirty"
+    newer = Provenance("c" * 40, "bbbb.dir")
+    of_data, of_code = find_changes(finished, results, newer)
+    assert "from data version aaaa.dir, the scans are now version bbbb.dir" in of_data
+    assert "code or parameters that no commit holds" in of_code
+    section = provenance_section(finished, results, tiny_params, newer)
+    assert dict(section.listings)["How to reproduce"].startswith("git checkout abc\n")
+
+
+def test_parameters_changed_since_a_stage_ran_are_named(project, results):
+    lock = {
+        "stages": {
+            "train@unet": {
+                "params": {"params.yaml": {"train": changed(TINY)["train"], "recipes.unet": None}}
+            },
+            "register": {"params": {"params.yaml": {"register": changed(TINY)["register"]}}},
+            "slice": {},
+        }
+    }
+    (project / "dvc.lock").write_text(yaml.safe_dump(lock))
+    newer = changed({"train": {"num_epochs": 5}}, changed(TINY))
+    newer["train"]["augment"]["noise_hu"] = 0
+    (project / "params.yaml").write_text(yaml.safe_dump(newer))
+    assert changed_parameters(project) == {
+        "train@unet": ["recipes.unet", "train.augment.noise_hu", "train.num_epochs"]
+    }
+    assert find_changes(project, results, PROVENANCE) == [
+        "params.yaml has changed since stage train@unet ran: recipes.unet, "
+        "train.augment.noise_hu, train.num_epochs. Run `dvc repro`."
+    ]
+
+
+def test_published_results_are_reported():
+    params = Params.model_validate(changed({}))
+    results = read_results(ROOT, params)
+    assert score_table(results) is not None
+    assert verdict_words(results).split(":")[0] in ("PASS", "FAIL", "UNDECIDED")
+
+
+def test_command_writes_the_page_and_says_where(project, monkeypatch):
+    monkeypatch.chdir(project)
+    done = CliRunner().invoke(app, ["report", "--no-overlays", "--output", "new/page.html"])
+    assert done.exit_code == 0, done.output
+    assert done.output == "report: new/page.html\n"
+    assert (project / "new/page.html").read_text().startswith("<!doctype html>")
