@@ -27,7 +27,7 @@ repro: setup  ## reproduce the published result: sample scans, whole pipeline, v
 	fullscale verdict
 
 test: setup  ## run every test
-	pytest --numprocesses auto --dist loadfile --quiet
+	pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --quiet
 
 lint: setup  ## check style and who may import whom
 	ruff check

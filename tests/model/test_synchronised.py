@@ -123,7 +123,8 @@ def train_part(rank: int, world_size: int, folder: Path) -> None:
 
 def equal(found: Tensor, wanted: Tensor) -> None:
     size = wanted.double().abs().max().item()
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10 * max(size, 1))
+    # Rounding of float64, through a hundred layers.
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9 * max(size, 1))
 
 
 @pytest.mark.slow

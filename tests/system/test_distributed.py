@@ -20,10 +20,10 @@ def project(tmp_path_factory):
     project.change_params(
         "train",
         width=4,
-        num_epochs=3,
+        num_epochs=2,
         num_picture_slices=0,
         optimizer="sgd",
-        learning_rate=0.01,
+        learning_rate=0.001,  # larger ones let rounding grow from step to step
     )
     # Dropout draws in each process for itself: without its gate, a step is the same in all.
     recipes = {"architecture": "unet3plus", "deep_supervision": True, "cgm": False}
@@ -72,12 +72,12 @@ def test_two_processes_give_the_curve_of_one(project, alone, name):
     _, before = runs(project)
     set_processes(project, 2)
     told = project.run("python", "-m", "tasks.train", name)
-    assert told.count(f"{name} epoch 3/3") == 1
+    assert told.count(f"{name} epoch 2/2") == 1
     assert_same_curve(history(project, name), alone[name])
     client, after = runs(project)
     assert len(after) == len(before) + 1
     points = client.get_metric_history(after[0].info.run_id, "val/dice")
-    assert [point.step for point in points] == [1, 2, 3]
+    assert [point.step for point in points] == [1, 2]
 
 
 def test_torchrun_gives_the_same_curve(project, alone):
@@ -85,7 +85,7 @@ def test_torchrun_gives_the_same_curve(project, alone):
     told = project.run(
         "torchrun", "--standalone", "--nproc-per-node=2", "-m", "tasks.train", "unet"
     )
-    assert told.count("unet epoch 3/3") == 1
+    assert told.count("unet epoch 2/2") == 1
     assert_same_curve(history(project, "unet"), alone["unet"])
 
 
