@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,17 @@ SMALL = {
     "train": {"width": 4, "num_epochs": 1, "num_picture_slices": 0},
     "register": {"num_bootstrap": 200},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heard_signals():
+    """Programs that tests start hear signals, also where this one was told to ignore them.
+
+    That is so behind nohup and in the background of a shell without job control.
+    """
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, None)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual or signal.SIG_DFL)
 
 
 class Project:

@@ -190,6 +190,8 @@ def train_until(project, condition):
 
 
 def test_checkpoint_of_another_configuration_or_data_is_refused(project):
+    for left in checkpoints(project):
+        left.unlink()
     train_until(project, lambda: len(checkpoints(project)) == 2)
     old = checkpoints(project)[-1]
     about = project.root / "artifacts/slices" / training_case(project) / "case.json"
