@@ -4,13 +4,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from prefect import flow, task
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
+from watching import is_alive, wait_until
 
 from flows.stages import StageFailedError, run_logged
 
@@ -44,24 +44,6 @@ killed(sys.argv[1], sys.argv[2] == "submitted")
 def prefect():
     with prefect_test_harness(server_startup_timeout=60):
         yield
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that no one has waited for yet does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's death")

@@ -1,53 +1,15 @@
 """The MLflow server goes away while a real training runs, and comes back."""
 
-import os
-import socket
 import subprocess
 import time
-import urllib.request
 
 import mlflow
 import pytest
 from conftest import clone_project
+from mlflow_server import Server
 
 pytestmark = pytest.mark.slow
 NUM_EPOCHS = 8
-
-
-class Server:
-    """A real MLflow server that can be stopped and started again at the same address."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process = None
-
-    def start(self):
-        self.process = subprocess.Popen(
-            ["mlflow", "server", "-w", "1", "--host", "127.0.0.1", "--port", str(self.port),
-             "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
-             "--default-artifact-root", f"file://{self.folder}/artifacts"],
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-                              "MLFLOW_DISABLE_TELEMETRY": "true"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
-        end = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1)  # noqa: S310
-                return
-            except OSError:
-                assert time.monotonic() < end, "the server did not start"
-                time.sleep(0.2)
-
-    def stop(self):
-        os.killpg(self.process.pid, 9)
-        self.process.wait()
 
 
 @pytest.fixture
@@ -55,8 +17,7 @@ def server(tmp_path):
     server = Server(tmp_path)
     server.start()
     yield server
-    if server.process.poll() is None:
-        server.stop()
+    server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +50,7 @@ def test_training_goes_on_while_the_server_is_away(project, server):
         raise AssertionError("".join(told))
 
     read_until("unet epoch 2/")
-    server.stop()
+    server.kill()
     read_until(f"unet epoch {NUM_EPOCHS - 3}/")
     server.start()
     told.append(training.communicate(timeout=120)[0])

@@ -13,6 +13,7 @@ import mlflow
 import psutil
 import pytest
 from conftest import clone_project
+from watching import wait_until
 
 from scans.files import file_sha256
 
@@ -24,6 +25,7 @@ OUTPUTS = ("weights.safetensors", "network.json", "history.csv")
 KILLS = ("trainer", "dvc", "group", "ctrl-c", "terminate", "terminal", "trainer")
 ON_TERMINAL = ("ctrl-c", "terminal")
 LONGEST_STOP_S = 20
+LONGEST_START_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +74,6 @@ def processes(project):
     return found
 
 
-def wait_until(condition, what, timeout_s=120):
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, f"waited {timeout_s} s for: {what}"
-        time.sleep(0.02)
-
-
 class Repro:
     """`dvc repro`, on a terminal of its own if asked."""
 
@@ -117,7 +112,7 @@ class Repro:
             os.close(self.terminal)
         started = time.monotonic()
         self.process.wait(timeout=LONGEST_STOP_S)
-        wait_until(lambda: not processes(self.project), f"no orphan after {kind}", LONGEST_STOP_S)
+        assert wait_until(lambda: not processes(self.project), LONGEST_STOP_S), kind
         if kind != "terminal":
             os.close(self.terminal)
         return time.monotonic() - started
@@ -140,7 +135,7 @@ def test_training_killed_at_random_moments_ends_with_the_same_weights(
                 now = checkpoints(project)
                 return now and (not before or number(now[-1]) >= number(before[-1]) + more)
 
-            wait_until(has_trained, f"training before {kind}")
+            assert wait_until(has_trained, LONGEST_START_S), kind
             time.sleep(chance.random() * 0.1)
             repro.kill(kind)
         told = (tmp_path / "log").read_text()
@@ -182,7 +177,7 @@ def train_until(project, condition):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    wait_until(condition, "training to get there")
+    assert wait_until(condition, LONGEST_START_S)
     process.terminate()
     told, _ = process.communicate(timeout=LONGEST_STOP_S)
     assert process.returncode == 143, told

@@ -5,10 +5,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from watching import is_alive, wait_until
 
 ROOT = Path(__file__).parents[2]
 THROUGH = (sys.executable, "-m", "tasks.processes")
@@ -22,24 +22,6 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*THROUGH, *command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return condition()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that no one has waited for yet does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
 
 
 # Writes its number when it is ready, and a word when it is told to end.

@@ -1,0 +1,83 @@
+"""A real MLflow server for tests of what happens when it goes away."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import mlflow
+
+from tasks import tracking
+from tasks.tracking import Store
+
+
+class Server:
+    """An MLflow server on a port of its own, which can be killed and started again."""
+
+    def __init__(self, root: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.root = root
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.store = Store(self.uri)
+        self._process: subprocess.Popen | None = None
+
+    def start(self, database="mlflow.db"):
+        """Start it and wait until it answers."""
+        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "DO_NOT_TRACK": "1"}
+        with (self.root / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "mlflow", "server", "-w", "1"),
+                    *("--host", "127.0.0.1", "--port", str(self.port)),
+                    *("--backend-store-uri", f"sqlite:///{self.root / database}"),
+                    *("--artifacts-destination", str(self.root / "artifacts")),
+                ],
+                env={**os.environ, **settings, "MLFLOW_DISABLE_TELEMETRY": "true"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # its worker is killed with it
+            )
+        deadline_s = time.monotonic() + 60
+        while not self.answers():
+            assert self._process.poll() is None, (self.root / "server.log").read_text()
+            assert time.monotonic() < deadline_s, "the server did not start"
+            time.sleep(0.1)
+
+    def answers(self):
+        """Whether it is up."""
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:  # noqa: S310
+                return answer.status == 200
+        except OSError:
+            return False
+
+    @contextlib.contextmanager
+    def hanging(self):
+        """Let it accept connections but answer none."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self._process.pid, signal.SIGCONT)
+
+    def kill(self):
+        """End it at once."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    @property
+    def client(self):
+        """What a person would look with."""
+        return mlflow.MlflowClient(self.uri)
+
+    def num_runs(self):
+        """How many runs it has."""
+        experiment = self.client.get_experiment_by_name(tracking.EXPERIMENT)
+        return len(self.client.search_runs([experiment.experiment_id]))
