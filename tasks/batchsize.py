@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.losses import total_loss
 from model.output import Output
-from tasks.console import StageError
+from tasks.console import StageError, say
 from tasks.learner import make_optimizer
 from tasks.params import Params
 from tasks.trained import NUM_ADJACENT_SLICES
@@ -106,11 +106,7 @@ def find_batch_size(
         int(USABLE_SHARE * _memory_free(device) / _processes_of(device, params)),
         max(1, num_slices // (MIN_STEPS_PER_EPOCH * parts)),
     )
-    print(
-        f"train.batch_size auto: {part * parts} slices a step, {part} at once on {device}",
-        file=sys.stderr,
-        flush=True,
-    )
+    say(f"train.batch_size auto: {part * parts} slices a step, {part} at once on {device}")
     return part * parts
 
 

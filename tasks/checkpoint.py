@@ -9,7 +9,6 @@ import hashlib
 import io
 import pickle
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from scans.files import file_sha256, write_atomically
-from tasks.console import StageError
+from tasks.console import StageError, say
 
 KEPT = 2
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{32})\.ckpt")
@@ -71,10 +70,16 @@ class Checkpoints:
         for path in reversed(self._found()):
             content = _read(path)
             if content is None:
-                _tell(f"{path} is damaged; the checkpoint before it is used, if there is one")
+                say(
+                    f"checkpoint: {path} is damaged; the checkpoint before it is used, if there is "
+                    "one"
+                )
                 continue
             if differences := _differences(content["identity"], self._identity):
-                _tell(f"{path} is not continued, training starts anew: " + "; ".join(differences))
+                say(
+                    f"checkpoint: {path} is not continued, training starts anew: "
+                    + "; ".join(differences)
+                )
                 return None
             state: dict[str, Any] = content["state"]
             return state
@@ -111,7 +116,3 @@ def _differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[st
 
 def _kept(before: list[Path]) -> str:
     return f"the last one is {before[-1]}" if before else "there is none before it"
-
-
-def _tell(text: str) -> None:
-    print(f"checkpoint: {text}", file=sys.stderr, flush=True)

@@ -31,10 +31,15 @@ def report_errors(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
         try:
             main(*args, **kwargs)
         except (ScanError, StageError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            say(f"error: {error}")
             raise SystemExit(1) from None
 
     return wrapped
+
+
+def say(line: str) -> None:
+    """Tell whoever reads the log, on stderr."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
@@ -58,4 +63,4 @@ def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]
         yield item
         if done == total or time.monotonic() - last > PLAIN_INTERVAL_S:
             last = time.monotonic()
-            print(f"{description}: {done}/{total}", file=sys.stderr, flush=True)
+            say(f"{description}: {done}/{total}")

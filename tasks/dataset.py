@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from scans.store import SliceStore
+from tasks.console import StageError
 from tasks.order import EpochOrder
 from tasks.processes import die_with_parent
 from tasks.trained import NUM_ADJACENT_SLICES
@@ -123,12 +124,24 @@ class Plan:
         num_accumulated: parts that a process computes one after the other.
         num_processes: processes that share a step.
         rank: which of them this is.
+
+    Raises:
+        StageError: a step cannot be dealt out evenly.
     """
 
     batch_size: int
     num_accumulated: int = 1
     num_processes: int = 1
     rank: int = 0
+
+    def __post_init__(self) -> None:
+        num_parts = self.num_processes * self.num_accumulated
+        if self.batch_size % num_parts:
+            raise StageError(
+                f"train.batch_size {self.batch_size} cannot be dealt out evenly to "
+                f"{self.num_processes} processes in {self.num_accumulated} parts each; make it a "
+                f"multiple of {num_parts}"
+            )
 
     @property
     def part_size(self) -> int:

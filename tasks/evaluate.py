@@ -17,14 +17,13 @@ from scans.cohort import Case, Cohort, read_cohort
 from scans.files import write_atomically
 from tasks.console import StageError, report_errors, track
 from tasks.params import RegisterParams, load_params
-from tasks.pictures import draw_slices, save_picture
+from tasks.pictures import choose_slices, draw_slices, save_picture
 from tasks.predict import Predictor
 from tasks.provenance import digest_test_set
 from tasks.scores import CLEANED, NO_GATE, SOFT_GATE, read_pair, score_case
 from tasks.statistics import UNBOUNDED, Interval, mean_over_cases, pooled_mean
 from tasks.trained import Trained, load_trained
 
-NUM_PICTURE_SLICES = 6
 SUFFIXES = ("", NO_GATE, SOFT_GATE, CLEANED)
 MEANS = {
     "dice": (0.0, 1.0),
@@ -231,11 +230,7 @@ def draw_case(predictor: Predictor, case: Case, cohort: Cohort, heading: str, pa
     shown = cohort.annotated_organs(case, organs)
     truth_KZYX = np.stack([np.isin(labels.values_ZYX, organs[organ]) for organ in shown])
     predicted_KZYX = np.stack([found.masks[organ] for organ in shown])
-    with_organ = np.flatnonzero((truth_KZYX | predicted_KZYX).any(axis=(0, 2, 3)))
-    low, high = (
-        (with_organ[0], with_organ[-1]) if len(with_organ) else (0, len(scan.values_ZYX) - 1)
-    )
-    chosen = np.unique(np.linspace(low, high, NUM_PICTURE_SLICES).round().astype(int))
+    chosen = choose_slices([truth_KZYX, predicted_KZYX])
     figure = draw_slices(
         scan.values_ZYX[chosen],
         truth_KZYX[:, chosen].swapaxes(0, 1),

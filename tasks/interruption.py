@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from tasks.console import say
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_S = 25.0  # Kubernetes and Slurm kill 30 s after they asked
@@ -57,9 +58,7 @@ def stop_on_signal(grace_s: float = GRACE_S) -> Iterator[StopRequest]:
                 os._exit(128 + number)
             return
         request.signal_number = number
-        print(
-            f"{signal.Signals(number).name}: stopping after this step", file=sys.stderr, flush=True
-        )
+        say(f"{signal.Signals(number).name}: stopping after this step")
         timer = threading.Timer(grace_s, os._exit, [128 + number])
         timer.daemon = True
         timer.start()

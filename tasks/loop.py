@@ -113,7 +113,7 @@ class Training:
         self._fabric, self._name, self._params = fabric, name, params
         self._slices, self._validation = slices, validation
         self._checkpoints, self._stop, self._on_epoch = checkpoints, stop, on_epoch
-        self._plan = make_plan(params, batch_size, fabric.world_size, fabric.global_rank)
+        self._plan = Plan(batch_size, train.num_accumulated, fabric.world_size, fabric.global_rank)
         self._order = EpochOrder(slices.organ_free, train.organ_free_share, train.seed)
         self._num_steps = len(self._order) // batch_size
         if not self._num_steps:
@@ -392,19 +392,3 @@ class Training:
         if asked is not None:
             return asked
         return NUM_AUTO_WORKERS if self._fabric.device.type == "cuda" else 0
-
-
-def make_plan(params: Params, batch_size: int, num_processes: int, rank: int) -> Plan:
-    """How steps are dealt out.
-
-    Raises:
-        StageError: a step cannot be dealt out evenly.
-    """
-    num_accumulated = params.train.num_accumulated
-    if batch_size % (num_processes * num_accumulated):
-        raise StageError(
-            f"train.batch_size {batch_size} cannot be dealt out evenly to {num_processes} "
-            f"processes in {num_accumulated} parts each; make it a multiple of "
-            f"{num_processes * num_accumulated}"
-        )
-    return Plan(batch_size, num_accumulated, num_processes, rank)

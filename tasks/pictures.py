@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scans.files import write_atomically
 from tasks.dataset import one_mask_per_organ
 
+NUM_PICTURE_SLICES = 6
 TRUTH_COLOUR, PREDICTION_COLOUR = "#22d3a6", "#ff5a5f"
 
 
@@ -89,6 +91,23 @@ def draw_augmented(
     )
     figure.suptitle("as it is; below, as augmented in successive epochs (green: truth)", fontsize=9)
     return figure
+
+
+def choose_slices(masks: Sequence[NDArray[np.bool_]]) -> list[int]:
+    """Indices of slices spread evenly over those in which anything is outlined.
+
+    A mask that none of these shows adds the slice in which it is largest, so that what was found
+    is not drawn as nothing.
+
+    Args:
+        masks: boolean (K, Z, Y, X), of truth and networks.
+    """
+    areas_Z = [np.count_nonzero(mask_KZYX, axis=(0, 2, 3)) for mask_KZYX in masks]
+    with_organ = np.flatnonzero(np.sum(areas_Z, axis=0))
+    low, high = (with_organ[0], with_organ[-1]) if len(with_organ) else (0, len(areas_Z[0]) - 1)
+    chosen = np.unique(np.linspace(low, high, NUM_PICTURE_SLICES).round().astype(int))
+    unseen = [area_Z for area_Z in areas_Z if area_Z.any() and not area_Z[chosen].any()]
+    return sorted({*chosen.tolist(), *(int(area_Z.argmax()) for area_Z in unseen)})
 
 
 def save_picture(figure: Figure, path: Path) -> None:

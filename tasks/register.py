@@ -31,7 +31,14 @@ from tasks.registry import (
     find_version,
     log_model,
 )
-from tasks.tracking import WEIGHTS_TAG, Store, default_store, send_leftovers, training_run
+from tasks.tracking import (
+    WEIGHTS_TAG,
+    Store,
+    default_store,
+    send_leftovers,
+    tracking_folder,
+    training_run,
+)
 from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
 
 # An artefact, unlike reports/gate.json: where it is missing, this machine has not registered yet.
@@ -124,6 +131,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _afterwards(root: Path, name: str) -> Path:
+    """Where the run of a training that this store never saw is told of."""
+    return root / ".cache/register" / name
+
+
 def ensure_run(name: str, params: Params, root: Path, store: Store, data_version: str) -> str:
     """The tracked run that trained a network's weights.
 
@@ -141,9 +153,8 @@ def ensure_run(name: str, params: Params, root: Path, store: Store, data_version
         "mlflow.note.content": "Trained elsewhere or earlier, and restored from the DVC cache: "
         "written afterwards from the stored history.",
     }
-    written_afterwards = root / ".cache/register" / name
     with training_run(
-        store, name, {"network": name}, tags, data_version, written_afterwards
+        store, name, {"network": name}, tags, data_version, _afterwards(root, name)
     ) as run:
         for metrics in read_history(folder / HISTORY_NAME):
             run.log_metrics(metrics, step=int(metrics.pop("epoch")))
@@ -161,7 +172,7 @@ def register(params: Params, root: Path, store: Store, verdict: dict[str, Any]) 
     settings = params.register_
     run_ids = {}
     for name in (settings.candidate, settings.baseline):
-        for folder in (root / ".cache/train" / name / "tracking", root / ".cache/register" / name):
+        for folder in (tracking_folder(root, name), _afterwards(root, name)):
             send_leftovers(store, folder)
         run_ids[name] = ensure_run(name, params, root, store, verdict["data_version"])
         summary = json.loads((root / "reports" / name / "summary.json").read_text(encoding="utf-8"))

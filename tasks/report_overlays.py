@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from scans.cohort import Case, Cohort, read_cohort
 from scans.files import file_sha256
 from tasks.console import StageError, track
-from tasks.evaluate import NUM_PICTURE_SLICES, picture_cases
+from tasks.evaluate import picture_cases
 from tasks.params import Params
+from tasks.pictures import choose_slices
 from tasks.predict import Predictor
 from tasks.report_format import number
 from tasks.report_style import Picture, to_png_uri
@@ -145,23 +146,6 @@ def draw_gallery(
         alt = f"{case.name}, slice {z}; outlined pixels: {areas}."
         pictures.append(Picture(to_png_uri(figure), alt, f"slice {z}"))
     return Gallery(title, tuple(pictures))
-
-
-def choose_slices(masks: Sequence[Mask]) -> list[int]:
-    """Indices of slices spread evenly over those in which anything is outlined.
-
-    A mask that none of these shows adds the slice in which it is largest, so that what was found
-    is not drawn as nothing.
-
-    Args:
-        masks: boolean (K, Z, Y, X), of truth and networks.
-    """
-    areas_Z = [np.count_nonzero(mask_KZYX, axis=(0, 2, 3)) for mask_KZYX in masks]
-    with_organ = np.flatnonzero(np.sum(areas_Z, axis=0))
-    low, high = (with_organ[0], with_organ[-1]) if len(with_organ) else (0, len(areas_Z[0]) - 1)
-    chosen = np.unique(np.linspace(low, high, NUM_PICTURE_SLICES).round().astype(int))
-    unseen = [area_Z for area_Z in areas_Z if area_Z.any() and not area_Z[chosen].any()]
-    return sorted({*chosen.tolist(), *(int(area_Z.argmax()) for area_Z in unseen)})
 
 
 def crop(any_ZYX: Mask, spacing_yx_mm: Sequence[float]) -> tuple[slice, slice]:

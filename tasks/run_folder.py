@@ -10,10 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tasks.console import StageError
+from tasks.console import StageError, say
 from tasks.delivery import LostRunError, OpenStore, RemoteRun, UnreachableError
 from tasks.journal import RUNNING, Journal, RunDescription, list_journals, now_ms
-from tasks.sender import count_values, describe_unsent, say, send_all
+from tasks.sender import count_values, describe_unsent, send_all
 
 
 class FolderInUseError(StageError):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tasks.console import say
 from tasks.delivery import (
     MAX_METRICS,
     MAX_TEXTS,
@@ -20,11 +20,6 @@ from tasks.delivery import (
 from tasks.journal import Journal, Row
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 15.0
-
-
-def say(line: str) -> None:
-    """Tell the reader of the log."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def count_values(rows: list[Row]) -> int:

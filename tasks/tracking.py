@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from tasks.console import say
 from tasks.delivery import UnreachableError, shorten
 from tasks.journal import Journal, RunDescription, list_journals, now_ms
 from tasks.run_folder import FolderInUseError, begin, go_on, hold, send_left
-from tasks.sender import Sender, say
+from tasks.sender import Sender
 from tasks.system_metrics import SystemMetrics
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ def default_store(root: Path) -> Store:
     folder = root.resolve() / "mlruns"
     folder.mkdir(exist_ok=True)
     return Store(f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri())
+
+
+def tracking_folder(root: Path, network: str) -> Path:
+    """Where a network's training keeps what MLflow has to be told."""
+    return root / ".cache/train" / network / "tracking"
 
 
 def connect(store: Store) -> tuple[MlflowClient, str]:

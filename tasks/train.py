@@ -34,7 +34,13 @@ from tasks.params import Params, load_params
 from tasks.pictures import draw_augmented, draw_slices
 from tasks.processes import die_with_parent
 from tasks.provenance import digest_test_set, library_versions, read_provenance, stage_code
-from tasks.tracking import WEIGHTS_TAG, TrainingRun, default_store, training_run
+from tasks.tracking import (
+    WEIGHTS_TAG,
+    TrainingRun,
+    default_store,
+    tracking_folder,
+    training_run,
+)
 from tasks.trained import WEIGHTS_NAME, build, describe, save_trained
 
 WORK_DIR = Path(".cache/train")
@@ -324,7 +330,7 @@ def main() -> None:
                 _parameters(name, params),
                 _tags(name, split, root),
                 read_provenance(root).data_version,
-                work / "tracking",
+                tracking_folder(root, name),
                 resume=state is not None,
             ) as run:
                 train_network(

@@ -21,13 +21,14 @@ from tasks.evaluate import picture_cases, summarise, summarise_calibration, tabu
 from tasks.gate import judge
 from tasks.history import write_history
 from tasks.params import Params
+from tasks.pictures import choose_slices
 from tasks.provenance import Provenance, digest_test_set, library_versions
 from tasks.register import write_verdict
 from tasks.report import render, write_report
 from tasks.report_curves import draw_histories, draw_reliability
 from tasks.report_figures import draw_bars, draw_boxes, draw_gains
 from tasks.report_format import Metric, count, number, p_value, part_of, percent, with_interval
-from tasks.report_overlays import OUTLINES, choose_slices, crop, draw_galleries, draw_slice
+from tasks.report_overlays import OUTLINES, crop, draw_galleries, draw_slice
 from tasks.report_provenance import changed_parameters, find_changes, provenance_section
 from tasks.report_sections import score_section, surface_section
 from tasks.report_style import DARK, LOOKS, looks, new_chart, to_png_uri, to_svg_uri
