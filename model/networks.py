@@ -155,8 +155,7 @@ class Description(NamedTuple):
         encoder: what `build_network` takes.
         parameters: counted on ours, without the classification-guided module.
         published_parameters_m: millions, in the UNet 3+ paper; None where it gives none.
-        gmac: 10^9 multiplications of convolutions and matrix products for one 320 x 320 slice at
-            inference, finest head only, in the form that runs here.
+        gmac: of `Cost`, for a 320 x 320 slice.
         source: paper in which the network was published.
     """
 
@@ -188,19 +187,48 @@ def describe(side_px: int = 320) -> list[Description]:
     ]
 
 
+class Cost(NamedTuple):
+    """What a network costs.
+
+    Attributes:
+        parameters: all that are learned.
+        gmac: 10^9 multiplications of convolutions and matrix products for one slice at inference,
+            finest head only.
+    """
+
+    parameters: int
+    gmac: float
+
+
+def compute_cost(build: Callable[[], SegmentationNetwork], in_channels: int, side_px: int) -> Cost:
+    """What a network costs, computed on the meta device.
+
+    Args:
+        build: makes the network, on torch's default device.
+        in_channels: adjacent slices in the input.
+        side_px: slice height and width.
+    """
+    with torch.device("meta"), torch.no_grad():
+        net = build().eval()
+        with FlopCounterMode(display=False) as counter:
+            net(torch.empty(1, in_channels, side_px, side_px))
+    return Cost(sum(each.numel() for each in net.parameters()), counter.get_total_flops() / 2e9)
+
+
 def _describe(name: str, encoder: str, side_px: int) -> Description:
     info = NETWORKS[name]
     options = {"cgm": False} if "cgm" in info.takes else {}
-    with torch.device("meta"), torch.no_grad():
-        net = build_network(name, in_channels=3, num_organs=1, encoder=encoder, **options).eval()
-        with FlopCounterMode(display=False) as counter:
-            net(torch.empty(1, 3, side_px, side_px))
+    cost = compute_cost(
+        lambda: build_network(name, in_channels=3, num_organs=1, encoder=encoder, **options),
+        3,
+        side_px,
+    )
     return Description(
         name=name,
         title=info.title,
         encoder=encoder,
-        parameters=sum(each.numel() for each in net.parameters()),
+        parameters=cost.parameters,
         published_parameters_m=info.published_parameters_m.get(encoder),
-        gmac=counter.get_total_flops() / 2e9,
+        gmac=cost.gmac,
         source=info.source,
     )

@@ -16,13 +16,14 @@ from model.metrics import share
 from scans.cohort import Case, Cohort, read_cohort
 from scans.files import write_atomically
 from tasks.console import StageError, report_errors, track
-from tasks.params import RegisterParams, load_params
+from tasks.params import RegisterParams
 from tasks.pictures import choose_slices, draw_slices, save_picture
 from tasks.predict import Predictor
 from tasks.provenance import digest_test_set
 from tasks.scores import CLEANED, NO_GATE, SOFT_GATE, read_pair, score_case
 from tasks.statistics import UNBOUNDED, Interval, mean_over_cases, pooled_mean
 from tasks.trained import Trained, load_trained
+from tasks.workspace import parse_network_command
 
 SUFFIXES = ("", NO_GATE, SOFT_GATE, CLEANED)
 MEANS = {
@@ -245,21 +246,16 @@ def draw_case(predictor: Predictor, case: Case, cohort: Cohort, heading: str, pa
 @report_errors
 def main() -> None:
     """Run the stage for one network: `python -m tasks.evaluate NETWORK`."""
-    params = load_params(Path("params.yaml"))
-    if len(sys.argv) != 2 or sys.argv[1] not in params.networks:
-        raise StageError(
-            f"usage: python -m tasks.evaluate NETWORK, one of {', '.join(params.networks)}"
-        )
-    name = sys.argv[1]
-    cohort = read_cohort(Path("data"))
-    split = pd.read_csv("artifacts/split.csv", dtype=str)
+    workspace, params, name = parse_network_command("evaluate", sys.argv[1:])
+    cohort = read_cohort(workspace.root / "data")
+    split = pd.read_csv(workspace.split, dtype=str)
     test_cases = split.loc[split["fold"] == "test", "case"].tolist()
-    trained = load_trained(Path("artifacts/train") / name)
+    trained = load_trained(workspace.trained(name))
     calibration = {organ: ReliabilityCurve() for organ in trained.description.organs}
     predictor, scores = evaluate_network(
         trained, cohort, test_cases, **params.evaluate.model_dump(), calibration=calibration
     )
-    folder = Path("reports") / name
+    folder = workspace.reports / name
     for file, table in (("cases.csv", scores), ("calibration.csv", tabulate(calibration))):
         write_atomically(folder / file, table.to_csv(index=False, float_format="%.6f"))
     metrics = summarise(scores, tuple(params.organs), params.register_)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -234,13 +234,27 @@ class Params(Section):
         return self
 
 
-def load_params(path: Path) -> Params:
-    """Read and check a params.yaml.
+def load_params(*paths: Path) -> Params:
+    """Read and check a params.yaml, or the files among which its sections are divided.
 
     Raises:
-        StageError: the file is missing, is no YAML mapping, or breaks a rule; the message
-            names each offending key and what it wants.
+        StageError: a file is missing, is no YAML mapping, or breaks a rule, or two files have the
+            same section; the message names each offending key and what it wants.
     """
+    content: dict[str, Any] = {}
+    for path in paths:
+        sections = _read_sections(path)
+        if twice := sorted(set(sections) & set(content)):
+            raise StageError(f"{path} has {', '.join(twice)}, and so has another file: keep one")
+        content |= sections
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        names = " and ".join(str(path) for path in paths)
+        raise StageError(f"{names}: {_describe(error)}") from None
+
+
+def _read_sections(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -252,10 +266,7 @@ def load_params(path: Path) -> Params:
         raise StageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise StageError(f"{path} must hold a mapping of sections, found {type(content).__name__}")
-    try:
-        return Params.model_validate(content)
-    except ValidationError as error:
-        raise StageError(f"{path}: {_describe(error)}") from None
+    return content
 
 
 def _describe(error: ValidationError) -> str:

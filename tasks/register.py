@@ -19,7 +19,7 @@ from tasks.console import StageError, report_errors
 from tasks.evaluate import evaluate_network
 from tasks.gate import Champion, Verdict, judge
 from tasks.history import HISTORY_NAME, read_history
-from tasks.params import Params, load_params
+from tasks.params import Params
 from tasks.provenance import Provenance, digest_test_set, read_provenance
 from tasks.registry import (
     CHAMPION,
@@ -36,10 +36,10 @@ from tasks.tracking import (
     Store,
     default_store,
     send_leftovers,
-    tracking_folder,
     training_run,
 )
 from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
+from tasks.workspace import open_workspace
 
 # An artefact, unlike reports/gate.json: where it is missing, this machine has not registered yet.
 RECEIPT = Path("artifacts/register/receipt.json")
@@ -172,7 +172,7 @@ def register(params: Params, root: Path, store: Store, verdict: dict[str, Any]) 
     settings = params.register_
     run_ids = {}
     for name in (settings.candidate, settings.baseline):
-        for folder in (tracking_folder(root, name), _afterwards(root, name)):
+        for folder in (open_workspace(root).tracking(name), _afterwards(root, name)):
             send_leftovers(store, folder)
         run_ids[name] = ensure_run(name, params, root, store, verdict["data_version"])
         summary = json.loads((root / "reports" / name / "summary.json").read_text(encoding="utf-8"))
@@ -238,7 +238,7 @@ def main() -> None:
     """Run the stage: scores of candidate and baseline -> reports/gate.json and the registry."""
     warnings.filterwarnings("ignore", ".*input example was not provided.*")
     root = Path()
-    params = load_params(root / "params.yaml")
+    params = open_workspace(root).load_params()
     store = default_store(root)
     verdict = decide(params, root, store)
     content = write_verdict(verdict, params, root, read_provenance(root))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,9 @@ from scans.errors import ScanError
 from scans.parallel import Compute, map_cases
 from scans.store import SliceRecipe, SliceStore, clear_store, write_case, write_tables
 from tasks.console import StageError, report_errors, track
-from tasks.params import Params, load_params
+from tasks.params import Params
+from tasks.workspace import parse_command
 
-DATA_DIR = Path("data")
-OUTPUT_DIR = Path("artifacts/slices")
 CACHE_DIR = Path(".cache/slices")
 
 
@@ -118,7 +118,9 @@ def _check_labels(cohort: Cohort, params: Params) -> None:
 @report_errors
 def main() -> None:
     """Run the stage: data/ -> artifacts/slices."""
-    summary = slice_cohort(DATA_DIR, OUTPUT_DIR, load_params(Path("params.yaml")), CACHE_DIR)
+    workspace = parse_command("slice", sys.argv[1:])
+    root, params = workspace.root, workspace.load_params()
+    summary = slice_cohort(root / "data", workspace.slices, params, root / CACHE_DIR)
     print(
         f"slice: {summary.num_cases} cases, {summary.num_slices} slices; "
         f"{summary.num_sliced} cases sliced now, the others unchanged"

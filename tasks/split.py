@@ -8,7 +8,7 @@ which organs a case annotates.
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+import sys
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 from scans.files import write_atomically
 from scans.store import SliceStore
 from tasks.console import StageError, report_errors
-from tasks.params import SplitParams, load_params
+from tasks.params import SplitParams
 from tasks.provenance import digest_test_set
+from tasks.workspace import parse_command
 
 FOLDS = ("train", "val", "test")
 
@@ -85,10 +86,10 @@ def _validation_rows(rest: pd.DataFrame, num_folds: int, seed: int) -> np.ndarra
 @report_errors
 def main() -> None:
     """Run the stage: artifacts/slices -> artifacts/split.csv."""
-    params = load_params(Path("params.yaml"))
-    store = SliceStore(Path("artifacts/slices"))
-    table = split_cases(store.cases, params.split)
-    write_atomically(Path("artifacts/split.csv"), table.to_csv(index=False))
+    workspace = parse_command("split", sys.argv[1:])
+    store = SliceStore(workspace.slices)
+    table = split_cases(store.cases, workspace.load_params().split)
+    write_atomically(workspace.split, table.to_csv(index=False))
     test = table[table["fold"] == "test"]
     for fold in FOLDS:
         rows = table[table["fold"] == fold]

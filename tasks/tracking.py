@@ -61,11 +61,6 @@ def default_store(root: Path) -> Store:
     return Store(f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri())
 
 
-def tracking_folder(root: Path, network: str) -> Path:
-    """Where a network's training keeps what MLflow has to be told."""
-    return root / ".cache/train" / network / "tracking"
-
-
 def connect(store: Store) -> tuple[MlflowClient, str]:
     """Open the store, creating its database and experiment the first time.
 

@@ -30,7 +30,7 @@ from tasks.dataset import Batch, SliceDataset, normalise, one_mask_per_organ
 from tasks.history import HISTORY_NAME, write_history
 from tasks.interruption import StopRequest, stop_on_signal
 from tasks.loop import Training
-from tasks.params import Params, load_params
+from tasks.params import Params
 from tasks.pictures import draw_augmented, draw_slices
 from tasks.processes import die_with_parent
 from tasks.provenance import digest_test_set, library_versions, read_provenance, stage_code
@@ -38,12 +38,11 @@ from tasks.tracking import (
     WEIGHTS_TAG,
     TrainingRun,
     default_store,
-    tracking_folder,
     training_run,
 )
 from tasks.trained import WEIGHTS_NAME, build, describe, save_trained
+from tasks.workspace import parse_network_command
 
-WORK_DIR = Path(".cache/train")
 # Where work is done and how it is shared changes weights by rounding only.
 NOT_IDENTITY = {"devices", "num_nodes", "strategy", "num_picture_slices"}
 
@@ -303,34 +302,29 @@ def main() -> None:
     die_with_parent()
     for library in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    root = Path()
-    params = load_params(root / "params.yaml")
-    if len(sys.argv) != 2 or sys.argv[1] not in params.networks:
-        raise StageError(
-            f"usage: python -m tasks.train NETWORK, one of {', '.join(params.networks)}"
-        )
-    name = sys.argv[1]
-    store = SliceStore(root / "artifacts/slices")
-    split = pd.read_csv(root / "artifacts/split.csv", dtype=str)
-    folder = root / "artifacts" / "train" / name
+    workspace, params, name = parse_network_command("train", sys.argv[1:])
+    root = workspace.root
+    store = SliceStore(workspace.slices)
+    split = pd.read_csv(workspace.split, dtype=str)
+    folder = workspace.trained(name)
     with stop_on_signal() as stop:
         fabric = make_fabric(params)
         fabric.launch()
         if not fabric.is_global_zero:
             train_network(name, params, store, split, folder, None, fabric=fabric, stop=stop)
             return
-        work = root / WORK_DIR / name
+        work = workspace.work / name
         with only_trainer(work, stop):
             identity = identify(name, params, store, split, stage_code(root, "train"))
             checkpoints = Checkpoints(work / "checkpoints", identity)
             state = checkpoints.load()
             with training_run(
                 default_store(root),
-                name,
+                f"{workspace.profile} {name}".lstrip(),
                 _parameters(name, params),
                 _tags(name, split, root),
                 read_provenance(root).data_version,
-                tracking_folder(root, name),
+                workspace.tracking(name),
                 resume=state is not None,
             ) as run:
                 train_network(

@@ -28,6 +28,7 @@ NO_ARTEFACT = {
     "tasks.sender",
     "tasks.system_metrics",
     "tasks.tracking",
+    "tasks.workspace",
 }
 STAGES = ("slice", "split", "train", "evaluate", "register")
 
