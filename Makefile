@@ -1,7 +1,8 @@
 # Everything a person or a machine does with this project, by name.
 .DELETE_ON_ERROR:
-.PHONY: help setup repro test lint types bench services clean
+.PHONY: help setup repro paper test lint types bench services clean
 
+PROFILE ?= sample
 PYTHON ?= $(firstword $(shell command -v python3.11) python3)
 VENV := .venv
 BENCHMARKS := slicing network training waiting
@@ -25,6 +26,10 @@ repro: setup  ## reproduce the published result: sample scans, whole pipeline, v
 	dvc pull --quiet data.dvc
 	dvc repro
 	fullscale verdict
+
+paper: setup  ## the rows of the paper's tables on the cohort in data/; PROFILE=paper for its settings
+	test -d data || dvc pull --quiet data.dvc
+	dvc repro paper/dvc.yaml:table-$(PROFILE)
 
 test: setup  ## run every test
 	pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --quiet

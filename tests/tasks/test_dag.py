@@ -31,6 +31,9 @@ NO_ARTEFACT = {
     "tasks.workspace",
 }
 STAGES = ("slice", "split", "train", "evaluate", "register")
+PAPER_STAGES = ("slice", "split", "train", "evaluate", "table-sample", "table-paper")
+CASES = [("dvc.yaml", stage) for stage in STAGES]
+CASES += [("paper/dvc.yaml", stage) for stage in PAPER_STAGES]
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +41,13 @@ def graph():
     return grimp.build_graph("tasks", "scans", "model")
 
 
+def read_pipeline(name):
+    return yaml.safe_load((ROOT / name).read_text())
+
+
 @pytest.fixture(scope="module")
 def pipeline():
-    return yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    return read_pipeline("dvc.yaml")
 
 
 def listed_modules(deps):
@@ -57,30 +64,53 @@ def listed_modules(deps):
     return names
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_stage_depends_on_the_code_it_imports(stage, graph, pipeline):
-    needed = {f"tasks.{stage}"} | graph.find_upstream_modules(f"tasks.{stage}")
+@pytest.mark.parametrize(("file", "stage"), CASES)
+def test_stage_depends_on_the_code_it_imports(file, stage, graph):
+    deps = read_pipeline(file)["stages"][stage]["deps"]
+    module = f"tasks.{stage.split('-')[0]}"
+    needed = {module} | graph.find_upstream_modules(module)
     needed -= NO_ARTEFACT
     if stage in ("split", "train"):
         # What scans do to a scan shows in the bytes of artifacts/slices, a dependency itself.
         needed = {name for name in needed if not name.startswith("scans.")}
     if stage == "train":
         needed.discard("tasks.pictures")  # drawn for MLflow only
-    missing = needed - listed_modules(pipeline["stages"][stage]["deps"])
-    assert not missing
+    assert not needed - listed_modules(deps)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_stage_lists_no_file_that_is_gone(stage, pipeline):
-    code = [dep for dep in pipeline["stages"][stage]["deps"] if dep.startswith(("tasks/", "scans"))]
+@pytest.mark.parametrize(("file", "stage"), CASES)
+def test_stage_lists_no_file_that_is_gone(file, stage):
+    deps = read_pipeline(file)["stages"][stage]["deps"]
+    code = [dep for dep in deps if dep.startswith(("tasks/", "scans", "paper/"))]
+    assert code
     assert [dep for dep in code if not (ROOT / dep).exists()] == []
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_stage_file_and_command_are_the_same_word(stage, pipeline):
-    assert (ROOT / "tasks" / f"{stage}.py").is_file()
-    command = pipeline["stages"][stage]["cmd"].removeprefix("exec ")
-    assert command.startswith(f"python -m tasks.{stage}")
+@pytest.mark.parametrize(("file", "stage"), CASES)
+def test_stage_file_and_command_are_the_same_word(file, stage):
+    word = stage.split("-")[0]
+    assert (ROOT / "tasks" / f"{word}.py").is_file()
+    command = read_pipeline(file)["stages"][stage]["cmd"].removeprefix("exec ")
+    assert command.startswith(f"python -m tasks.{word}")
+
+
+@pytest.mark.parametrize("stage", PAPER_STAGES[:4])
+def test_both_pipelines_run_a_stage_on_the_same_code(stage):
+    ours, papers = (
+        {
+            dep
+            for dep in read_pipeline(file)["stages"][stage]["deps"]
+            if not dep.startswith("artifacts/")
+        }
+        for file in ("dvc.yaml", "paper/dvc.yaml")
+    )
+    assert ours == papers
+
+
+def test_rows_of_the_paper_are_those_that_are_trained():
+    trained = read_pipeline("paper/params.yaml")["networks"]
+    published = (ROOT / "paper/published.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[0] for line in published] == [*trained, "unet-crf"]
 
 
 def test_flow_plans_every_stage_of_the_pipeline(pipeline):
