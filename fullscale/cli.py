@@ -190,13 +190,28 @@ def report(
         bool,
         typer.Option(help="Segment and draw three test cases; needs scans and trained networks."),
     ] = True,
+    track_it: Annotated[
+        bool, typer.Option("--mlflow/--no-mlflow", help="Add it to the candidate's run in MLflow.")
+    ] = True,
 ) -> None:
     """Write the last run's result as one HTML page: verdict, scores, pictures, provenance."""
-    from tasks.report import write_report
+    from tasks.params import load_params
+    from tasks.report import track_report, write_report
+    from tasks.tracking import default_store
 
-    for note in write_report(Path(), output, with_overlays=overlays):
+    root = Path()
+    written = write_report(root, output, with_overlays=overlays)
+    for note in written.notes:
         typer.echo(f"report: {note}")
     typer.echo(f"report: {output}")
+    if track_it:
+        params = load_params(root / "params.yaml")
+        run_id = track_report(written, params, root, default_store(root))
+        typer.echo(
+            f"report: page and pictures are in MLflow run {run_id}"
+            if run_id
+            else f"report: MLflow has no run that trained {params.register_.candidate}"
+        )
 
 
 if __name__ == "__main__":

@@ -52,6 +52,12 @@ def add_test_results(store: Store, run_id: str, summary: Mapping[str, Any], fold
     client.set_tag(run_id, RESULTS_TAG, digest)
 
 
+def add_files(store: Store, run_id: str, folder: Path, path: str) -> None:
+    """Add a folder's files to a run, under an artifact path; of the same name the newest stays."""
+    client, _ = connect(store)
+    client.log_artifacts(run_id, str(folder), path)
+
+
 def find_version(store: Store, model_name: str, weights_sha256: str) -> str | None:
     """The newest registered version with these weights, if there is one."""
     client, _ = connect(store)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from scans.errors import ScanError
-from scans.files import write_atomically
+from scans.files import file_sha256, write_atomically
 from tasks.console import StageError
 from tasks.params import Params, load_params
 from tasks.provenance import read_provenance
@@ -21,15 +24,35 @@ from tasks.report_sections import (
     score_section,
     surface_section,
 )
+from tasks.report_style import Picture, from_data_uri
 from tasks.report_verdict import verdict_section, verdict_words
 from tasks.results import Results, read_results
+from tasks.trained import WEIGHTS_NAME
+
+if TYPE_CHECKING:
+    from tasks.tracking import Store
 
 PAGE = "report.html"
 NOT_ASKED = "they were not asked for"
 
 
-def write_report(root: Path, output: Path, *, with_overlays: bool) -> list[str]:
-    """Write the page of the project at `root`; returns what the reader must be told.
+@dataclass(frozen=True)
+class Report:
+    """A page that was written.
+
+    Attributes:
+        page: the HTML file.
+        notes: what the reader must be told.
+        pictures: what the page shows, by names such as "scores-1", in its order.
+    """
+
+    page: Path
+    notes: tuple[str, ...]
+    pictures: dict[str, Picture]
+
+
+def write_report(root: Path, output: Path, *, with_overlays: bool) -> Report:
+    """Write the page of the project at `root`.
 
     The same files and the same versions of code and libraries give the same bytes.
 
@@ -58,7 +81,36 @@ def write_report(root: Path, output: Path, *, with_overlays: bool) -> list[str]:
     ]
     title = f"{params.register_.model_name}: {results.candidate} against {results.baseline}"
     write_atomically(output, render(results, sections, title, notes))
-    return notes
+    return Report(output, tuple(notes), _name_pictures(sections))
+
+
+def _name_pictures(sections: list[Section]) -> dict[str, Picture]:
+    named: dict[str, Picture] = {}
+    for section in sections:
+        shown = [*section.pictures, *(each for one in section.galleries for each in one.pictures)]
+        named |= {f"{section.key}-{place}": each for place, each in enumerate(shown, start=1)}
+    return named
+
+
+def track_report(report: Report, params: Params, root: Path, store: Store) -> str | None:
+    """Add page and pictures to the run that trained the candidate, under `report/`.
+
+    Returns:
+        The run's id; None where the store knows no such run.
+    """
+    from tasks.registry import add_files, find_training_run
+
+    weights = root / "artifacts/train" / params.register_.candidate / WEIGHTS_NAME
+    run_id = find_training_run(store, file_sha256(weights)) if weights.is_file() else None
+    if run_id is not None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / PAGE).write_bytes(report.page.read_bytes())
+            for key, picture in report.pictures.items():
+                ending, content = from_data_uri(picture.uri)
+                (folder / f"{key}.{ending}").write_bytes(content)
+            add_files(store, run_id, folder, "report")
+    return run_id
 
 
 def render(results: Results, sections: list[Section], title: str, notes: list[str]) -> str:

@@ -123,5 +123,11 @@ def to_png_uri(figure: Figure) -> str:
     return _data_uri("image/png", buffer.getvalue())
 
 
+def from_data_uri(uri: str) -> tuple[str, bytes]:
+    """What a picture's URI holds: the ending of its file's name, "svg" or "png", and its bytes."""
+    kind, _, content = uri.removeprefix("data:image/").partition(";base64,")
+    return kind.partition("+")[0], base64.b64decode(content)
+
+
 def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -68,6 +68,18 @@ def test_metrics_params_and_plots_are_shown(small_project):
     shutil.rmtree(small_project.root / "plots-page")
 
 
+def test_dvc_tells_the_same_facts_and_what_they_were_before(small_project):
+    path, key = "reports/unet/summary.json", "test/dice/liver"
+    now = json.loads((small_project.root / path).read_text())[key]
+    before = json.loads(small_project.run("git", "show", f"HEAD:{path}"))[key]
+    difference = json.loads(small_project.run("dvc", "metrics", "diff", "--json"))[path][key]
+    assert (difference["old"], difference["new"]) == (before, now)
+    workspace = json.loads(small_project.run("dvc", "exp", "show", "--json"))[0]
+    assert workspace["rev"] == "workspace"
+    assert workspace["data"]["metrics"][path]["data"][key] == now
+    assert workspace["data"]["params"]["params.yaml"]["data"]["train"]["width"] == 4
+
+
 def test_flow_runs_the_same_stages(small_project):
     output = small_project.run("python", "-m", "flows.reproduce")
     for stage in STAGES:

@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,20 +12,22 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, TINY, changed
+from mlflow.artifacts import download_artifacts
 from typer.testing import CliRunner
 
 from fullscale.cli import app
 from model.calibration import ReliabilityCurve
 from scans.cohort import read_cohort
+from scans.files import file_sha256
 from tasks.console import StageError
 from tasks.evaluate import picture_cases, summarise, summarise_calibration, tabulate
 from tasks.gate import judge
 from tasks.history import write_history
-from tasks.params import Params
+from tasks.params import Params, load_params
 from tasks.pictures import choose_slices
 from tasks.provenance import Provenance, digest_test_set, library_versions
 from tasks.register import write_verdict
-from tasks.report import render, write_report
+from tasks.report import render, track_report, write_report
 from tasks.report_curves import draw_histories, draw_reliability
 from tasks.report_figures import draw_bars, draw_boxes, draw_gains
 from tasks.report_format import Metric, count, number, p_value, part_of, percent, with_interval
@@ -43,6 +46,7 @@ from tasks.report_tables import (
 )
 from tasks.report_verdict import gain_charts, verdict_section, verdict_words
 from tasks.results import read_results
+from tasks.tracking import WEIGHTS_TAG, training_run
 from tasks.trained import build, describe, save_trained
 
 ORGANS = ("liver", "spleen")
@@ -187,8 +191,8 @@ def rendered(results, *sections):
 def written(project, **options):
     """The page, and what its writer has to tell."""
     output = project / "page.html"
-    notes = write_report(project, output, **{"with_overlays": False, **options})
-    return Page(output.read_text()), notes
+    report = write_report(project, output, **{"with_overlays": False, **options})
+    return Page(output.read_text()), list(report.notes)
 
 
 def cells(table, *names):
@@ -826,7 +830,35 @@ def test_published_results_are_reported():
 
 def test_command_writes_the_page_and_says_where(project, monkeypatch):
     monkeypatch.chdir(project)
-    done = CliRunner().invoke(app, ["report", "--no-overlays", "--output", "new/page.html"])
+    done = CliRunner().invoke(
+        app, ["report", "--no-overlays", "--no-mlflow", "--output", "new/page.html"]
+    )
     assert done.exit_code == 0, done.output
     assert done.output == "report: new/page.html\n"
     assert (project / "new/page.html").read_text().startswith("<!doctype html>")
+
+
+def test_command_says_that_no_run_is_known(project, monkeypatch):
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'empty.db'}")
+    done = CliRunner().invoke(app, ["report", "--no-overlays", "--output", "page.html"])
+    assert done.exit_code == 0, done.output
+    assert done.output.endswith("report: MLflow has no run that trained unet3plus\n")
+
+
+def test_page_and_pictures_go_to_the_candidates_run(project, mlflow_store, tmp_path):
+    params = load_params(project / "params.yaml")
+    weights = project / "artifacts/train/unet3plus/weights.safetensors"
+    tags = {WEIGHTS_TAG: file_sha256(weights)}
+    with training_run(mlflow_store, "unet3plus", {}, tags, "d" * 32, tmp_path / "run") as run:
+        pass
+    report = write_report(project, project / "page.html", with_overlays=False)
+    assert track_report(report, params, project, mlflow_store) == run.run_id
+    folder = Path(
+        download_artifacts(run_id=run.run_id, artifact_path="report", dst_path=str(tmp_path))
+    )
+    assert (folder / "report.html").read_bytes() == (project / "page.html").read_bytes()
+    names = {path.name for path in folder.iterdir()} - {"report.html"}
+    assert names == {f"{name}.svg" for name in report.pictures}
+    assert {name.partition("-")[0] for name in report.pictures} >= {"verdict", "scores", "learning"}
+    assert (folder / "scores-1.svg").read_bytes().startswith(b"<?xml")
