@@ -18,6 +18,7 @@ from scans.volume import Volume
 from tasks.console import track
 from tasks.params import Params
 from tasks.predict import Predictor
+from tasks.provenance import Provenance
 from tasks.statistics import Gain, holm, paired_gain
 from tasks.trained import NUM_ADJACENT_SLICES, build, describe, load_trained
 from tasks.workspace import Workspace
@@ -101,6 +102,7 @@ class Setting:
         is_lits: whether all cases tested are of LiTS.
         params: of the profile.
         timed_slices: of the scan whose segmentation was timed.
+        provenance: code and scans that made them.
     """
 
     cohort: str
@@ -109,6 +111,7 @@ class Setting:
     is_lits: bool
     params: Params
     timed_slices: int
+    provenance: Provenance
 
 
 def read_rows(workspace: Workspace, params: Params, scan: Volume) -> list[Row]:

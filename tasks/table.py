@@ -15,6 +15,7 @@ from scans.volume import read_image
 from tasks.comparison import Claim, Row, Setting, measure_claims, read_rows
 from tasks.console import StageError, report_errors
 from tasks.pictures import save_picture
+from tasks.provenance import read_provenance
 from tasks.report_format import number, p_value, with_interval
 from tasks.table_picture import draw_table
 from tasks.workspace import parse_command
@@ -60,7 +61,8 @@ def write_markdown(rows: Sequence[Row], claims: Sequence[Claim], setting: Settin
         "",
         f"Cohort: {setting.cohort}, {setting.num_cases} test cases. Slices of {size_px} px, width "
         f"{train.width} (the paper: 320 px, 64), {train.num_epochs} epochs, {train.optimizer}, "
-        f"seed {train.seed}.",
+        f"seed {train.seed}. Commit {setting.provenance.git_commit}, data version "
+        f"{setting.provenance.data_version}.",
         ""
         if setting.is_lits
         else "Not run on LiTS: figures here and published ones are of different scans, and not to "
@@ -181,6 +183,7 @@ def main() -> None:
         is_lits=all(case.source.startswith("lits:") for case in tested),
         params=params,
         timed_slices=len(scan.values_ZYX),
+        provenance=read_provenance(workspace.root),
     )
     claims = measure_claims(workspace, params, rows)
     table = tabulate(rows, setting)

@@ -1,5 +1,7 @@
+import hashlib
 import json
 
+import yaml
 from conftest import ROOT
 
 from tasks.params import load_params
@@ -13,3 +15,21 @@ def test_readme_shows_the_published_scores_and_verdict():
     gate = json.loads((ROOT / "reports/gate.json").read_text())
     for line in verdict_lines(gate):
         assert line in readme
+
+
+def test_papers_table_is_the_one_its_pipeline_wrote():
+    lock = yaml.safe_load((ROOT / "paper/dvc.lock").read_text())["stages"]["table-sample"]
+    for out in lock["outs"]:
+        content = (ROOT / out["path"]).read_bytes()
+        assert hashlib.md5(content, usedforsecurity=False).hexdigest() == out["md5"], out["path"]
+    for file, values in lock["params"].items():
+        now = yaml.safe_load((ROOT / file).read_text())
+        assert {key: now[key] for key in values} == values
+
+
+def test_method_shows_the_papers_table():
+    method = (ROOT / "docs/method.md").read_text()
+    table = (ROOT / "reports/paper/table.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) > 50
+    assert [line for line in rows if line not in method] == []

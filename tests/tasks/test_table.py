@@ -5,6 +5,7 @@ import pytest
 from conftest import ROOT
 
 from tasks.comparison import CLAIMS, CRF_REASON, Claim, Row, Setting, measure_claims, read_rows
+from tasks.provenance import Provenance
 from tasks.statistics import Gain
 from tasks.table import choose_timed, tabulate, write_markdown
 from tasks.table_picture import draw_table
@@ -18,7 +19,9 @@ def params():
 
 @pytest.fixture
 def setting(params):
-    return Setting("Phantoms", ("liver", "spleen"), 9, False, params, 50)
+    return Setting(
+        "Phantoms", ("liver", "spleen"), 9, False, params, 50, Provenance("c0ffee", "d1.dir")
+    )
 
 
 SUMMARY = {
@@ -58,6 +61,7 @@ def test_markdown_holds_published_and_measured(setting):
     assert "0.9023" in spleen
     assert "not measured" in spleen
     assert "Not run on LiTS" in text
+    assert "Commit c0ffee, data version d1.dir." in text
 
 
 def test_markdown_of_lits_says_so(setting):
