@@ -5,27 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from prefect import get_run_logger, task
 
+from tasks.processes import stage_environment
+
 
 class StageFailedError(Exception):
     """A stage ended with an error; its lines are in the log."""
-
-
-def stage_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment a stage runs in: this interpreter first on PATH, output unbuffered.
-
-    Threads that wait do so asleep, because spinning ones slow a shared machine down manyfold.
-    """
-    return {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **environment,
-        "PYTHONUNBUFFERED": "1",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")]),
-    }
 
 
 def run_logged(command: list[str], root: Path) -> None:
