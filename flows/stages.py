@@ -16,6 +16,7 @@ from prefect import Task, get_run_logger, task
 from flows.devices import count_slots, device_slot
 from flows.showing import TrainingProgress
 from tasks.params import Params
+from tasks.processes import stage_environment
 
 RETRY_DELAYS_S = [10.0, 60.0, 300.0]
 RETRY_JITTER = 0.5
@@ -35,19 +36,6 @@ class StageFailedError(Exception):
 
 class TransientError(StageFailedError):
     """A program failed because something it needs is away; trying again may help."""
-
-
-def stage_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment a stage runs in: this interpreter first on PATH, output unbuffered.
-
-    Threads that wait do so asleep, because spinning ones slow a shared machine down manyfold.
-    """
-    return {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **environment,
-        "PYTHONUNBUFFERED": "1",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")]),
-    }
 
 
 def run_logged(

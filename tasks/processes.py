@@ -10,6 +10,8 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CANNOT_RUN = 126  # as shells have it
@@ -36,6 +38,19 @@ def die_with_parent() -> None:
         raise OSError(number, f"cannot follow the parent process: {os.strerror(number)}")
     if os.getppid() != parent:  # it died before the kernel knew
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stage_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment a stage runs in: this interpreter first on PATH, output unbuffered.
+
+    Threads that wait do so asleep, because spinning ones slow a shared machine down manyfold.
+    """
+    return {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **environment,
+        "PYTHONUNBUFFERED": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")]),
+    }
 
 
 def main() -> None:
