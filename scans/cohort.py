@@ -33,6 +33,8 @@ COLUMNS = (
     "source_sha256",
     "voxels_sha256",
 )
+TRAINING_ONLY = "training_only"
+"""Column that cases.csv has when a case is for training only; "true" or "false"."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Case:
         label_sha256: checksum of the label map's file.
         source_sha256: checksum of what it was made from; empty if unknown.
         voxels_sha256: checksum of the scan's voxels in canonical order; empty if unknown.
+        training_only: whether it must stay out of the test set, as what landed in the inbox must.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Case:
     label_sha256: str
     source_sha256: str = ""
     voxels_sha256: str = ""
+    training_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,7 @@ def read_cohort(root: Path) -> Cohort:
                 label_sha256=row["label_sha256"],
                 source_sha256=row.get("source_sha256", ""),
                 voxels_sha256=row.get("voxels_sha256", ""),
+                training_only=_read_flag(root, name, row.get(TRAINING_ONLY, "")),
             )
         )
     names = [case.name for case in cases]
@@ -155,11 +160,16 @@ def read_cohort(root: Path) -> Cohort:
 
 
 def write_cases(root: Path, cases: Iterable[Case]) -> None:
-    """Write cases.csv, whole or not at all, one row per case by name in order."""
+    """Write cases.csv, whole or not at all, one row per case by name in order.
+
+    The column training_only is written when a case is for training only.
+    """
+    cases = sorted(cases, key=lambda case: case.name)
+    has_flags = any(case.training_only for case in cases)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for case in sorted(cases, key=lambda case: case.name):
+    writer.writerow([*COLUMNS, TRAINING_ONLY] if has_flags else COLUMNS)
+    for case in cases:
         writer.writerow(
             [
                 case.name,
@@ -170,9 +180,20 @@ def write_cases(root: Path, cases: Iterable[Case]) -> None:
                 case.label_sha256,
                 case.source_sha256,
                 case.voxels_sha256,
+                *([str(case.training_only).lower()] if has_flags else []),
             ]
         )
     write_atomically(root / "cases.csv", text.getvalue())
+
+
+def _read_flag(root: Path, case: str, text: str) -> bool:
+    """A cell of the column training_only; an empty one is false."""
+    if text not in ("true", "false", ""):
+        raise failure(
+            "dataset_json",
+            f"{root / 'cases.csv'} with {TRAINING_ONLY} {text!r} for {case}, not true or false",
+        )
+    return text == "true"
 
 
 def parse_labels(path: Path, dataset: dict[str, Any]) -> dict[str, int]:

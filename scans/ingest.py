@@ -84,6 +84,7 @@ def ingest(
     layout: str | None = None,
     dry_run: bool = False,
     replace_changed: bool = False,
+    training_only: bool = False,
     num_workers: int = 1,
     progress: Progress | None = None,
 ) -> IngestReport:
@@ -95,6 +96,7 @@ def ingest(
         layout: key of `LAYOUTS`; None finds out.
         dry_run: read and check everything, write nothing.
         replace_changed: let a case of the same name and other content take the old one's place.
+        training_only: keep the cases that go in out of every test set.
         num_workers: processes at a time; 0 uses every core.
         progress: wraps the results, as `tasks.console.track` does.
 
@@ -121,7 +123,7 @@ def ingest(
     )
     results = map_cases(work, described.cases, Compute(num_workers=num_workers))
     total = len(described.cases)
-    entry = _Entry(data_dir, described, labels, cohort)
+    entry = _Entry(data_dir, described, labels, cohort, training_only=training_only)
     for prepared in progress(results, "ingest", total) if progress else results:
         entry.take(prepared, report, dry_run=dry_run)
     if not dry_run:
@@ -197,10 +199,19 @@ def _prepare(
 class _Entry:
     """Takes prepared cases into a cohort, one at a time."""
 
-    def __init__(self, root: Path, source: Source, labels: dict[str, int], cohort: Cohort) -> None:
+    def __init__(
+        self,
+        root: Path,
+        source: Source,
+        labels: dict[str, int],
+        cohort: Cohort,
+        *,
+        training_only: bool,
+    ) -> None:
         self.root = root
         self.source = source
         self.labels = labels
+        self.training_only = training_only
         self.cases = {case.name: case for case in cohort.cases}
         patients: dict[str, list[str]] = {}
         for case in cohort.cases:
@@ -237,6 +248,7 @@ class _Entry:
             label_sha256=prepared.label_sha256,
             source_sha256=prepared.source_sha256,
             voxels_sha256=prepared.voxels_sha256,
+            training_only=self.training_only,
         )
         if prepared.image is None or prepared.label is None:
             raise ValueError(f"case {prepared.case} was checked, but not written")

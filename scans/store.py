@@ -1,7 +1,8 @@
 """The slice store: one folder per case, memory-mapped, and one table of all slices.
 
     <root>/store.json          organs in order, size_px, window_hu, version
-    <root>/cases.csv           one row per case: patient, annotated organs, slices, lost voxels
+    <root>/cases.csv           one row per case: patient, annotated organs, slices, lost voxels,
+                               and training_only where some cases are
     <root>/index.csv           one row per slice: case, patient, z, pixels of each organ
     <root>/<case>/image.npy    int16 (Z, H, W), HU within the window
     <root>/<case>/label.npy    uint8 (Z, H, W), 0 background, then the organs from 1
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 from scans import geometry, slicing, volume
 from scans.checks import failure
-from scans.cohort import Case, checksum, write_json
+from scans.cohort import TRAINING_ONLY, Case, checksum, write_json
 from scans.files import file_sha256, write_atomically
 from scans.geometry import check_aligned
 from scans.slicing import Grid, plan_grid, slice_image, slice_labels
@@ -120,7 +121,10 @@ class SliceStore:
 
     @cached_property
     def cases(self) -> pd.DataFrame:
-        """One row per case: case, patient, annotated (";"-separated), num_slices, num_lost."""
+        """One row per case: case, patient, annotated (";"-separated), num_slices, num_lost.
+
+        Where some cases are for training only there is also a column training_only, of bool.
+        """
         return pd.read_csv(
             self.root / "cases.csv",
             dtype={"case": str, "patient": str, "annotated": str},
@@ -293,13 +297,19 @@ def _link_files(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def write_tables(root: Path, cases: Sequence[str], recipe: SliceRecipe) -> pd.DataFrame:
+def write_tables(
+    root: Path,
+    cases: Sequence[str],
+    recipe: SliceRecipe,
+    training_only: Set[str] = frozenset(),
+) -> pd.DataFrame:
     """Write index.csv, cases.csv and store.json over the cases that are there.
 
     Args:
         root: of the store.
         cases: names of its cases.
         recipe: what their slices look like.
+        training_only: names of the cases that must stay out of the test set.
 
     Returns:
         The index.
@@ -316,6 +326,7 @@ def write_tables(root: Path, cases: Sequence[str], recipe: SliceRecipe) -> pd.Da
                 "num_slices": len(label_ZHW),
                 "num_lost": about["num_lost"],
             }
+            | ({TRAINING_ONLY: case in training_only} if training_only else {})
         )
         tables.append(_slice_rows(about, label_ZHW, list(recipe.organs)))
     index = pd.concat(tables, ignore_index=True)

@@ -79,7 +79,8 @@ def slice_cohort(
         raise StageError(
             f"{len(failed)} of {len(cohort.cases)} cases cannot be sliced: " + " | ".join(failed)
         )
-    write_tables(output_dir, [case.name for case in cohort.cases], recipe)
+    training_only = {case.name for case in cohort.cases if case.training_only}
+    write_tables(output_dir, [case.name for case in cohort.cases], recipe, training_only)
     cases = SliceStore(output_dir).cases
     lossy = cases[cases["num_lost"] > 0]
     return SliceSummary(

@@ -3,6 +3,9 @@
 Test membership is a function of the patient and a salt alone, so a patient who joins later
 never moves another. The rest is divided by scikit-learn, grouped by patient and stratified by
 which organs a case annotates.
+
+What is for training only, such as scans that landed in the inbox, never changes the test set: its
+patients are not tested, and a later scan of a patient who is tested is not used at all.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
+from scans.cohort import TRAINING_ONLY
 from scans.files import write_atomically
 from scans.store import SliceStore
 from tasks.console import StageError, report_errors
@@ -38,24 +42,34 @@ def split_cases(cases: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
     """Give every case a fold.
 
     Args:
-        cases: columns case, patient, annotated (organs, ';'-separated); one row per case.
+        cases: columns case, patient, annotated (organs, ';'-separated) and perhaps training_only;
+            one row per case.
         params: the section `split` of params.yaml.
 
     Returns:
-        Columns case, patient, fold (one of train, val, test), ordered by case.
+        Columns case, patient, fold (one of train, val, test, unused), ordered by case. Unused is
+        a case for training only whose patient is tested.
 
     Raises:
-        StageError: a named test patient is absent, or too few patients are left to divide.
+        StageError: a named test patient has no case to test, or too few patients are left to
+            divide.
     """
     cases = cases.sort_values("case", ignore_index=True)
-    missing = sorted(set(params.test_patients) - set(cases["patient"]))
+    may_test = np.ones(len(cases), dtype=bool)
+    if TRAINING_ONLY in cases:
+        may_test = ~cases[TRAINING_ONLY].to_numpy(dtype=bool)
+    testable = cases.loc[may_test, "patient"]
+    missing = sorted(set(params.test_patients) - set(testable))
     if missing:
         raise StageError(
             f"split.test_patients names patients who have no case: {', '.join(missing)}; "
-            "ingest their scans or take them off the list"
+            "ingest their scans or take them off the list (scans that landed in the inbox are "
+            "for training only)"
         )
-    is_test = cases["patient"].map(lambda patient: is_test_patient(patient, params))
-    rest = cases[~is_test]
+    test_patients = {patient for patient in testable if is_test_patient(patient, params)}
+    is_tested = cases["patient"].isin(test_patients).to_numpy()
+    is_test = is_tested & may_test
+    rest = cases[~is_tested]
     num_folds = max(2, round(1 / params.val_fraction))
     num_patients = rest["patient"].nunique()
     if num_patients < num_folds or not is_test.any():
@@ -64,7 +78,7 @@ def split_cases(cases: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
             f"for testing and {num_patients} for training and validation; wanted at least 1 and "
             f"{num_folds}: add scans, or change split.test_fraction or split.val_fraction"
         )
-    fold = np.where(is_test, "test", "train").astype(object)
+    fold = np.select([is_test, is_tested], ["test", "unused"], "train").astype(object)
     fold[rest.index[_validation_rows(rest, num_folds, params.seed)]] = "val"
     return pd.DataFrame({"case": cases["case"], "patient": cases["patient"], "fold": fold})
 
