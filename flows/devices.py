@@ -34,17 +34,18 @@ def device_slot(root: Path, num_devices: int) -> Iterator[dict[str, str]]:
 
     Args:
         root: the project, below whose .cache/devices this machine's GPUs are locked.
-        num_devices: how many devices the training uses; it never waits for more than there are.
+        num_devices: how many devices the training uses; it waits for no more slots than there are.
 
     Yields:
-        What to add to the training's environment, so that two at a time do not share a GPU.
+        What to add to the training's environment, so that two at a time do not share a GPU;
+        nothing where there is no choice.
     """
-    num_devices = min(num_devices, count_slots())
-    with concurrency(LIMIT, occupy=num_devices, lease_duration=LEASE_S), ExitStack() as held:
+    occupy = min(num_devices, count_slots())
+    with concurrency(LIMIT, occupy=occupy, lease_duration=LEASE_S), ExitStack() as held:
         gpus = list_gpus(os.environ)
         chosen = _lock(gpus, num_devices, root / ".cache/devices", held)
-        is_needed = len(gpus) > 1 and chosen
-        yield {VISIBLE: ",".join(chosen)} if is_needed else {}
+        is_choice = len(gpus) > 1 and len(chosen) == num_devices
+        yield {VISIBLE: ",".join(chosen)} if is_choice else {}
 
 
 def list_gpus(environment: Mapping[str, str]) -> list[str]:
@@ -70,7 +71,7 @@ def _lock(gpus: list[str], num_wanted: int, folder: Path, held: ExitStack) -> li
         if len(chosen) == num_wanted:
             break
         try:
-            held.enter_context(FileLock(folder / f"{gpu}.lock", timeout=0))
+            held.enter_context(FileLock(folder / f"{gpu.replace('/', '_')}.lock", timeout=0))
         except Timeout:
             continue
         chosen.append(gpu)
