@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from scans.files import write_atomically
 from tasks.checkouts import (
     SCANS_BRANCH,
+    commit_paths,
     contains,
     find_commit,
     git,
     merge,
+    move_branch,
     open_checkout,
+    run_program,
 )
 from tasks.console import StageError
+from tasks.provenance import parse_data_version, read_data_version
+
+TOLD = Path(".cache/inbox/announced.json")
+"""Which data version was told last."""
 
 
 @contextmanager
@@ -49,3 +60,103 @@ def open_newest(root: Path, name: str) -> Iterator[Path]:
                     f"inbox), and run again: {error}"
                 ) from None
         yield folder
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """A data version that no one has been told of.
+
+    Attributes:
+        data_version: MD5 of the annotated scans.
+        commit: that the branch `scans` is at.
+        cases: that went in since the last version that was told, by name in order.
+        num_quarantined: pairs that were refused meanwhile, in runs that let others in.
+    """
+
+    data_version: str
+    commit: str
+    cases: tuple[str, ...]
+    num_quarantined: int
+
+
+def restore_data(folder: Path) -> None:
+    """Make data/ of a checkout what its data.dvc says, whatever a killed run left there.
+
+    Scans that are not in the cache come from the remote. Without data.dvc there is no data/.
+
+    Raises:
+        StageError: the cache lacks scans, and the remote does not answer or lacks them, too.
+    """
+    if not (folder / "data.dvc").is_file():
+        shutil.rmtree(folder / "data", ignore_errors=True)
+        return
+    try:
+        run_program(["dvc", "--wait-for-lock", "checkout", "--force", "data.dvc"], folder)
+    except StageError:
+        run_program(["dvc", "--wait-for-lock", "pull", "--force", "data.dvc"], folder)
+
+
+def commit_data(folder: Path, cases: Sequence[str], num_quarantined: int) -> str:
+    """Make data/ of a checkout the newest data version: one commit, to which `scans` moves.
+
+    A run that is killed before the branch moves leaves nothing behind that counts.
+
+    Args:
+        folder: a checkout of `open_newest`.
+        cases: names of the cases that are new in it.
+        num_quarantined: how many were refused beside them.
+
+    Returns:
+        The MD5 of data/.
+
+    Raises:
+        StageError: dvc or git fails, for a full disk say; then `scans` is where it was.
+    """
+    run_program(["dvc", "--wait-for-lock", "add", "data"], folder)
+    subject = f"Take in {len(cases)} scan{'s' if len(cases) != 1 else ''}"
+    trailers = [*(f"Case: {case}" for case in cases), f"Quarantined: {num_quarantined}"]
+    commit = commit_paths(folder, ["data.dvc"], "\n".join([subject, "", *trailers]))
+    move_branch(folder, SCANS_BRANCH, commit)
+    return read_data_version(folder)
+
+
+def find_unannounced(root: Path) -> Announcement | None:
+    """The newest data version on `scans`, unless it was told already.
+
+    Args:
+        root: the project.
+    """
+    tip = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
+    if tip is None:
+        return None
+    data_version = parse_data_version(git(root, "show", f"{tip}:data.dvc"), f"data.dvc of {tip}")
+    told = _read_told(root)
+    if told.get("data_version") == data_version:
+        return None
+    since = find_commit(root, told.get("commit", "HEAD")) or "HEAD"
+    if contains(root, since, tip):
+        return None
+    commits = f"{since}..{tip}"
+    cases = _trailers(root, "Case", commits)
+    quarantined = _trailers(root, "Quarantined", commits)
+    return Announcement(
+        data_version, tip, tuple(sorted(set(cases))), sum(int(number) for number in quarantined)
+    )
+
+
+def mark_announced(root: Path, announcement: Announcement) -> None:
+    """Keep in mind that a data version was told."""
+    told = {"data_version": announcement.data_version, "commit": announcement.commit}
+    write_atomically(root / TOLD, json.dumps(told) + "\n")
+
+
+def _read_told(root: Path) -> dict[str, str]:
+    path = root / TOLD
+    if not path.is_file():
+        return {}
+    told: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return told
+
+
+def _trailers(root: Path, key: str, commits: str) -> list[str]:
+    return git(root, "log", f"--format=%(trailers:key={key},valueonly)", commits).split()

@@ -44,12 +44,22 @@ def read_data_version(root: Path) -> str:
     """
     path = root / "data.dvc"
     try:
-        return str(yaml.safe_load(path.read_text(encoding="utf-8"))["outs"][0]["md5"])
+        return parse_data_version(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise StageError(f"{path} is missing; version the scans with `dvc add data`") from None
+
+
+def parse_data_version(text: str, name: str) -> str:
+    """The MD5 of data/ in the text of a data.dvc; `name` says in an error which one it was.
+
+    Raises:
+        StageError: the text does not describe data/.
+    """
+    try:
+        return str(yaml.safe_load(text)["outs"][0]["md5"])
     except (yaml.YAMLError, KeyError, IndexError, TypeError):
         raise StageError(
-            f"{path} does not give the MD5 of data/; restore it with `git checkout data.dvc` "
+            f"{name} does not give the MD5 of data/; restore it with `git checkout data.dvc` "
             "or make it anew with `dvc add data`"
         ) from None
 

@@ -93,6 +93,28 @@ def test_read_cohort_of_an_older_table_without_later_columns(data):
     assert [case.source_sha256 for case in read_cohort(data).cases] == [""] * 3
 
 
+def test_column_training_only_is_there_when_a_case_needs_it(data):
+    before = (data / "cases.csv").read_bytes()
+    cases = list(read_cohort(data).cases)
+    assert not any(case.training_only for case in cases)
+    cases[1] = replace(cases[1], training_only=True)
+    write_cases(data, cases)
+    assert [case.training_only for case in read_cohort(data).cases] == [False, True, False]
+    header, *rows = (data / "cases.csv").read_text().splitlines()
+    assert header.endswith(",voxels_sha256,training_only")
+    assert [row.rpartition(",")[2] for row in rows] == ["false", "true", "false"]
+    write_cases(data, [replace(case, training_only=False) for case in cases])
+    assert (data / "cases.csv").read_bytes() == before
+
+
+def test_column_training_only_with_another_word_is_refused(data):
+    cases = read_cohort(data).cases
+    write_cases(data, [replace(case, training_only=True) for case in cases])
+    _change_table(data, ",true", ",yes")
+    with pytest.raises(ScanError, match=r"training_only 'yes' for case_00, not true or false"):
+        read_cohort(data)
+
+
 @pytest.mark.parametrize(
     ("annotated", "expected"),
     [

@@ -329,3 +329,16 @@ def test_ingest_killed_at_any_moment_ends_in_the_same_cohort(tmp_path):
 def _num_rows(data: Path) -> int:
     path = data / "cases.csv"
     return len(path.read_text().splitlines()) - 1 if path.exists() else 0
+
+
+def test_ingest_marks_new_cases_as_for_training_only_and_leaves_old_ones(tmp_path):
+    ingest(write_nnunet(tmp_path / "in", 2), tmp_path / "data")
+    write_nnunet(tmp_path / "in", 3)
+    report = ingest(tmp_path / "in", tmp_path / "data", training_only=True)
+    assert report.accepted == ["case_02"]
+    flags = {case.name: case.training_only for case in read_cohort(tmp_path / "data").cases}
+    assert flags == {"case_00": False, "case_01": False, "case_02": True}
+    write_nnunet(tmp_path / "in", 4)
+    ingest(tmp_path / "in", tmp_path / "data")
+    flags = [case.training_only for case in read_cohort(tmp_path / "data").cases]
+    assert flags == [False, False, True, False]

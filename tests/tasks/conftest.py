@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from cohorts import write_nnunet
 from scans.cohort import read_cohort
 from scans.ingest import ingest
 from scans.store import SliceStore
+from tasks.checkouts import commit_paths, git, run_program
 from tasks.params import Params
 from tasks.slice import slice_cohort
 from tasks.tracking import Store
@@ -80,3 +82,25 @@ def mlflow_store(tmp_path_factory):
 def empty_store(tmp_path):
     """A real tracking store that no one has used."""
     return make_store(tmp_path / "mlruns")
+
+
+@pytest.fixture(scope="session")
+def scans_template(tmp_path_factory):
+    """A small repository of git and DVC whose data/ holds three scans."""
+    root = tmp_path_factory.mktemp("template") / "project"
+    root.mkdir()
+    git(root, "init", "--quiet")
+    run_program(["dvc", "init", "--quiet"], root)
+    run_program(["dvc", "config", "core.analytics", "false"], root)
+    (root / ".gitignore").write_text("/data\n/.cache/\n/inbox\n/quarantine.json\n")
+    ingest(write_nnunet(root.parent / "source", 3), root / "data")
+    (root / "quarantine.json").unlink()
+    run_program(["dvc", "add", "--quiet", "data"], root)
+    commit_paths(root, ["."], "Begin")
+    return root
+
+
+@pytest.fixture
+def scans_repo(scans_template, tmp_path):
+    """A copy of that repository for one test."""
+    return shutil.copytree(scans_template, tmp_path / "project", symlinks=True)

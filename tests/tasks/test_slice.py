@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,19 @@ def test_slice_cohort_drops_cases_that_are_no_longer_in_the_cohort(data, tmp_pat
     slice_cohort(data, tmp_path / "slices", params)
     assert not (tmp_path / "slices" / "c2").exists()
     assert len(SliceStore(tmp_path / "slices").cases) == NUM_CASES - 1
+
+
+def test_slice_cohort_tells_the_split_what_is_for_training_only(data, tmp_path, content):
+    output = tmp_path / "out"
+    slice_cohort(data, output, make_params(content), tmp_path / "cache")
+    assert "training_only" not in (output / "cases.csv").read_text()
+    cases = read_cohort(data).cases
+    write_cases(data, [replace(case, training_only=case.name == "c1") for case in cases])
+    summary = slice_cohort(data, output, make_params(content), tmp_path / "cache")
+    assert summary.num_sliced == 0
+    table = SliceStore(output).cases.set_index("case")["training_only"]
+    assert table.dtype == bool
+    assert dict(table) == {"c0": False, "c1": True, "c2": False, "liver_only": False}
 
 
 def test_slice_cohort_names_an_organ_without_a_label(data, tmp_path, content):

@@ -121,3 +121,45 @@ def test_digest_names_a_set_and_not_an_order():
     assert digest_test_set(["b", "a"]) == digest_test_set(["a", "b"])
     assert digest_test_set(["a", "b"]) != digest_test_set(["a", "b", "c"])
     assert digest_test_set(["ab"]) != digest_test_set(["a", "b"])
+
+
+def landed(cohort):
+    """A table as `make_cases` gives, whose cases landed in the inbox."""
+    table = make_cases(cohort).assign(training_only=True)
+    table["case"] = "landed_" + table["case"]
+    return table
+
+
+@settings(deadline=None, max_examples=60)
+@given(cohort=cohorts, later=cohorts)
+def test_landed_cases_leave_the_test_set_as_it_is(cohort, later):
+    """Old patients land again, and new ones with any name."""
+    params = make_params()
+    before = make_cases(cohort)
+    if not divisible(before, params):
+        return
+    new = landed(later + [(f"new_{patient}", drawn) for patient, drawn in later])
+    after = pd.concat([before.assign(training_only=False), new])
+    first = split_cases(before, params)
+    second = split_cases(after, params)
+    is_test = second["fold"] == "test"
+    assert list(second.loc[is_test, "case"]) == list(first.loc[first["fold"] == "test", "case"])
+    tested = set(second.loc[is_test, "patient"])
+    learned = set(second.loc[second["fold"].isin(["train", "val"]), "patient"])
+    assert not tested & learned
+    unused = second[second["fold"] == "unused"]
+    assert set(unused["case"]) == set(new.loc[new["patient"].isin(tested), "case"])
+
+
+def test_column_that_keeps_nobody_out_changes_nothing():
+    cases = make_cases([(f"p{number}", "liver") for number in range(20)])
+    same = split_cases(cases.assign(training_only=False), make_params())
+    assert split_cases(cases, make_params()).equals(same)
+
+
+def test_named_test_patient_with_cases_for_training_only_is_refused():
+    cases = pd.concat(
+        [make_cases([(f"p{number}", "liver") for number in range(20)]), landed([("q", "liver")])]
+    ).fillna({"training_only": False})
+    with pytest.raises(StageError, match=r"have no case: q; .*inbox are for training only"):
+        split_cases(cases, make_params(test_patients=["p3", "q"]))
