@@ -18,7 +18,7 @@ from prefect.settings import get_current_settings
 
 from flows.notify import chosen_block, notify
 from flows.showing import show_results
-from flows.stages import pull_data, push, run_stages
+from flows.stages import push, restore_checkout, run_stages
 from tasks.checkouts import SCANS_BRANCH, find_commit
 from tasks.data_version import open_newest
 from tasks.params import load_params
@@ -91,7 +91,7 @@ def retrain_once(root: Path, reason: str, block: str | None) -> Outcome:
     with open_newest(root, CHECKOUT) as folder:
         params = load_params(folder / "params.yaml")
         data_version = read_data_version(folder)
-        pull_data(folder, force=True)
+        restore_checkout(folder)
         news = list_news(folder)
         found = [f"Reason: {reason}", f"Scans: data version {data_version}"]
         if not news:

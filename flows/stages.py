@@ -15,6 +15,7 @@ from prefect import Task, get_run_logger, task
 
 from flows.devices import count_slots, device_slot
 from flows.showing import TrainingProgress
+from tasks.data_version import restore_data
 from tasks.params import Params
 from tasks.processes import stage_environment
 
@@ -98,20 +99,26 @@ def _may_pass(task: Any, run: Any, state: Any) -> bool:
 
 
 @task(task_run_name="data", retry_jitter_factor=RETRY_JITTER)
-def _pull_data(root: Path, force: bool) -> None:
-    run_logged(["dvc", "pull", *(["--force"] if force else []), "data.dvc"], root)
+def _pull_data(root: Path) -> None:
+    run_logged(["dvc", "pull", "data.dvc"], root)
 
 
-def pull_data(root: Path, *, force: bool = False) -> None:
+def pull_data(root: Path) -> None:
     """Fetch the version of the scans that data.dvc names, unless it is there.
 
     A remote that does not answer is asked again after `RETRY_DELAYS_S`.
-
-    Args:
-        root: the project.
-        force: give up other files in data/, which a killed run may have left.
     """
-    _pull_data.with_options(**_retries())(root, force)
+    _pull_data.with_options(**_retries())(root)
+
+
+@task(task_run_name="data", retry_jitter_factor=RETRY_JITTER)
+def _restore_data(folder: Path) -> None:
+    restore_data(folder)
+
+
+def restore_checkout(folder: Path) -> None:
+    """As `pull_data` in a checkout of our own, where files that a killed run left may go."""
+    _restore_data.with_options(**_retries())(folder)
 
 
 @task(task_run_name="push", retry_jitter_factor=RETRY_JITTER)

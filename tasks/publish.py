@@ -8,8 +8,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scans.files import write_atomically
 from tasks.checkouts import (
     SCANS_BRANCH,
@@ -19,6 +17,7 @@ from tasks.checkouts import (
     move_branch,
     run_program,
 )
+from tasks.provenance import parse_data_version
 
 BRANCHES = "retrain/"
 OUTPUTS = ("artifacts/", "reports/")
@@ -93,7 +92,7 @@ def landed_since(root: Path, scans_before: str | None, data_version: str) -> str
     scans = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
     if scans is None or scans == scans_before:
         return None
-    found = str(yaml.safe_load(git(root, "show", f"{scans}:data.dvc"))["outs"][0]["md5"])
+    found = parse_data_version(git(root, "show", f"{scans}:data.dvc"), f"data.dvc of {scans}")
     return None if found == data_version else found
 
 

@@ -25,6 +25,7 @@ from flows.stages import (
     TransientError,
     pull_data,
     push,
+    restore_checkout,
     run_logged,
     run_stages,
 )
@@ -267,6 +268,10 @@ def test_remote_that_is_away_is_asked_again(pipeline: Path, tmp_path: Path, capl
     def fetching() -> None:
         pull_data(pipeline)
 
+    @flow
+    def restoring() -> None:
+        restore_checkout(pipeline)
+
     def while_away(work: Callable[[], None]) -> str:
         """What the log says of work whose remote comes back after the first failure."""
         caplog.clear()
@@ -286,22 +291,8 @@ def test_remote_that_is_away_is_asked_again(pipeline: Path, tmp_path: Path, capl
 
     while_away(sending)
     assert list(mount.glob("remote/files/md5/*/*.dir"))
-    shutil.rmtree(pipeline / ".dvc/cache")
-    shutil.rmtree(pipeline / "data")
-    while_away(fetching)
-    assert (pipeline / "data/scan").read_text() == "1"
-
-
-def test_forced_pull_gives_up_what_a_killed_run_left(pipeline: Path) -> None:
-    (pipeline / "data").mkdir()
-    (pipeline / "data/scan").write_text("1")
-    run_program(["dvc", "add", "--quiet", "data"], pipeline)
-    (pipeline / "data/scan").unlink()
-    (pipeline / "data/scan").write_text("half of it")
-
-    @flow
-    def fetching() -> None:
-        pull_data(pipeline, force=True)
-
-    fetching()
-    assert (pipeline / "data/scan").read_text() == "1"
+    for work in (fetching, restoring):
+        shutil.rmtree(pipeline / ".dvc/cache")
+        shutil.rmtree(pipeline / "data")
+        while_away(work)
+        assert (pipeline / "data/scan").read_text() == "1"
