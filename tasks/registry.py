@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,19 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 RESULTS_TAG = "fullscale.results_sha256"
 
 
+@dataclass(frozen=True)
+class InUse:
+    """The version that an alias points to.
+
+    Attributes:
+        version: its number.
+        tags: what the verdict wrote on it.
+    """
+
+    version: str
+    tags: Mapping[str, str]
+
+
 def find_training_run(store: Store, weights_sha256: str) -> str | None:
     """The id of the newest run that made these weights, if this store knows one."""
     client, experiment_id = connect(store)
@@ -29,6 +44,15 @@ def find_training_run(store: Store, weights_sha256: str) -> str | None:
         max_results=1,
     )
     return str(runs[0].info.run_id) if runs else None
+
+
+def run_url(store: Store, run_id: str) -> str | None:
+    """The page of a run on the store's server, without credentials; None where no server is."""
+    if not store.uri.startswith(("http://", "https://")):
+        return None
+    _, experiment_id = connect(store)
+    address = re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/")
+    return f"{address}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def add_test_results(store: Store, run_id: str, summary: Mapping[str, Any], folder: Path) -> None:
@@ -98,6 +122,12 @@ def find_alias(store: Store, model_name: str, alias: str) -> ModelVersion | None
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
+
+
+def read_champion(store: Store, model_name: str) -> InUse | None:
+    """The version in use, if there is one."""
+    found = find_alias(store, model_name, CHAMPION)
+    return None if found is None else InUse(str(found.version), dict(found.tags))
 
 
 def download_model(store: Store, version: ModelVersion, folder: Path) -> Path:

@@ -8,7 +8,8 @@ from prefect.artifacts import Artifact
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.reproduce import reproduce
-from flows.stages import StageFailedError, run_logged, stage_environment
+from flows.stages import StageFailedError, run_logged
+from tasks.processes import stage_environment
 
 pytestmark = pytest.mark.slow
 

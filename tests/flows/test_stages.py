@@ -1,18 +1,36 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow_server import Server
 from prefect import flow, task
+from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 from watching import is_alive, wait_until
 
-from flows.stages import StageFailedError, run_logged
+from flows import stages
+from flows.devices import LIMIT
+from flows.stages import (
+    StageFailedError,
+    TransientError,
+    pull_data,
+    push,
+    restore_checkout,
+    run_logged,
+    run_stages,
+)
+from tasks.checkouts import run_program
+from tasks.params import load_params
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -84,3 +102,197 @@ def test_missing_program_fails_the_stage_with_its_reason() -> None:
 
     with pytest.raises(StageFailedError, match="code 127: error: cannot run 'no-such-program'"):
         failing()
+
+
+# The stages of the project as shell commands that note when they begin and end.
+PIPELINE = """\
+stages:
+  slice: {cmd: echo slice, outs: [artifacts/slice]}
+  split: {cmd: echo split >> attempts; python probe.py, deps: [probe.py]}
+  train:
+    matrix: {network: [unet, unet3plus]}
+    cmd: sh train.sh ${item.network}
+    deps: [train.sh]
+  evaluate:
+    matrix: {network: [unet, unet3plus]}
+    cmd: echo evaluate ${item.network} >> attempts
+    deps: [train.sh]
+  register: {cmd: echo register >> attempts, deps: [train.sh]}
+"""
+TRAINING = """\
+echo begin $1 >> attempts
+echo "$1 epoch 1/2: loss 1.0, val Dice 0.1"
+sleep 4
+echo "$1 epoch 2/2: loss 0.9, val Dice 0.2"
+echo end $1 $CUDA_VISIBLE_DEVICES >> attempts
+"""
+# What a stage does before it begins to work.
+PROBE = """\
+from pathlib import Path
+from tasks.console import report_errors
+from tasks.tracking import connect, default_store
+
+@report_errors
+def main():
+    connect(default_store(Path()))
+
+main()
+"""
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DVC project of small stages; whatever is transient is tried again soon."""
+    root = tmp_path / "project"
+    root.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(stages, "RETRY_DELAYS_S", [5.0, 10.0, 20.0])
+    run_program(["dvc", "init", "--quiet", "--no-scm"], root)
+    (root / "dvc.yaml").write_text(PIPELINE.replace("echo slice", "mkdir -p artifacts/slice"))
+    (root / "train.sh").write_text(TRAINING)
+    (root / "probe.py").write_text("")
+    return root
+
+
+def attempts(root: Path) -> list[str]:
+    return (root / "attempts").read_text().split("\n")[:-1]
+
+
+def limit_devices(num_slots: int) -> None:
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(LIMIT, num_slots)
+
+
+@flow
+def all_stages(root: Path, num_devices: int = 1) -> None:
+    params = load_params(ROOT / "params.yaml")
+    train = params.train.model_copy(update={"devices": num_devices, "strategy": "ddp"})
+    run_stages(params.model_copy(update={"train": train}), root)
+
+
+@pytest.mark.parametrize("num_slots", [1, 2])
+def test_trainings_run_side_by_side_where_devices_allow(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch, num_slots: int
+) -> None:
+    limit_devices(num_slots)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    all_stages(pipeline)
+    told = attempts(pipeline)
+    assert told[0] == "split"
+    assert told[-3:] == ["evaluate unet", "evaluate unet3plus", "register"]
+    trained = told[1:-3]
+    if num_slots == 1:
+        assert trained == ["begin unet", "end unet GPU-a", "begin unet3plus", "end unet3plus GPU-a"]
+    else:
+        assert sorted(trained[:2]) == ["begin unet", "begin unet3plus"]
+        assert {line.split()[-1] for line in trained[2:]} == {"GPU-a", "GPU-b"}
+    for network in ("unet", "unet3plus"):
+        progress = Artifact.get(f"training-{network}")
+        assert progress is not None
+        assert float(progress.data) == 100
+        assert "epoch 2/2" in progress.description
+
+
+def test_training_on_more_devices_than_slots_gets_all(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_devices(1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    all_stages(pipeline, num_devices=2)
+    assert "end unet 0,1" in attempts(pipeline)
+
+
+def test_failing_training_lets_the_other_end_and_is_not_tried_again(pipeline: Path) -> None:
+    limit_devices(2)
+    broken = TRAINING.replace("sleep 4", "if [ $1 = unet ]; then exit 3; fi; sleep 4")
+    (pipeline / "train.sh").write_text(broken)
+    with pytest.raises(StageFailedError, match="train@unet ended with code"):
+        all_stages(pipeline)
+    told = attempts(pipeline)
+    assert told.count("begin unet") == 1
+    assert any(line.startswith("end unet3plus") for line in told)
+    assert "register" not in told
+
+
+def test_stage_waits_for_a_tracking_server_that_is_away(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    limit_devices(1)
+    (pipeline / "probe.py").write_text(PROBE)
+    server = Server(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+
+    def come_back() -> None:
+        assert wait_until((pipeline / "attempts").exists, 60)
+        server.start()
+
+    coming = threading.Thread(target=come_back)
+    coming.start()
+    try:
+        all_stages(pipeline)
+    finally:
+        coming.join()
+        server.kill()
+    told = attempts(pipeline)
+    assert told.count("split") in (2, 3)
+    assert told[-1] == "register"
+    assert f"the MLflow store {server.uri} does not answer" in caplog.text
+
+
+def test_server_that_stays_away_fails_the_stage(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "RETRY_DELAYS_S", [0.1])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    (pipeline / "probe.py").write_text(PROBE)
+    with pytest.raises(TransientError, match=r"http://127.0.0.1:9 does not answer"):
+        all_stages(pipeline)
+    assert attempts(pipeline) == ["split", "split"]
+
+
+def test_remote_that_is_away_is_asked_again(pipeline: Path, tmp_path: Path, caplog) -> None:
+    mount, away = tmp_path / "mount", tmp_path / "away"
+    mount.mkdir()
+    (pipeline / "data").mkdir()
+    (pipeline / "data/scan").write_text("1")
+    run_program(["dvc", "add", "--quiet", "data"], pipeline)
+    run_program(["dvc", "remote", "add", "--default", "team", str(mount / "remote")], pipeline)
+
+    @flow
+    def sending() -> None:
+        push(pipeline)
+
+    @flow
+    def fetching() -> None:
+        pull_data(pipeline)
+
+    @flow
+    def restoring() -> None:
+        restore_checkout(pipeline)
+
+    def while_away(work: Callable[[], None]) -> str:
+        """What the log says of work whose remote comes back after the first failure."""
+        caplog.clear()
+        mount.rename(away)
+        mount.write_text("not mounted")
+
+        def come_back() -> None:
+            assert wait_until(lambda: "Retry 1/3" in caplog.text, 60)
+            mount.unlink()
+            away.rename(mount)
+
+        coming = threading.Thread(target=come_back)
+        coming.start()
+        work()
+        coming.join()
+        return str(caplog.text)
+
+    while_away(sending)
+    assert list(mount.glob("remote/files/md5/*/*.dir"))
+    for work in (fetching, restoring):
+        shutil.rmtree(pipeline / ".dvc/cache")
+        shutil.rmtree(pipeline / "data")
+        while_away(work)
+        assert (pipeline / "data/scan").read_text() == "1"

@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.artifacts import Artifact
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.reproduce import show_verdict
+from flows.showing import show_verdict
 from tasks.report import write_report
 
 pytestmark = pytest.mark.slow

@@ -3,7 +3,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from flows.reproduce import plan
+from flows.stages import plan
 from tasks.params import load_params
 
 # What is only said, tracked or told from: a change there changes no artefact.

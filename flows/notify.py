@@ -1,0 +1,60 @@
+"""Messages to people, through a Prefect notification block of their choice; off by default."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Mapping
+
+from prefect import get_run_logger
+from prefect.blocks import notifications as _known_kinds  # noqa: F401 - loading a block needs them
+from prefect.blocks.abstract import NotificationBlock
+from prefect.blocks.core import Block
+from prefect.variables import Variable
+
+ENVIRONMENT = "FULLSCALE_NOTIFY"
+VARIABLE = "fullscale_notify"
+
+
+def chosen_block(environment: Mapping[str, str]) -> str | None:
+    """The block that messages go through, as TYPE/NAME such as slack-webhook/team.
+
+    FULLSCALE_NOTIFY names it, else the Prefect variable `fullscale_notify`; None is no messages.
+    """
+    if ENVIRONMENT in environment:
+        return environment[ENVIRONMENT] or None
+    found = Variable.get(VARIABLE)
+    return str(found) if found else None
+
+
+def notify(block_name: str | None, subject: str, body: str) -> bool:
+    """Send a message; whatever goes wrong with it is logged and does no other harm.
+
+    Args:
+        block_name: as `chosen_block` gives it.
+        subject: one line.
+        body: what happened, and where to look.
+
+    Returns:
+        Whether it was sent.
+    """
+    if block_name is None:
+        return False
+    logger = get_run_logger()
+    try:
+        block = Block.load(block_name)
+        if not isinstance(block, NotificationBlock):
+            logger.warning(
+                "%s cannot notify: a %s is no notification block; create one in the Prefect UI "
+                "and name it in %s",
+                *(block_name, type(block).__name__, ENVIRONMENT),
+            )
+            return False
+        with block.raise_on_failure():
+            sent = block.notify(body, subject)
+            if inspect.iscoroutine(sent):
+                asyncio.run(sent)
+    except Exception as error:  # blocks are other people's code, and fail in their own ways
+        logger.warning("no message was sent through %s: %s", block_name, error)
+        return False
+    return True

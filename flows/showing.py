@@ -1,0 +1,139 @@
+"""What a run leaves in the Prefect UI: scores, verdict, folds, pictures, progress of a training."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from typing import cast
+from uuid import UUID
+
+import pandas as pd
+from prefect import get_run_logger
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from tasks.params import Params
+from tasks.registry import find_training_run, run_url
+from tasks.report_style import to_png_uri
+from tasks.report_verdict import gain_charts
+from tasks.results import Verdict
+from tasks.summary import read_report, score_rows, verdict_lines
+from tasks.tracking import Store
+
+EPOCH = re.compile(r"(?P<network>\S+) epoch (?P<epoch>\d+)/(?P<num_epochs>\d+): ")
+"""The start of the line that a trainer prints after each epoch."""
+
+PICTURES = {"worst": "The test case with the lowest Dice", "median": "The median test case"}
+
+
+def show_results(params: Params, root: Path, store: Store) -> Verdict:
+    """Leave the result of a finished DAG as artifacts of the run; call it in a flow.
+
+    Args:
+        params: of the project at `root`.
+        root: the project, or a checkout of it.
+        store: where its trainings are tracked.
+
+    Returns:
+        The content of reports/gate.json.
+    """
+    verdict = read_report(root / "reports/gate.json")
+    headings = ("organ", "network", "dice", "slice_fpr", "num_cases")
+    create_table_artifact(
+        key="results",
+        table=[dict(zip(headings, row, strict=True)) for row in score_rows(params, root)],
+        description="Test set, scored in 3D on each scan's own grid",
+    )
+    show_folds(root)
+    show_verdict(verdict)
+    show_training_run(verdict, store)
+    for rank, words in PICTURES.items():
+        picture = (root / "reports" / verdict["candidate"] / f"{rank}.png").read_bytes()
+        create_image_artifact(
+            key=f"overlay-{rank}",
+            image_url=f"data:image/png;base64,{base64.b64encode(picture).decode()}",
+            description=f"{words}, segmented by {verdict['candidate']}",
+        )
+    return verdict
+
+
+def show_verdict(verdict: Verdict) -> None:
+    """Leave the verdict and its differences in Dice as artifacts of the run; call it in a flow."""
+    create_markdown_artifact(key="verdict", markdown="\n".join(verdict_lines(verdict)))
+    for figure, words in gain_charts(verdict)[:1]:
+        create_image_artifact(key="differences", image_url=to_png_uri(figure), description=words)
+
+
+def show_folds(root: Path) -> None:
+    """Say which patients went where."""
+    table = pd.read_csv(root / "artifacts/split.csv", dtype=str)
+    create_table_artifact(key="folds", table=fold_rows(table), description="Patients by fold")
+
+
+def fold_rows(split: pd.DataFrame) -> list[dict[str, str | int]]:
+    """Fold, number of patients and cases, and the patients, for each fold.
+
+    Args:
+        split: columns case, patient, fold; one row per case.
+    """
+    return [
+        {
+            "fold": str(fold),
+            "num_patients": rows["patient"].nunique(),
+            "num_cases": len(rows),
+            "patients": ", ".join(sorted(rows["patient"].unique())),
+        }
+        for fold, rows in split.groupby("fold", sort=False)
+    ]
+
+
+def show_training_run(verdict: Verdict, store: Store) -> None:
+    """Link to the MLflow run that trained the candidate, where a server shows it."""
+    run_id = find_training_run(store, verdict["weights_sha256"])
+    url = None if run_id is None else run_url(store, run_id)
+    if url is None:
+        get_run_logger().info("MLflow run %s is in %s", run_id, store.uri)
+        return
+    create_link_artifact(
+        key="mlflow-run", link=url, link_text="MLflow run", description="Training of the candidate"
+    )
+
+
+class TrainingProgress:
+    """A progress artifact that follows the lines of one training.
+
+    Args:
+        network: the one that is trained.
+    """
+
+    def __init__(self, network: str) -> None:
+        self._network = network
+        self._artifact_id: UUID | None = None
+
+    def read(self, line: str) -> None:
+        """Show how far the training is, if the line tells of an epoch; call it in a task."""
+        found = EPOCH.match(line)
+        if found is None or found["network"] != self._network:
+            return
+        percent = 100 * int(found["epoch"]) / int(found["num_epochs"])
+        try:
+            if self._artifact_id is None:
+                key = artifact_key(f"training-{self._network}")
+                created = create_progress_artifact(percent, key=key, description=line)
+                self._artifact_id = cast("UUID", created)
+            else:
+                update_progress_artifact(self._artifact_id, percent, description=line)
+        except Exception as error:  # a training does not end because its progress cannot be shown
+            get_run_logger().warning("progress is not shown: %s", error)
+
+
+def artifact_key(name: str) -> str:
+    """A key as Prefect wants it: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.blocks.system import Secret
+from prefect.testing.utilities import prefect_test_harness
+from prefect.variables import Variable
+
+from flows.notify import ENVIRONMENT, VARIABLE, chosen_block, notify
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prefect() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=60):
+        yield
+
+
+class Receiver:
+    """A web server that keeps what is posted to it."""
+
+    def __init__(self) -> None:
+        self.received: list[dict[str, Any]] = []
+        self.code = 200
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                receiver.received.append(json.loads(self.rfile.read(length)))
+                self.send_response(receiver.code)
+                self.end_headers()
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.server.shutdown()
+    receiver.server.server_close()
+
+
+def save_webhook(url: str) -> str:
+    block = CustomWebhookNotificationBlock(
+        name="team", url=url, json_data={"text": "{{subject}}\n{{body}}"}
+    )
+    block.save("team", overwrite=True)
+    return "custom-webhook/team"
+
+
+@flow
+def telling(block: str | None, subject: str, body: str) -> bool:
+    return notify(block, subject, body)
+
+
+def test_message_reaches_a_real_web_server(receiver: Receiver) -> None:
+    block = save_webhook(receiver.url)
+    assert telling(block, "Retraining: pass", "gain 0.0123\nbranch retrain/x") is True
+    assert receiver.received == [{"text": "Retraining: pass\ngain 0.0123\nbranch retrain/x"}]
+
+
+def test_no_block_sends_nothing(receiver: Receiver) -> None:
+    save_webhook(receiver.url)
+    assert telling(None, "Retraining: pass", "") is False
+    assert receiver.received == []
+
+
+def test_refusing_receiver_harms_nothing(receiver: Receiver, caplog) -> None:
+    receiver.code = 500
+    assert telling(save_webhook(receiver.url), "Retraining: pass", "") is False
+    assert len(receiver.received) == 1
+    assert "no message was sent through custom-webhook/team: Server error '500" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ("custom-webhook/nobody", "no message was sent through custom-webhook/nobody"),
+        ("nothing", "no message was sent through nothing"),
+        ("secret/password", "secret/password cannot notify: a Secret is no notification block"),
+    ],
+)
+def test_block_that_cannot_notify_is_named(block: str, words: str, caplog) -> None:
+    Secret(value="hidden").save("password", overwrite=True)
+    assert telling(block, "subject", "body") is False
+    assert words in caplog.text
+    assert "hidden" not in caplog.text
+
+
+def test_unreachable_receiver_harms_nothing(receiver: Receiver, caplog) -> None:
+    block = save_webhook("http://127.0.0.1:9/hook")
+    assert telling(block, "subject", "body") is False
+    assert "no message was sent" in caplog.text
+
+
+def test_environment_names_the_block_before_the_variable() -> None:
+    assert chosen_block({}) is None
+    Variable.set(VARIABLE, "custom-webhook/team", overwrite=True)
+    assert chosen_block({}) == "custom-webhook/team"
+    assert chosen_block({ENVIRONMENT: "slack-webhook/lab"}) == "slack-webhook/lab"
+    assert chosen_block({ENVIRONMENT: ""}) is None
+    Variable.unset(VARIABLE)

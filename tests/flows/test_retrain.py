@@ -1,0 +1,213 @@
+"""A new data version is retrained on for real: small networks, a real git, DVC, MLflow, Prefect."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import yaml
+from cohorts import write_nnunet
+from conftest import Project
+from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+from watching import wait_until
+
+from flows.devices import LIMIT
+from flows.retrain import NOTHING, retrain
+from scans.ingest import ingest
+from tasks.checkouts import SCANS_BRANCH, commit_paths, git, move_branch, run_program
+from tasks.data_version import open_newest
+from tasks.provenance import read_data_version
+from tasks.publish import newest_branch
+from tasks.tracking import default_store
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def prefect() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=60):
+        yield
+
+
+def copy_project(small_project: Project, folder: Path) -> Project:
+    """A reproduced project whose results are committed, with a DVC remote outside git."""
+    shutil.copytree(small_project.root, folder / "project")
+    shutil.rmtree(folder / "project/mlruns")
+    project = Project(folder / "project")
+    project.run("git", "commit", "--quiet", "--all", "--message", "Results")
+    project.run("dvc", "remote", "add", "--local", "--default", "team", str(folder / "remote"))
+    return project
+
+
+def land(root: Path, name: str, source: Path) -> str:
+    """Make a data version with two cases more on the branch `scans`; returns its MD5."""
+    write_nnunet(source, 2, prefix=name, seed=100 * len(name))
+    with open_newest(root, "inbox") as folder:
+        run_program(["dvc", "pull", "--quiet", "--force", "data.dvc"], folder)
+        report = ingest(source, folder / "data", training_only=True)
+        assert not report.refused, report
+        run_program(["dvc", "add", "--quiet", "data"], folder)
+        commit = commit_paths(folder, ["data.dvc"], f"Add {name}")
+        move_branch(folder, SCANS_BRANCH, commit)
+        return read_data_version(folder)
+
+
+def state(root: Path) -> list[object]:
+    """What a person sees of the project's own checkout."""
+    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    own = [path for path in files if path.relative_to(root).parts[0] in ("data", "reports")]
+    return [
+        git(root, "rev-parse", "HEAD"),
+        git(root, "symbolic-ref", "HEAD"),
+        git(root, "status", "--porcelain"),
+        *((path, path.stat().st_mtime_ns, path.stat().st_size) for path in own),
+    ]
+
+
+def artifact(key: str) -> str:
+    found = Artifact.get(key)
+    assert found is not None, key
+    return str(found.data)
+
+
+def count_events(name: str) -> int:
+    with get_client(sync_client=True) as client:
+        answer = client._client.post("/events/filter", json={"filter": {"event": {"name": [name]}}})
+        return int(answer.json()["total"])
+
+
+def test_new_scans_are_trained_on_and_the_result_is_a_branch(
+    prefect: None, small_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = copy_project(small_project, tmp_path)
+    root = project.root
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for key, value in project.environment.items():
+        monkeypatch.setenv(key, value)
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(LIMIT, 2)
+    assert retrain(root) == NOTHING
+    assert newest_branch(root) is None
+    assert "Nothing to do" in artifact("retraining")
+
+    first = land(root, "first", tmp_path / "first")
+    before = state(root)
+    seconds: list[str] = []
+
+    def land_meanwhile() -> None:
+        checkout = root / ".cache/checkouts/retrain"
+        assert wait_until(lambda: (checkout / "artifacts/slices/first_00").exists(), 120)
+        seconds.append(land(root, "second", tmp_path / "second"))
+
+    landing = threading.Thread(target=land_meanwhile)
+    landing.start()
+    status = retrain(root, "2 scans landed")
+    landing.join()
+
+    branch = newest_branch(root)
+    assert branch is not None
+    assert branch.endswith(first[:8])
+    changed = set(git(root, "diff", "--name-only", "HEAD", branch).splitlines())
+    assert {"data.dvc", "dvc.lock", "reports/gate.json"} <= changed
+    assert all(name in ("data.dvc", "dvc.lock") or name.startswith("reports/") for name in changed)
+    verdict = json.loads(git(root, "show", f"{branch}:reports/gate.json"))
+    assert verdict["status"] == status
+    assert verdict["data_version"] == first
+    published = json.loads(git(root, "show", "HEAD:reports/gate.json"))
+    assert verdict["test_set"] == published["test_set"]
+    message = git(root, "log", "-1", "--format=%B", branch)
+    assert message.startswith(f"Retrain on scans {first[:8]}: {status}")
+    assert "Reason: 2 scans landed" in message
+    assert f"Test set {verdict['test_set']}: unchanged" in message
+
+    assert state(root) == before
+    assert "up to date" in project.run("dvc", "status")
+    runs = mlflow.MlflowClient(default_store(root).uri).search_runs(["1"])
+    assert sorted(run.info.run_name for run in runs) == ["unet", "unet3plus"]
+    assert not (root / ".cache/checkouts/retrain/mlruns").exists()
+
+    folds = {row["fold"]: row["patients"] for row in json.loads(artifact("folds"))}
+    assert "first_00" not in folds["test"]
+    assert "first_00" in folds["train"] + folds["val"] + folds.get("unused", "")
+    assert f"Branch: {branch}" in artifact("retraining")
+    assert float(artifact("training-unet3plus")) == 100
+    assert artifact("overlay-worst").startswith("data:image/png;base64,iVBOR")
+
+    # A clone elsewhere fetches what was published and has nothing to compute.
+    clone = Project(tmp_path / "clone")
+    git(root, "clone", "--quiet", "--branch", branch, str(root), str(clone.root))
+    clone.run("dvc", "remote", "add", "--local", "--default", "team", str(tmp_path / "remote"))
+    clone.run("dvc", "pull", "--quiet")
+    told = clone.run("dvc", "repro")
+    assert "Running stage" not in told
+    assert git(clone.root, "status", "--porcelain") == ""
+
+    # The scans that landed meanwhile were announced, and are trained on next.
+    assert wait_until(lambda: count_events("scans.landed") == 1, 20)
+    assert retrain(root, "scans landed meanwhile") in ("pass", "fail", "undecided")
+    again = newest_branch(root)
+    assert again is not None
+    assert again.endswith(seconds[0][:8])
+    table = pd.read_csv(root / ".cache/checkouts/retrain/artifacts/split.csv")
+    assert {"first_00", "second_01"} <= set(table["case"])
+    assert retrain(root, "nightly") == NOTHING
+    assert newest_branch(root) == again
+    assert count_events("scans.landed") == 1
+    assert state(root) == before
+
+
+def test_killed_retraining_is_taken_up_and_looks_for_more_scans(
+    small_project: Project, tmp_path: Path
+) -> None:
+    project = copy_project(small_project, tmp_path)
+    root = project.root
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["train"] |= {"num_epochs": 2}
+    params["compute"] |= {"checkpoint_interval_s": 0.5}
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    project.run("git", "commit", "--quiet", "--all", "--message", "Train longer")
+    kept = root / ".cache/checkouts/retrain/.cache/train/unet3plus/checkpoints"
+    command = ["python", "-m", "flows.retrain", "longer", "training"]
+    with (tmp_path / "log").open("w") as log:
+        flow = subprocess.Popen(
+            command,
+            cwd=root,
+            env=project.environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        assert wait_until(lambda: list(kept.glob("*.ckpt")), 300)
+        os.killpg(flow.pid, signal.SIGKILL)
+        flow.wait()
+    assert newest_branch(root) is None
+
+    landed: list[str] = []
+
+    def land_meanwhile() -> None:
+        assert wait_until(lambda: not list(kept.glob("*.ckpt")), 300)
+        landed.append(land(root, "late", tmp_path / "late"))
+
+    landing = threading.Thread(target=land_meanwhile)
+    landing.start()
+    told = project.run(*command)
+    landing.join()
+    branches = git(root, "branch", "--list", "--format=%(refname:short)", "retrain/*").splitlines()
+    assert len(branches) == 2
+    assert any(branch.endswith(landed[0][:8]) for branch in branches)
+    assert told.count("unet epoch 1/2:") == 1  # of the second data version
+    assert told.count("unet3plus epoch 2/2:") == 2
+    assert "is not continued" not in told.partition("scans landed meanwhile")[0]
+    assert "scans landed meanwhile" in told
+    assert git(root, "status", "--porcelain") == ""
