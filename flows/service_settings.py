@@ -181,6 +181,7 @@ def _plan_mlflow(
     environment = {
         "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{folder / 'mlflow.db'}",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_UVICORN_OPTS": "--no-access-log",
         **everyone,
     }
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
