@@ -19,7 +19,7 @@ setup: $(READY)  ## make the virtual environment with pinned dependencies
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,dask]'
+	pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,dask,auth,postgres,s3]'
 	touch $@
 
 repro: setup  ## reproduce the published result: sample scans, whole pipeline, verdict
@@ -45,8 +45,8 @@ types: setup  ## check types
 bench: setup  ## measure speed and memory against plain formulations
 	for benchmark in $(BENCHMARKS); do python -m benchmarks.$$benchmark || exit 1; done
 
-services: setup  ## start the MLflow and Prefect servers until Ctrl-C
-	honcho start
+services: setup  ## start MLflow, Prefect and a worker until Ctrl-C
+	exec python -m flows.services
 
 clean:  ## remove the environment and everything that can be made again
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info

@@ -1,0 +1,121 @@
+"""Pool, limits, deployments and automations on a Prefect server, made or brought up to date.
+
+`python -m flows.deployments` asks nothing and may be run again at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.workers.process import ProcessWorker
+
+from flows.service_settings import POOL
+
+DEVICE_LIMIT = "fullscale-device"
+LOST_RUN = "run without a sign of life"
+# Heartbeats come every 30 s: two may be late or lost while the server restarts.
+LOST_AFTER_S = 90
+
+
+class DeploymentError(Exception):
+    """The deployments could not be made."""
+
+
+def count_devices() -> int:
+    """How many trainings may run at once: one for each GPU, or one."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def lost_run_automation() -> AutomationCore:
+    """What marks a run as crashed when its process went without a word, in a power cut say."""
+    run = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
+    ended = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled")}
+    return AutomationCore(
+        name=LOST_RUN,
+        description=f"No heartbeat for {LOST_AFTER_S} s: the process, or its machine, is gone.",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            match=run,
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", "prefect.flow-run.Crashed", *ended},
+            for_each={"prefect.resource.id"},
+            threshold=1,
+            within=timedelta(seconds=LOST_AFTER_S),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed",
+                state=StateType.CRASHED,
+                force=False,
+                message=f"No heartbeat for {LOST_AFTER_S} s: the process or its machine is gone.",
+            )
+        ],
+    )
+
+
+async def set_up(client: PrefectClient, num_devices: int) -> None:
+    """Make pool, limit and automation, or bring them up to date."""
+    template = ProcessWorker.get_default_base_job_template()
+    pool = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
+    await client.create_work_pool(pool, overwrite=True)
+    await client.upsert_global_concurrency_limit_by_name(DEVICE_LIMIT, num_devices)
+    automation = lost_run_automation()
+    found = await client.read_automations_by_name(automation.name)
+    for present in found:
+        await client.update_automation(present.id, automation)
+    if not found:
+        await client.create_automation(automation)
+
+
+async def _set_up(num_devices: int) -> None:
+    async with get_client() as client:
+        await set_up(client, num_devices)
+
+
+def deploy(root: Path) -> None:
+    """Create the deployments of prefect.yaml, or bring them up to date.
+
+    Raises:
+        DeploymentError: Prefect refused; its own words say why.
+    """
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.processes", *command],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise DeploymentError(f"`prefect deploy --all` failed:\n{done.stdout.strip()}")
+
+
+def main() -> None:
+    """Set up the server that PREFECT_API_URL names for the working directory's project."""
+    if not os.environ.get("PREFECT_API_URL"):
+        sys.exit("error: PREFECT_API_URL is not set; it names the server to set up")
+    num_devices = count_devices()
+    asyncio.run(_set_up(num_devices))
+    try:
+        deploy(Path())
+    except DeploymentError as error:
+        sys.exit(f"error: {error}")
+    print(f"pool {POOL} and deployments are up to date; trainings at once: {num_devices}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""What servers and worker are started with: the environment's settings, and defaults for the rest.
+
+Databases, artifact store and credentials have the names that MLflow, Prefect and boto3 give them,
+so that a variable means the same to every program. Names beginning with FULLSCALE are our own.
+Nothing secret goes on a command line, where every user of the machine could read it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from scans.files import write_atomically
+
+POOL = "local"
+DEFAULTS = {
+    "DO_NOT_TRACK": "1",
+    "FULLSCALE_PROMOTE_CRON": "*/5 * * * *",
+    "FULLSCALE_RETRAIN_CRON": "0 2 * * *",
+    "FULLSCALE_WATCH_CRON": "* * * * *",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the least that Prefect allows
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # Kept in memory, a lease is lost when the server restarts, and its slot taken for ever.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+        "prefect.server.concurrency.lease_storage.filesystem"
+    ),
+    "PREFECT_WORKER_QUERY_SECONDS": "5",
+}
+# Worker and runs do without what opens the servers' databases.
+SERVER_VARIABLES = (
+    "MLFLOW_AUTH_ADMIN_PASSWORD",
+    "MLFLOW_AUTH_ADMIN_USERNAME",
+    "MLFLOW_BACKEND_STORE_URI",
+    "MLFLOW_FLASK_SERVER_SECRET_KEY",
+    "PREFECT_SERVER_API_AUTH_STRING",
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL",
+)
+LOOPBACK = ("127.0.0.1", "localhost")
+MIN_PASSWORD_LENGTH = 12  # MLflow's rule
+
+
+class SettingsError(Exception):
+    """The environment asks for what cannot be; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A program that is kept running.
+
+    Attributes:
+        name: what its lines of output begin with.
+        command: program and arguments.
+        environment: all of its variables.
+        port: where it listens; None where it does not.
+        port_variable: the variable that moves it to another port.
+        health_url: answers 200 once it works.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    port: int | None = None
+    port_variable: str = ""
+    health_url: str = ""
+
+
+@dataclass(frozen=True)
+class Services:
+    """What to start, and where it is found.
+
+    Attributes:
+        servers: those that do not run elsewhere.
+        worker: takes runs from Prefect.
+        environment: what worker and runs get.
+    """
+
+    servers: tuple[Service, ...]
+    worker: Service
+    environment: Mapping[str, str]
+
+    @property
+    def mlflow_url(self) -> str:
+        """MLflow's address, for people and programs."""
+        return self.environment["MLFLOW_TRACKING_URI"]
+
+    @property
+    def prefect_url(self) -> str:
+        """Address of Prefect's pages."""
+        return self.environment["PREFECT_API_URL"].rstrip("/").removesuffix("/api")
+
+
+def plan_services(root: Path, environment: Mapping[str, str]) -> Services:
+    """Work out what to start for a project.
+
+    A server that MLFLOW_TRACKING_URI or PREFECT_API_URL places elsewhere is used, not started.
+
+    Args:
+        root: the project, absolute.
+        environment: variables as a user sets them; an empty one counts as not set.
+
+    Raises:
+        SettingsError: a setting is wrong, missing, or contradicts another one.
+    """
+    given = {key: value for key, value in environment.items() if value}
+    host = given.get("FULLSCALE_HOST", LOOPBACK[0])
+    check_credentials(given, is_reachable=host not in LOOPBACK)
+    mlflow_port = _read_port(given, "FULLSCALE_MLFLOW_PORT", 5000)
+    prefect_port = _read_port(given, "FULLSCALE_PREFECT_PORT", 4200)
+    mlflow_url, api_url = f"http://{host}:{mlflow_port}", f"http://{host}:{prefect_port}/api"
+    store = given.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    is_mlflow_elsewhere = store.startswith("http") and store != mlflow_url
+    is_prefect_elsewhere = given.get("PREFECT_API_URL", api_url).rstrip("/") != api_url
+    everyone = {
+        **DEFAULTS,
+        "PREFECT_HOME": str(root / ".prefect"),
+        "PREFECT_API_URL": api_url,
+        **given,
+        "MLFLOW_TRACKING_URI": store if is_mlflow_elsewhere else mlflow_url,
+        "FULLSCALE_ROOT": str(root),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), given.get("PATH", "")]),
+        "PYTHONUNBUFFERED": "1",
+    }
+    servers = []
+    if not is_mlflow_elsewhere:
+        database = "" if store.startswith("http") else store
+        servers.append(_plan_mlflow(root, everyone, host, mlflow_port, database))
+    if not is_prefect_elsewhere:
+        servers.append(_plan_prefect(everyone, host, prefect_port))
+    client = {key: value for key, value in everyone.items() if key not in SERVER_VARIABLES}
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process"]
+    command += ["--pool", POOL, "--name", socket.gethostname()]
+    return Services(
+        servers=tuple(servers),
+        worker=Service("worker", tuple(command), client),
+        environment=client,
+    )
+
+
+def check_credentials(given: Mapping[str, str], *, is_reachable: bool) -> None:
+    """Refuse a server without a password beside one with, and any without on a network.
+
+    Args:
+        given: the environment.
+        is_reachable: other machines can open the servers.
+
+    Raises:
+        SettingsError: what is set protects too little.
+    """
+    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING")
+    missing = [name for name in names if name not in given]
+    if missing and (is_reachable or len(missing) < len(names)):
+        why = "FULLSCALE_HOST opens the servers to others" if is_reachable else "others are set"
+        raise SettingsError(
+            f"{', '.join(missing)} not set, though {why}; set all of {', '.join(names)}, the last "
+            "one as NAME:PASSWORD"
+        )
+    if missing:
+        return
+    user, _, password = given["PREFECT_API_AUTH_STRING"].partition(":")
+    if not user or not password:
+        raise SettingsError("PREFECT_API_AUTH_STRING is not of the form NAME:PASSWORD")
+    if min(len(password), len(given["MLFLOW_TRACKING_PASSWORD"])) < MIN_PASSWORD_LENGTH:
+        raise SettingsError(
+            "the passwords in MLFLOW_TRACKING_PASSWORD and PREFECT_API_AUTH_STRING need at least "
+            f"{MIN_PASSWORD_LENGTH} characters each"
+        )
+
+
+def _plan_mlflow(
+    root: Path, everyone: Mapping[str, str], host: str, port: int, database: str
+) -> Service:
+    """MLflow's server: one process that serves, no execution of jobs, which take gigabytes."""
+    folder = root / "mlruns"
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{folder / 'mlflow.db'}",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_UVICORN_OPTS": "--no-access-log",
+        **everyone,
+    }
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command += ["--host", _bind_address(host), "--port", str(port)]
+    if "MLFLOW_ARTIFACTS_DESTINATION" not in environment:
+        # Where stages find them without a server, too.
+        environment.setdefault("MLFLOW_DEFAULT_ARTIFACT_ROOT", (folder / "artifacts").as_uri())
+    if host not in LOOPBACK:
+        names = ",".join(f"{name}:{port}" for name in (host, *LOOPBACK))
+        environment.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", names)
+    if "MLFLOW_TRACKING_PASSWORD" in everyone:
+        command += ["--app-name", "basic-auth"]
+        environment |= {
+            "MLFLOW_AUTH_CONFIG_PATH": str(root / ".cache/services/mlflow_auth.ini"),
+            "MLFLOW_AUTH_ADMIN_USERNAME": everyone["MLFLOW_TRACKING_USERNAME"],
+            "MLFLOW_AUTH_ADMIN_PASSWORD": everyone["MLFLOW_TRACKING_PASSWORD"],
+        }
+        # It guards one form against other sites, and may change when the server starts.
+        environment.setdefault("MLFLOW_FLASK_SERVER_SECRET_KEY", secrets.token_hex(32))
+    health_url = f"http://{LOOPBACK[0]}:{port}/health"
+    return Service("mlflow", tuple(command), environment, port, "FULLSCALE_MLFLOW_PORT", health_url)
+
+
+def _plan_prefect(everyone: Mapping[str, str], host: str, port: int) -> Service:
+    """Prefect's server, with its pages."""
+    environment = dict(everyone)
+    if "PREFECT_API_AUTH_STRING" in everyone:
+        environment["PREFECT_SERVER_API_AUTH_STRING"] = everyone["PREFECT_API_AUTH_STRING"]
+    command = ("prefect", "server", "start", "--host", _bind_address(host), "--port", str(port))
+    health_url = f"http://{LOOPBACK[0]}:{port}/api/health"
+    return Service(
+        "prefect",
+        (sys.executable, "-m", *command),
+        environment,
+        port,
+        "FULLSCALE_PREFECT_PORT",
+        health_url,
+    )
+
+
+def write_server_files(services: Services) -> None:
+    """Write what servers read at their start: where MLflow keeps its users.
+
+    They stand in the database of its runs. The file may hold that database's password, so only
+    this user may read it.
+    """
+    for service in services.servers:
+        if "MLFLOW_AUTH_CONFIG_PATH" not in service.environment:
+            continue
+        path = Path(service.environment["MLFLOW_AUTH_CONFIG_PATH"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(0o700)
+        database = service.environment["MLFLOW_BACKEND_STORE_URI"].replace("%", "%%")
+        lines = ["[mlflow]", "default_permission = READ", f"database_uri = {database}"]
+        write_atomically(path, "\n".join(lines) + "\n")
+
+
+def _bind_address(host: str) -> str:
+    """Loopback, or every address where others may come."""
+    return LOOPBACK[0] if host in LOOPBACK else "0.0.0.0"  # noqa: S104 - credentials were checked
+
+
+def _read_port(given: Mapping[str, str], name: str, default: int) -> int:
+    """A port from the environment."""
+    text = given.get(name, str(default))
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise SettingsError(f"{name} is {text!r}, not a port from 1 to 65535")
+    return int(text)

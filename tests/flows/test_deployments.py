@@ -1,0 +1,90 @@
+"""What prefect.yaml says, read as Prefect reads it; that it works is in tests/system."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.client.schemas.schedules import CronSchedule
+
+from flows.deployments import LOST_AFTER_S, lost_run_automation
+from flows.service_settings import POOL, plan_services
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "prefect.yaml").read_text()
+DEPLOYMENTS = {item["name"]: item for item in yaml.safe_load(TEXT)["deployments"]}
+HEARTBEAT_S = 30
+
+
+def test_every_flow_has_its_deployment():
+    assert list(DEPLOYMENTS) == ["reproduce", "watch-inbox", "retrain", "promote-check"]
+
+
+@pytest.mark.parametrize("name", list(DEPLOYMENTS))
+def test_entry_point_has_the_deployments_name(name):
+    word = name.replace("-", "_")
+    assert DEPLOYMENTS[name]["entrypoint"] == f"flows/{word}.py:{word}"
+    assert DEPLOYMENTS[name]["description"]
+
+
+@pytest.mark.parametrize("name", list(DEPLOYMENTS))
+def test_runs_end_with_their_worker(name):
+    pool = DEPLOYMENTS[name]["work_pool"]
+    assert pool["name"] == POOL
+    assert pool["job_variables"]["command"].startswith("python -m tasks.processes python ")
+
+
+def test_every_variable_is_set_by_the_services():
+    names = set(re.findall(r"\{\{ \$(\w+) \}\}", TEXT))
+    assert names == {
+        "FULLSCALE_ROOT",
+        "FULLSCALE_WATCH_CRON",
+        "FULLSCALE_RETRAIN_CRON",
+        "FULLSCALE_PROMOTE_CRON",
+    }
+    assert names <= set(plan_services(ROOT, {}).environment)
+
+
+@pytest.mark.parametrize("name", ["watch-inbox", "retrain", "promote-check"])
+def test_default_schedule_is_a_cron_that_prefect_knows(name):
+    (schedule,) = DEPLOYMENTS[name]["schedules"]
+    variable = re.fullmatch(r"\{\{ \$(\w+) \}\}", schedule["cron"])
+    assert variable is not None
+    CronSchedule(cron=plan_services(ROOT, {}).environment[variable.group(1)])
+
+
+def test_one_retraining_runs_and_the_others_wait():
+    assert DEPLOYMENTS["retrain"]["concurrency_limit"] == {
+        "limit": 1,
+        "collision_strategy": "ENQUEUE",
+    }
+
+
+@pytest.mark.parametrize("name", ["watch-inbox", "promote-check"])
+def test_looks_that_come_too_often_are_left_out(name):
+    assert DEPLOYMENTS[name]["concurrency_limit"] == {
+        "limit": 1,
+        "collision_strategy": "CANCEL_NEW",
+    }
+
+
+def test_scans_that_land_start_one_retraining():
+    (trigger,) = DEPLOYMENTS["retrain"]["triggers"]
+    assert trigger["expect"] == ["scans.landed"]
+    assert trigger["match"] == {"prefect.resource.id": "fullscale.inbox"}
+    assert trigger["within"] == 10
+    assert "event.payload.data_version" in trigger["parameters"]["reason"]
+
+
+def test_two_late_heartbeats_do_not_end_a_run():
+    trigger = lost_run_automation().trigger
+    assert trigger.within.total_seconds() == LOST_AFTER_S > 2 * HEARTBEAT_S
+    frequency = plan_services(ROOT, {}).environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]
+    assert int(frequency) == HEARTBEAT_S
+
+
+@pytest.mark.parametrize("state", ["Completed", "Failed", "Cancelled", "Crashed"])
+def test_run_that_ended_is_not_missed(state):
+    assert f"prefect.flow-run.{state}" in lost_run_automation().trigger.expect

@@ -1,0 +1,202 @@
+"""`python -m flows.services` on a clone of the project, with flows that do as tests tell them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import psutil
+from conftest import ROOT, Project, clone_project
+from watching import is_alive, wait_until
+
+# A retraining as the engine sees it: a program below a flow that holds the device's slot.
+RETRAIN = """
+import os
+from pathlib import Path
+from prefect import flow
+from prefect.concurrency.sync import concurrency
+from flows.stages import run_logged
+
+@flow(name="retrain", log_prints=True)
+def retrain(root: Path | None = None, reason: str = "by hand"):
+    Path("flow.pid").write_text(str(os.getpid()))
+    with concurrency("fullscale-device", occupy=1, lease_duration=60, strict=False):
+        run_logged(["sh", "-c", "echo $$ > trainer.pid; cat command.txt | sh"], Path())
+"""
+LOOK = """
+from pathlib import Path
+from prefect import flow
+
+@flow(name="{name}")
+def {function}(root: Path | None = None):
+    Path("{function}.txt").write_text("looked")
+"""
+
+
+def free_port() -> int:
+    """A port that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_project(folder: Path) -> Project:
+    """A clone whose flows are those above, with ports of its own."""
+    project = clone_project(folder)
+    flows = project.root / "flows"
+    (flows / "retrain.py").write_text(RETRAIN)
+    (flows / "watch_inbox.py").write_text(LOOK.format(name="watch-inbox", function="watch_inbox"))
+    (flows / "promote_check.py").write_text(
+        LOOK.format(name="promote-check", function="promote_check")
+    )
+    (project.root / "command.txt").write_text("sleep 1\n")
+    project.environment |= {
+        "FULLSCALE_MLFLOW_PORT": str(free_port()),
+        "FULLSCALE_PREFECT_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    return project
+
+
+class RunningServices:
+    """The services of a project, and what is seen of them from outside."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        environment = project.environment
+        self.mlflow_url = f"http://127.0.0.1:{environment['FULLSCALE_MLFLOW_PORT']}"
+        self.prefect_url = f"http://127.0.0.1:{environment['FULLSCALE_PREFECT_PORT']}"
+        login = environment.get("PREFECT_API_AUTH_STRING")
+        self.api = httpx.Client(
+            base_url=f"{self.prefect_url}/api/",
+            auth=tuple(login.split(":", 1)) if login else None,
+            timeout=30,
+        )
+        self.log_path = project.root / "services.log"
+        self.process: subprocess.Popen | None = None
+
+    def start(self, timeout_s: float = 180) -> None:
+        """Start them and wait until they say that they are there."""
+        self.log_path.unlink(missing_ok=True)
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.services"],
+                cwd=self.project.root,
+                env=self.project.environment,
+                stdout=log,
+                stderr=log,
+            )
+        assert wait_until(lambda: self.is_up() or self.process.poll() is not None, timeout_s)
+        assert self.is_up(), self.log()
+
+    def is_up(self) -> bool:
+        """Whether everything was started."""
+        return "Ctrl-C stops all" in self.log()
+
+    def log(self) -> str:
+        """All that was printed."""
+        return self.log_path.read_text(errors="replace")
+
+    def processes(self) -> list[psutil.Process]:
+        """All processes below the one that keeps them."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def find(self, words: str) -> list[psutil.Process]:
+        """Processes whose command line holds some words."""
+        found = []
+        for process in self.processes():
+            try:
+                if words in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 60) -> list[int]:
+        """End them by a signal; returns which of their processes are left."""
+        pids = [process.pid for process in self.processes()]
+        self.process.send_signal(number)
+        self.process.wait(timeout_s)
+        return [pid for pid in pids if is_alive(pid)]
+
+    def kill_left(self) -> None:
+        """End what a failed test left."""
+        if self.process is not None and self.process.poll() is None:
+            left = self.processes()
+            self.process.kill()
+            self.process.wait()
+            for process in left:
+                if process.is_running():
+                    process.kill()
+
+    def post(self, path: str, content: dict | None = None) -> object:
+        """Ask Prefect's API."""
+        answer = self.api.post(path, json=content or {})
+        answer.raise_for_status()
+        return answer.json()
+
+    def deployment(self, name: str) -> dict:
+        """What Prefect knows of a deployment."""
+        answer = self.api.get(f"deployments/name/{name}/{name}")
+        answer.raise_for_status()
+        return answer.json()
+
+    def start_run(self, name: str) -> str:
+        """Ask for a run of a deployment; returns its id."""
+        deployment_id = self.deployment(name)["id"]
+        return self.post(f"deployments/{deployment_id}/create_flow_run")["id"]
+
+    def state(self, run_id: str) -> str:
+        """The name of a run's state; empty while the server is away."""
+        try:
+            return self.api.get(f"flow_runs/{run_id}").json()["state"]["name"]
+        except (httpx.HTTPError, json.JSONDecodeError, KeyError):
+            return ""
+
+    def runs(self, name: str, state: str) -> list[dict]:
+        """A deployment's runs in a state."""
+        wanted = {
+            "deployments": {"name": {"any_": [name]}},
+            "flow_runs": {"state": {"name": {"any_": [state]}}},
+        }
+        return self.post("flow_runs/filter", wanted)
+
+    def num_busy_devices(self) -> int:
+        """How many slots are taken."""
+        return self.api.get("v2/concurrency_limits/fullscale-device").json()["active_slots"]
+
+    def start_training(self, command: str) -> tuple[str, int, int]:
+        """Start a retraining whose trainer runs a shell line; returns its id and process ids."""
+        files = [self.project.root / name for name in ("flow.pid", "trainer.pid")]
+        for file in files:
+            file.unlink(missing_ok=True)
+        (self.project.root / "command.txt").write_text(command + "\n")
+        run_id = self.start_run("retrain")
+        assert wait_until(lambda: all(f.exists() and f.read_text().strip() for f in files), 90), (
+            self.log()
+        )
+        return run_id, *(int(file.read_text()) for file in files)
+
+
+def emit(project: Project, prefect_url: str, payload: dict) -> None:
+    """Tell Prefect that scans landed, as the inbox's flow does."""
+    code = (
+        "import json, sys; from prefect.events import emit_event;"
+        "from prefect.events.worker import EventsWorker;"
+        "emit_event('scans.landed', resource={'prefect.resource.id': 'fullscale.inbox'},"
+        " payload=json.loads(sys.argv[1])); EventsWorker.instance().drain()"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, json.dumps(payload)],
+        cwd=project.root,
+        env={**os.environ, **project.environment, "PREFECT_API_URL": f"{prefect_url}/api"},
+        check=True,
+        timeout=60,
+    )

@@ -1,0 +1,184 @@
+"""`make services` as a user meets it: what it sets up, and what it survives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+
+import psutil
+import pytest
+from running_services import RunningServices, emit, make_project
+from watching import is_alive, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+DEPLOYMENTS = ["promote-check", "reproduce", "retrain", "watch-inbox"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    project = make_project(tmp_path_factory.mktemp("services") / "project")
+    project.environment["FULLSCALE_PROMOTE_CRON"] = "* * * * * */20"  # every 20 s
+    return project
+
+
+@pytest.fixture(scope="module")
+def services(project):
+    services = RunningServices(project)
+    services.start()
+    yield services
+    services.kill_left()
+
+
+def deployment_names(services):
+    return sorted(item["name"] for item in services.post("deployments/filter"))
+
+
+def test_start_prints_where_everything_is(services):
+    assert f"MLflow   {services.mlflow_url}\n" in services.log()
+    assert f"Prefect  {services.prefect_url}\n" in services.log()
+    assert "trainings at once: 1" in services.log()
+
+
+def test_start_sets_prefect_up(services):
+    assert deployment_names(services) == DEPLOYMENTS
+    assert services.api.get("work_pools/local").json()["type"] == "process"
+    assert services.api.get("v2/concurrency_limits/fullscale-device").json()["limit"] == 1
+    retrain = services.deployment("retrain")
+    assert retrain["global_concurrency_limit"]["limit"] == 1
+    assert retrain["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    names = {item["name"] for item in services.post("automations/filter")}
+    assert {"scans landed", "run without a sign of life"} <= names
+
+
+def test_services_need_less_than_a_gigabyte_and_a_half(services):
+    keeper = psutil.Process(services.process.pid)
+    sizes = [each.memory_info().rss for each in (keeper, *services.processes())]
+    assert sum(sizes) < 1.5e9
+
+
+def test_schedule_fires(services):
+    assert wait_until(lambda: services.runs("promote-check", "Completed"), 90), services.log()
+    assert (services.project.root / "promote_check.txt").read_text() == "looked"
+    run = services.runs("promote-check", "Completed")[0]
+    assert run["created_by"]["type"] == "SCHEDULE"
+
+
+def test_landed_scans_start_a_retraining_that_says_why(services):
+    (services.project.root / "command.txt").write_text("true\n")
+    for num_accepted in (2, 3):  # a burst is one reason to train
+        emit(
+            services.project,
+            services.prefect_url,
+            {"data_version": "0a1b2c3d", "num_accepted": num_accepted},
+        )
+    assert wait_until(lambda: services.runs("retrain", "Completed"), 90), services.log()
+    reasons = {run["parameters"]["reason"] for run in services.runs("retrain", "Completed")}
+    assert "2 scans landed in data version 0a1b2c3d" in reasons
+
+
+def test_second_retraining_waits_for_the_first(services):
+    first, *_ = services.start_training("sleep 25")
+    second = services.start_run("retrain")
+    assert wait_until(lambda: services.state(second) == "AwaitingConcurrencySlot", 40)
+    assert services.state(first) == "Running"
+    assert wait_until(lambda: services.state(first) == "Completed", 90)
+    (services.project.root / "command.txt").write_text("true\n")
+    assert wait_until(lambda: services.state(second) == "Completed", 120), services.log()
+
+
+def test_killed_worker_leaves_a_crashed_run_a_free_device_and_no_orphan(services):
+    run_id, flow_pid, trainer_pid = services.start_training("exec sleep 300")
+    assert services.num_busy_devices() == 1
+    (worker,) = services.find("prefect worker start")
+    killed_s = time.monotonic()
+    worker.kill()
+    assert wait_until(lambda: services.state(run_id) == "Crashed", 60), services.log()
+    assert wait_until(lambda: services.num_busy_devices() == 0, 60)
+    assert wait_until(lambda: not is_alive(flow_pid) and not is_alive(trainer_pid), 30)
+    assert time.monotonic() - killed_s < 60
+    run_id, *_ = services.start_training("true")
+    assert wait_until(lambda: services.state(run_id) == "Completed", 90), services.log()
+
+
+def test_run_survives_a_restart_of_its_server(services):
+    run_id, *_ = services.start_training("sleep 40")
+    (server,) = services.find("prefect server start")
+    server.kill()
+    assert wait_until(lambda: services.state(run_id) == "", 10)
+    assert wait_until(lambda: services.state(run_id) == "Running", 60), services.log()
+    assert wait_until(lambda: services.state(run_id) == "Completed", 90), services.log()
+    assert wait_until(lambda: services.num_busy_devices() == 0, 90)
+
+
+def test_run_that_vanished_is_seen_as_crashed(services):
+    run_id, flow_pid, trainer_pid = services.start_training("exec sleep 300")
+    (worker,) = services.find("prefect worker start")
+    killed_s = time.monotonic()
+    worker.suspend()  # or it would tell of the flow's end
+    os.kill(flow_pid, signal.SIGKILL)
+    worker.kill()
+    assert wait_until(lambda: not is_alive(trainer_pid), 30)
+    assert wait_until(lambda: services.num_busy_devices() == 0, 90)
+    assert time.monotonic() - killed_s < 90
+    assert wait_until(lambda: services.state(run_id) == "Crashed", 120), services.log()
+    run_id, *_ = services.start_training("true")
+    assert wait_until(lambda: services.state(run_id) == "Completed", 90), services.log()
+
+
+def test_second_services_say_that_the_port_is_in_use(services):
+    told = services.project.run("python", "-m", "flows.services", code=1)
+    port = services.project.environment["FULLSCALE_MLFLOW_PORT"]
+    assert f"error: port {port} for mlflow is in use" in told
+    assert "set FULLSCALE_MLFLOW_PORT to another port" in told
+    assert "Traceback" not in told
+    assert services.process.poll() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interruption_ends_everything_and_services_start_again(services, number):
+    run_id, flow_pid, trainer_pid = services.start_training("exec sleep 300")
+    begin_s = time.monotonic()
+    assert services.stop(number) == []
+    assert time.monotonic() - begin_s < 30
+    assert services.process.returncode == 0
+    assert services.log().endswith("stopped\n")
+    assert not is_alive(flow_pid)
+    assert not is_alive(trainer_pid)
+    services.start()
+    assert deployment_names(services) == DEPLOYMENTS
+    assert services.state(run_id) == "Crashed"
+    assert services.num_busy_devices() == 0
+
+
+def test_killed_keeper_takes_everything_with_it(services):
+    pids = [process.pid for process in services.processes()]
+    services.process.kill()
+    services.process.wait()
+    assert wait_until(lambda: not any(is_alive(pid) for pid in pids), 60)
+
+
+def test_server_that_does_not_start_is_told_with_its_own_words(project):
+    project.environment["MLFLOW_BACKEND_STORE_URI"] = "sqlite:////no/such/folder/mlflow.db"
+    try:
+        told = project.run("python", "-m", "flows.services", code=1)
+    finally:
+        del project.environment["MLFLOW_BACKEND_STORE_URI"]
+    assert "error: mlflow did not start; it ended with code 1:" in told
+    assert "unable to open database file" in told
+    for name in ("FULLSCALE_MLFLOW_PORT", "FULLSCALE_PREFECT_PORT"):
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", int(project.environment[name]))) != 0
+
+
+def test_flow_that_cannot_be_loaded_is_told(project):
+    path = project.root / "flows/promote_check.py"
+    text = path.read_text()
+    path.write_text("import no_such_module\n" + text)
+    try:
+        told = project.run("python", "-m", "flows.services", code=1)
+    finally:
+        path.write_text(text)
+    assert "error: the deployments were not made" in told
+    assert "no_such_module" in told
