@@ -17,10 +17,11 @@ from tasks.console import StageError
 from tasks.predict import Predictor, Progress
 from tasks.trained import Description
 
-CPU_BATCH_BYTES, GPU_BATCH_SHARE = 384 << 20, 0.5
+CPU_BATCH_BYTES, GPU_BATCH_SHARE = 512 << 20, 0.5
 MAX_BATCH_SIZE = 64
-MAPS_PER_SLICE = 12
-"""Measured: a slice takes at most so many maps of the network's first level, in float32."""
+MAPS_PER_SLICE = 24
+"""Measured: the largest network takes memory for up to so many maps of its first level, in float32,
+for each slice of a batch."""
 
 
 @dataclass(frozen=True)
