@@ -214,5 +214,66 @@ def report(
         )
 
 
+@app.command()
+@report_errors
+def predict(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="NIfTI file, DICOM series, or folder of either.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Label map; for a folder of scans a folder.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="models:/NAME@ALIAS, models:/NAME/VERSION or the folder of a trained network; "
+            "the champion if not named."
+        ),
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="One file for each organ beside the label map.")
+    ] = False,
+    preview: Annotated[Path | None, typer.Option(help="PNG with outlines.")] = None,
+    statistics: Annotated[Path | None, typer.Option(help="JSON with volumes and warnings.")] = None,
+    dicom_seg: Annotated[
+        Path | None, typer.Option(help="DICOM segmentation of a DICOM series.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse scans unlike those trained on.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    batch_size: Annotated[str, typer.Option(help="Slices at a time, or auto.")] = "auto",
+) -> None:
+    """Segment scans with a registered model; exit with 3 if some of several failed."""
+    from tasks.jobs import plan_jobs
+    from tasks.models import default_model, find_model
+    from tasks.predict import Predictor, pick_device
+    from tasks.predictions import run_jobs
+    from tasks.segment import read_batch_size
+
+    root = Path()
+    jobs = plan_jobs(
+        source,
+        target,
+        probabilities=probabilities,
+        preview=preview,
+        statistics=statistics,
+        dicom_seg=dicom_seg,
+    )
+    where = pick_device(device)
+    found = find_model(model or default_model(root), root)
+    num_slices = read_batch_size(batch_size, found.trained.description, where)
+    predictor = Predictor(found.trained, found.threshold, num_slices, where)
+    outcomes = run_jobs(jobs, predictor, found, strict=strict)
+    for outcome in outcomes:
+        if outcome.organs is not None:
+            volumes = [f"{name} {each.volume_ml:.1f} ml" for name, each in outcome.organs.items()]
+            typer.echo(f"predict: {outcome.job.source.name}: {', '.join(volumes)}")
+    num_failed = sum(outcome.error is not None for outcome in outcomes)
+    if num_failed:
+        typer.echo(f"predict: {num_failed} of {len(outcomes)} scans failed", err=True)
+        raise typer.Exit(1 if num_failed == len(outcomes) else 3)
+
+
 if __name__ == "__main__":
     app()

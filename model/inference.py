@@ -6,7 +6,9 @@ Shapes: Z slices, B batch, K organs, H W pixels.
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,7 +67,20 @@ def adjacent_slices(image_ZHW: Tensor, slices: Tensor, num_adjacent: int) -> Ten
     return image_ZHW[(slices.unsqueeze(1) + offsets).clamp(0, len(image_ZHW) - 1)]
 
 
-@torch.inference_mode()
+class BatchPrediction(NamedTuple):
+    """What a network says of some consecutive slices, on the CPU.
+
+    Attributes:
+        slices: which they are.
+        probabilities: K x B x H x W, float32, in [0, 1]; exactly 0 where a hard gate is closed.
+        organ_probability: B x K, float32; None for a network without a classifier.
+    """
+
+    slices: slice
+    probabilities: Tensor
+    organ_probability: Tensor | None
+
+
 def predict_slices(
     net: SegmentationNetwork,
     image_ZHW: Tensor,
@@ -75,11 +90,54 @@ def predict_slices(
     device: torch.device | str = "cpu",
     gate: Gate = "hard",
     dtype: torch.dtype = torch.float32,
+    precision: torch.dtype = torch.float32,
 ) -> Prediction:
-    """Segment every slice of a scan.
+    """Segment every slice of a scan, and keep all of it.
 
-    With a hard gate the decoder runs only for slices in which it is open for some organ. Beside
-    the result, memory holds one batch.
+    Args:
+        net: best from `prepare`.
+        image_ZHW: Z x H x W, floating point, intensities in [0, 1].
+        num_adjacent: slices stacked as channels, as in training.
+        batch_size: slices at a time.
+        device: where to compute.
+        gate: see `model.output.probabilities`.
+        dtype: of the probabilities, such as torch.float16 for half the memory.
+        precision: of convolutions, as `predict_batches` takes it.
+
+    Raises:
+        ValueError: as `predict_batches`.
+    """
+    batches = predict_batches(
+        net,
+        image_ZHW,
+        num_adjacent=num_adjacent,
+        batch_size=batch_size,
+        device=device,
+        gate=gate,
+        precision=precision,
+    )
+    volume_KZHW = torch.zeros(net.num_organs, *image_ZHW.shape, dtype=dtype)
+    organs: list[Tensor] = []
+    for batch in batches:
+        volume_KZHW[:, batch.slices] = batch.probabilities.to(dtype)
+        if batch.organ_probability is not None:
+            organs.append(batch.organ_probability)
+    return Prediction(volume_KZHW, torch.cat(organs) if organs else None)
+
+
+def predict_batches(
+    net: SegmentationNetwork,
+    image_ZHW: Tensor,
+    *,
+    num_adjacent: int = 3,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    gate: Gate = "hard",
+    precision: torch.dtype = torch.float32,
+) -> Iterator[BatchPrediction]:
+    """Segment every slice of a scan, batch by batch, so that memory holds one of them.
+
+    With a hard gate the decoder runs only for slices in which it is open for some organ.
 
     Args:
         net: best from `prepare`; used in eval mode, and left in the mode that it was in.
@@ -88,7 +146,7 @@ def predict_slices(
         batch_size: slices at a time.
         device: where to compute; the network is moved there.
         gate: see `model.output.probabilities`.
-        dtype: of the probabilities, such as torch.float16 for half the memory.
+        precision: of convolutions; another one than float32 is autocast.
 
     Raises:
         ValueError: if the image is not three-dimensional floating point, for an unknown gate, or
@@ -102,20 +160,41 @@ def predict_slices(
         )
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
-    volume_KZHW = torch.zeros(net.num_organs, *image_ZHW.shape, dtype=dtype)
-    organs: list[Tensor] = []
+    device = torch.device(device)
+    return _batches(net, image_ZHW, num_adjacent, batch_size, device, gate, precision)
+
+
+@torch.inference_mode()
+def _batches(
+    net: SegmentationNetwork,
+    image_ZHW: Tensor,
+    num_adjacent: int,
+    batch_size: int,
+    device: torch.device,
+    gate: Gate,
+    precision: torch.dtype,
+) -> Iterator[BatchPrediction]:
     was_training = net.training
     net.to(device).eval()
     try:
-        for slices in torch.split(torch.arange(len(image_ZHW)), batch_size):
+        for first in range(0, len(image_ZHW), batch_size):
+            slices = torch.arange(first, min(first + batch_size, len(image_ZHW)))
             x_BCHW = adjacent_slices(image_ZHW, slices, num_adjacent).to(device, torch.float32)
-            batch_BKHW, organ_BK = _predict_batch(net, x_BCHW, gate)
-            volume_KZHW[:, slices] = batch_BKHW.transpose(0, 1).to("cpu", dtype)
-            if organ_BK is not None:
-                organs.append(organ_BK.cpu())
+            with _autocast(device, precision):
+                batch_BKHW, organ_BK = _predict_batch(net, x_BCHW, gate)
+            yield BatchPrediction(
+                slice(first, first + len(slices)),
+                batch_BKHW.transpose(0, 1).cpu(),
+                None if organ_BK is None else organ_BK.cpu(),
+            )
     finally:
         net.train(was_training)
-    return Prediction(volume_KZHW, torch.cat(organs) if organs else None)
+
+
+def _autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[Any]:
+    if precision == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, precision)
 
 
 def _predict_batch(

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from tasks.console import StageError
+from tasks.delivery import shorten
 from tasks.journal import now_ms
 from tasks.tracking import WEIGHTS_TAG, Store, connect
 
@@ -130,13 +134,43 @@ def read_champion(store: Store, model_name: str) -> InUse | None:
     return None if found is None else InUse(str(found.version), dict(found.tags))
 
 
+def find_numbered(store: Store, model_name: str, version: str) -> ModelVersion | None:
+    """The version of this number, if there is one."""
+    from mlflow.exceptions import MlflowException
+
+    client, _ = connect(store)
+    try:
+        return client.get_model_version(model_name, version)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
 def download_model(store: Store, version: ModelVersion, folder: Path) -> Path:
-    """Fetch the trained network of a registered version into `folder`; returns its path."""
+    """Fetch the trained network of a registered version into `folder`; returns its path.
+
+    Raises:
+        StageError: the store does not have its files.
+    """
     connect(store)
     from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
 
     uri = f"models:/{version.name}/{version.version}"
-    return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder))) / "artifacts"
+    try:
+        return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder))) / "artifacts"
+    except (MlflowException, OSError) as error:
+        raise StageError(
+            f"the files of {uri} cannot be fetched from {store.uri} ({shorten(error)}); restore "
+            "the store's artefacts, or register the model again"
+        ) from None
+
+
+def model_settings(folder: Path) -> dict[str, Any]:
+    """The settings that a version is loaded with, beside the network that was fetched."""
+    content = yaml.safe_load((folder.parent / "MLmodel").read_text(encoding="utf-8"))
+    return dict(content["flavors"]["python_function"].get("config") or {})
 
 
 def log_model(

@@ -40,7 +40,7 @@ from tasks.tracking import (
     default_store,
     training_run,
 )
-from tasks.trained import WEIGHTS_NAME, build, describe, save_trained
+from tasks.trained import WEIGHTS_NAME, TrainedOn, build, describe, save_trained
 from tasks.workspace import parse_network_command
 
 # Where work is done and how it is shared changes weights by rounding only.
@@ -189,8 +189,13 @@ def train_network(
             "add scans, or change section split"
         )
     if fabric.is_global_zero:
+        grids = [store.load(case).grid for case in cases_of(split, "train")]
         description = describe(name, params).model_copy(
-            update={"epoch": position.best_epoch, "val_dice": position.best_dice}
+            update={
+                "epoch": position.best_epoch,
+                "val_dice": position.best_dice,
+                "trained_on": TrainedOn.of(grids),
+            }
         )
         network.load_state_dict(training.best_weights)
         write_history(folder / HISTORY_NAME, position.rows)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -12,12 +15,45 @@ from safetensors.torch import load_file, save
 from model.networks import build_network
 from model.segmentation import SegmentationNetwork
 from scans.files import write_atomically
+from scans.slicing import Grid
 from tasks.console import StageError
 from tasks.params import Params, Section, SliceParams
 
 WEIGHTS_NAME = "weights.safetensors"
 DESCRIPTION_NAME = "network.json"
 NUM_ADJACENT_SLICES = 3
+
+
+class TrainedOn(Section):
+    """What the training cases were like; each field is the lowest and the highest of them, in mm.
+
+    Attributes:
+        slice_spacing_mm: distance of neighbouring slices.
+        pixel_spacing_mm: distance of neighbouring voxels in a slice, along either axis.
+        height_mm: from the lower edge of the lowest slice to the upper edge of the highest.
+        field_of_view_mm: sides of a slice, along either axis.
+    """
+
+    slice_spacing_mm: tuple[float, float]
+    pixel_spacing_mm: tuple[float, float]
+    height_mm: tuple[float, float]
+    field_of_view_mm: tuple[float, float]
+
+    @classmethod
+    def of(cls, grids: Sequence[Grid]) -> TrainedOn:
+        """What scans with these grids are like; at least one."""
+        spacing_mm = np.array([grid.spacing_mm for grid in grids])
+        extent_mm = spacing_mm * [grid.shape_ZYX for grid in grids]
+        return cls(
+            slice_spacing_mm=_range(spacing_mm[:, 0]),
+            pixel_spacing_mm=_range(spacing_mm[:, 1:]),
+            height_mm=_range(extent_mm[:, 0]),
+            field_of_view_mm=_range(extent_mm[:, 1:]),
+        )
+
+
+def _range(values: NDArray[np.float64]) -> tuple[float, float]:
+    return round(float(values.min()), 4), round(float(values.max()), 4)
 
 
 class Description(Section):
@@ -31,6 +67,7 @@ class Description(Section):
         slice: how scans become slices.
         epoch: the epoch whose weights these are, counted from 1.
         val_dice: mean 3D Dice of the validation cases at that epoch, on the slices' grid.
+        trained_on: what the training cases were like; None if it is not known.
     """
 
     name: str
@@ -43,6 +80,7 @@ class Description(Section):
     slice: SliceParams
     epoch: int = 0
     val_dice: float = 0.0
+    trained_on: TrainedOn | None = None
 
 
 @dataclass(frozen=True)

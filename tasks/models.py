@@ -1,0 +1,129 @@
+"""The trained network that a person names: a registered version, or a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from scans.files import file_sha256
+from tasks.console import StageError
+from tasks.params import load_params
+from tasks.registry import (
+    CHAMPION,
+    download_model,
+    find_alias,
+    find_numbered,
+    model_settings,
+)
+from tasks.tracking import WEIGHTS_TAG, Store, default_store
+from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME, Trained, load_trained
+
+DEFAULT_THRESHOLD = 0.5
+_REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network to segment with, and where it comes from.
+
+    Attributes:
+        name: of the registered model, or of the network in params.yaml.
+        version: of the registered model; None for a folder.
+        weights_sha256: checksum of the weights.
+        threshold: probability from which a voxel belongs to an organ.
+        trained: network and description.
+    """
+
+    name: str
+    version: str | None
+    weights_sha256: str
+    threshold: float
+    trained: Trained
+
+
+def default_model(root: Path) -> str:
+    """The champion of the model that params.yaml registers.
+
+    Raises:
+        StageError: there is no params.yaml, or it breaks a rule.
+    """
+    return f"models:/{load_params(root / 'params.yaml').register_.model_name}@{CHAMPION}"
+
+
+def find_model(wanted: str, root: Path) -> Model:
+    """Load a model by its name.
+
+    Args:
+        wanted: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder that stage train wrote.
+        root: the project, whose own registry is used where MLFLOW_TRACKING_URI names none, and
+            whose threshold goes with a folder.
+
+    Raises:
+        StageError: there is no such model, its files are missing or damaged, or its weights are
+            not those that were registered.
+    """
+    if not wanted.startswith("models:"):
+        return _from_folder(Path(wanted), root)
+    parts = _REGISTERED.fullmatch(wanted)
+    if parts is None:
+        raise StageError(
+            f"found model {wanted!r}; wanted models:/NAME@ALIAS, models:/NAME/VERSION or the "
+            "folder of a trained network"
+        )
+    return _from_registry(wanted, parts, _open_registry(root))
+
+
+def _from_folder(folder: Path, root: Path) -> Model:
+    trained = load_trained(folder)
+    params_file = root / "params.yaml"
+    threshold = (
+        load_params(params_file).evaluate.threshold if params_file.is_file() else DEFAULT_THRESHOLD
+    )
+    digest = file_sha256(folder / WEIGHTS_NAME)
+    return Model(trained.description.name, None, digest, threshold, trained)
+
+
+def _open_registry(root: Path) -> Store:
+    """The registry; one that does not exist yet is not made."""
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (root / "mlruns/mlflow.db").is_file():
+        raise StageError(
+            "there is no registry in mlruns/; run from the project's root, set "
+            "MLFLOW_TRACKING_URI, or name the folder of a trained network with --model"
+        )
+    return default_store(root)
+
+
+def _from_registry(wanted: str, parts: re.Match[str], store: Store) -> Model:
+    name = parts["name"]
+    version = (
+        find_alias(store, name, parts["alias"])
+        if parts["alias"]
+        else find_numbered(store, name, parts["version"])
+    )
+    if version is None:
+        raise StageError(
+            f"{store.uri} has no {wanted}; look at what is registered with `fullscale verdict`, "
+            "or name another one with --model"
+        )
+    known = version.tags.get(WEIGHTS_TAG)
+    if not known:
+        raise StageError(
+            f"{wanted} has no tag {WEIGHTS_TAG}, so its weights cannot be told from others; "
+            "register it with `dvc repro register`"
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = download_model(store, version, Path(temporary))
+        for file in (WEIGHTS_NAME, DESCRIPTION_NAME):
+            if not (folder / file).is_file():
+                raise StageError(f"{wanted} has lost its file {file}; register it again")
+        digest = file_sha256(folder / WEIGHTS_NAME)
+        if digest != known:
+            raise StageError(
+                f"the weights of {wanted} are not those that were registered: found SHA-256 "
+                f"{digest}, wanted {known}; restore the store's artefacts, or register it again"
+            )
+        threshold = float(model_settings(folder).get("threshold", DEFAULT_THRESHOLD))
+        return Model(name, str(version.version), digest, threshold, load_trained(folder))
