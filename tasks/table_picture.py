@@ -45,12 +45,11 @@ def draw_table(rows: Sequence[Row], setting: Setting) -> Figure:
         for place, row in enumerate(rows):
             if row.reason:
                 axes.text(0.02, place, "not run", va="center", fontsize=9, color=INK)
-        axes.set(xlim=(0, 1), xlabel=f"Dice, {organ}")
+        axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5), xlabel=f"Dice, {organ}")
         axes.grid(axis="x", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(places, [f"{row.title}, {row.encoder}" for row in rows], fontsize=9)
-    panels[0].invert_yaxis()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
