@@ -43,12 +43,14 @@ class InboxFile:
         size: in bytes.
         modified_s: when it was last written, in seconds since 1970, by the inbox's own clock.
         is_plain: whether it is a file, not a link or a device.
+        tag: what an object store gives for its content; empty elsewhere.
     """
 
     path: str
     size: int
     modified_s: float
     is_plain: bool = True
+    tag: str = ""
 
 
 class Inbox:
@@ -168,7 +170,9 @@ class Inbox:
         modified = info.get("LastModified") or self.fs.modified(self._full(path))
         if modified.tzinfo is None:
             modified = modified.replace(tzinfo=UTC)
-        return InboxFile(path, int(info["size"]), modified.timestamp())
+        # A store may list fractions of a second that it does not give for a single object.
+        modified_s = float(int(modified.timestamp()))
+        return InboxFile(path, int(info["size"]), modified_s, tag=str(info.get("ETag", "")))
 
 
 @dataclass(frozen=True)

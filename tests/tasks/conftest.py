@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 from cohorts import write_nnunet
+from repository import make_repository
 
 from scans.cohort import read_cohort
 from scans.ingest import ingest
 from scans.store import SliceStore
-from tasks.checkouts import commit_paths, git, run_program
 from tasks.params import Params
 from tasks.slice import slice_cohort
 from tasks.tracking import Store
@@ -87,17 +87,7 @@ def empty_store(tmp_path):
 @pytest.fixture(scope="session")
 def scans_template(tmp_path_factory):
     """A small repository of git and DVC whose data/ holds three scans."""
-    root = tmp_path_factory.mktemp("template") / "project"
-    root.mkdir()
-    git(root, "init", "--quiet")
-    run_program(["dvc", "init", "--quiet"], root)
-    run_program(["dvc", "config", "core.analytics", "false"], root)
-    (root / ".gitignore").write_text("/data\n/.cache/\n/inbox\n/quarantine.json\n")
-    ingest(write_nnunet(root.parent / "source", 3), root / "data")
-    (root / "quarantine.json").unlink()
-    run_program(["dvc", "add", "--quiet", "data"], root)
-    commit_paths(root, ["."], "Begin")
-    return root
+    return make_repository(tmp_path_factory.mktemp("template") / "project")
 
 
 @pytest.fixture

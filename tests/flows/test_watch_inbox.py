@@ -1,0 +1,209 @@
+"""The flow that watches the inbox, on a real Prefect server and a real repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from cohorts import write_nnunet
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from repository import make_repository
+from watching import wait_until
+
+from flows.watch_inbox import as_cell, is_transient, printable, version_lines, watch_inbox
+from scans.errors import ScanError
+from tasks.checkouts import git
+from tasks.console import StageError
+from tasks.data_version import find_unannounced
+from tasks.landing import Fate, Outcome, receive
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The API of a server as `make services` starts one; settings of this process lead to it."""
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    api = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    quiet = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    environment = {**os.environ, **quiet, "DO_NOT_TRACK": "1"}
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+    def answers():
+        try:
+            return httpx.get(f"{api}/health").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    try:
+        assert wait_until(answers, 120), (home / "log").read_text()
+        with temporary_settings({PREFECT_API_URL: api, PREFECT_HOME: home}):
+            yield api
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_repository(tmp_path / "project")
+
+
+def fill(inbox: Path, num_cases: int, prefix: str = "new", seed: int = 50) -> Path:
+    write_nnunet(inbox, num_cases, prefix=prefix, seed=seed)
+    (inbox / "dataset.json").unlink()
+    return inbox
+
+
+def events(api: str) -> list[dict]:
+    """Every event that scans landed, oldest first, as the server keeps them."""
+    wanted = {"filter": {"event": {"name": ["scans.landed"]}}, "limit": 50}
+    found = httpx.post(f"{api}/events/filter", json=wanted, timeout=30)
+    found.raise_for_status()
+    return sorted(found.json()["events"], key=lambda event: event["occurred"])
+
+
+def artifact(api: str, key: str) -> dict:
+    found = httpx.get(f"{api}/artifacts/{key}/latest", timeout=30)
+    found.raise_for_status()
+    return found.json()
+
+
+@pytest.mark.slow
+def test_flow_takes_scans_in_shows_them_and_tells(server, project, monkeypatch):
+    inbox = fill(project / "drop", 2)
+    (inbox / "imagesTr/bad_0000.nii.gz").write_bytes(b"no scan")
+    (inbox / "labelsTr/bad.nii.gz").write_bytes(b"no label")
+    (inbox / "labelsTr/lonely.nii.gz").write_bytes(b"label")
+    monkeypatch.setenv("FULLSCALE_INBOX", str(inbox))
+    outcome = watch_inbox(project, settle_s=0)
+    version = outcome.data_version
+    assert version in git(project, "show", "scans:data.dvc")
+
+    assert wait_until(lambda: events(server), 30)
+    (event,) = events(server)
+    assert event["resource"]["prefect.resource.id"] == "fullscale.inbox"
+    assert event["payload"] == {
+        "data_version": version,
+        "num_accepted": 2,
+        "num_quarantined": 1,
+        "cases": ["new_00", "new_01"],
+    }
+    table = json.loads(artifact(server, "inbox")["data"])
+    assert {row["case"]: row["fate"] for row in table} == {
+        "new_00": "accepted",
+        "new_01": "accepted",
+        "bad": "quarantined",
+        "lonely": "waiting",
+    }
+    assert "unreadable" in next(row["why"] for row in table if row["case"] == "bad")
+    markdown = artifact(server, "data-version")["data"]
+    assert version in markdown
+    assert r"| new_01 | new\_01 | new patient |" in markdown
+    with get_client(sync_client=True) as client:
+        names = {run.name.rpartition("-")[0] for run in client.read_task_runs()}
+    assert {"look", "ingest", "version", "sort away"} <= names
+
+    watch_inbox(project, settle_s=0)
+    time.sleep(6)  # the server writes events down within 5 s
+    assert len(events(server)) == 1
+
+
+@pytest.mark.slow
+def test_version_that_a_killed_run_left_is_announced_by_the_next(server, project):
+    before = len(events(server))
+    inbox = fill(project / "drop", 1)
+    version = receive(project, str(inbox), 0).data_version
+    assert find_unannounced(project).data_version == version
+    watch_inbox(project, inbox=str(inbox), settle_s=0)
+    assert find_unannounced(project) is None
+    assert wait_until(lambda: len(events(server)) > before, 30)
+    assert events(server)[-1]["payload"]["data_version"] == version
+
+
+@pytest.mark.slow
+def test_default_inbox_is_made_and_a_failure_names_its_cause(server, project, monkeypatch):
+    monkeypatch.delenv("FULLSCALE_INBOX", raising=False)
+    assert watch_inbox(project, settle_s=0).fates == []
+    assert (project / "inbox/imagesTr").is_dir()
+    assert git(project, "status", "--porcelain") == ""
+    fill(project / "inbox", 1)
+    shutil.move(project / ".dvc/cache", project / "kept")
+    started = time.monotonic()
+    with pytest.raises(StageError, match=r"dvc .*pull.* ended with code"):
+        watch_inbox(project, settle_s=0)
+    assert time.monotonic() - started < 60  # it was not tried again
+
+
+@pytest.mark.slow
+def test_without_a_server_the_log_says_that_nobody_hears(project, tmp_path):
+    inbox = fill(project / "drop", 1)
+    code = "import sys; from pathlib import Path; from flows.watch_inbox import watch_inbox\n"
+    code += "watch_inbox(Path(sys.argv[1]), sys.argv[2], 0)"
+    environment = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
+    environment |= {
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "DO_NOT_TRACK": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(project), str(inbox)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "is not announced: PREFECT_API_URL names no server" in done.stdout + done.stderr
+    assert find_unannounced(project).cases == ("new_00",)
+
+
+def test_markdown_shows_names_as_they_are():
+    outcome = Outcome(
+        [Fate("a", "accepted"), Fate("b", "waiting", "why")], "0123.dir", {"a": "x|<b>\n"}, ()
+    )
+    lines = version_lines(outcome)
+    assert lines[0] == "## Data version 0123.dir"
+    assert "1 accepted for training, 0 quarantined, 1 waiting." in lines
+    assert lines[-1] == r"| a | 'x\|\<b\>\\n' | known patient |"
+    assert as_cell("Ä_1") == r"Ä\_1"
+    assert printable("a\x1b[31m") == r"'a\x1b[31m'"
+
+
+class Failed:
+    """A state as Prefect hands it to a retry condition."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def result(self, raise_on_failure: bool) -> Exception:
+        assert not raise_on_failure
+        return self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (StageError("disk full"), False),
+        (ScanError("modality", "MR", "CT", "no cure"), False),
+        (ConnectionError("away"), True),
+    ],
+)
+def test_only_what_may_pass_is_tried_again(error, expected):
+    assert is_transient(None, None, Failed(error)) is expected

@@ -1,0 +1,25 @@
+"""A small repository of git and DVC, for tests of what makes data versions."""
+
+from pathlib import Path
+
+from cohorts import write_nnunet
+
+from scans.ingest import ingest
+from tasks.checkouts import commit_paths, git, run_program
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+def make_repository(root: Path) -> Path:
+    """Three scans in data/, versioned, and the parameters of this project."""
+    root.mkdir(parents=True)
+    git(root, "init", "--quiet")
+    run_program(["dvc", "init", "--quiet"], root)
+    run_program(["dvc", "config", "core.analytics", "false"], root)
+    ignored = ("/data", "/.cache/", "/inbox", "/quarantine.json")
+    (root / ".gitignore").write_text("".join(f"{name}\n" for name in ignored))
+    (root / "params.yaml").write_text(PARAMS.read_text())
+    ingest(write_nnunet(root.parent / "source", 3), root / "data")
+    run_program(["dvc", "add", "--quiet", "data"], root)
+    commit_paths(root, ["."], "Begin")
+    return root
