@@ -19,8 +19,9 @@ from prefect.settings import get_current_settings
 from flows.notify import chosen_block, notify
 from flows.showing import show_results
 from flows.stages import push, restore_checkout, run_stages
+from flows.watch_inbox import EVENT, RESOURCE_ID
 from tasks.checkouts import SCANS_BRANCH, find_commit
-from tasks.data_version import open_newest
+from tasks.data_version import Announcement, open_newest
 from tasks.params import load_params
 from tasks.provenance import read_data_version
 from tasks.publish import landed_since, list_news, publish
@@ -72,10 +73,10 @@ def retrain(root: Path | None = None, reason: str = "by hand") -> str:
             landed = landed_since(root, scans_before, outcome.data_version)
             if landed is None:
                 return outcome.status
-            get_run_logger().info("scans landed meanwhile: data version %s", landed)
+            get_run_logger().info("scans landed meanwhile: data version %s", landed.data_version)
             if _announce(landed):
                 return outcome.status
-            reason = f"scans landed during a retraining, data version {landed}"
+            reason = f"scans landed during a retraining, data version {landed.data_version}"
     except Exception as error:
         notify(block, "Retraining failed", f"Reason to retrain: {reason}\n{error}")
         raise
@@ -138,17 +139,20 @@ def _show(lines: list[str]) -> None:
     create_markdown_artifact(key="retraining", markdown="\n".join(f"- {line}" for line in lines))
 
 
-def _announce(data_version: str) -> bool:
+def _announce(landed: Announcement) -> bool:
     """Tell the server of scans that landed during a run; False where no server would hear."""
     if not get_current_settings().api.url:
         return False
     emit_event(
-        "scans.landed",
-        resource={"prefect.resource.id": "fullscale.inbox"},
+        EVENT,
+        resource={"prefect.resource.id": RESOURCE_ID},
         payload={
-            "data_version": data_version, "num_accepted": 0, "num_quarantined": 0, "cases": []
+            "data_version": landed.data_version,
+            "num_accepted": len(landed.cases),
+            "num_quarantined": landed.num_quarantined,
+            "cases": list(landed.cases),
         },
-    )  # fmt: skip
+    )
     return True
 
 

@@ -17,6 +17,7 @@ from tasks.checkouts import (
     move_branch,
     run_program,
 )
+from tasks.data_version import Announcement
 from tasks.provenance import parse_data_version
 
 BRANCHES = "retrain/"
@@ -81,19 +82,23 @@ def newest_branch(folder: Path) -> str | None:
     return found or None
 
 
-def landed_since(root: Path, scans_before: str | None, data_version: str) -> str | None:
-    """The data version of scans that landed during a retraining, if any did.
+def landed_since(root: Path, scans_before: str | None, data_version: str) -> Announcement | None:
+    """The scans that landed during a retraining, if any did.
 
     Args:
         root: the project.
-        scans_before: commit of the branch `scans` when the retraining began.
+        scans_before: commit of the branch `scans` when the retraining began; None without one.
         data_version: the one that was trained on.
     """
-    scans = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
-    if scans is None or scans == scans_before:
+    tip = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
+    if tip is None or tip == scans_before:
         return None
-    found = parse_data_version(git(root, "show", f"{scans}:data.dvc"), f"data.dvc of {scans}")
-    return None if found == data_version else found
+    found = parse_data_version(git(root, "show", f"{tip}:data.dvc"), f"data.dvc of {tip}")
+    if found == data_version:
+        return None
+    trailers = "--format=%(trailers:key=Case,valueonly)"
+    cases = git(root, "log", trailers, f"{scans_before or 'HEAD'}..{tip}").split()
+    return Announcement(found, tip, tuple(sorted(set(cases))), num_quarantined=0)
 
 
 def publish(folder: Path, day: date, data_version: str, message: str) -> str:

@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
 
 import pytest
 from prefect import flow
-from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.blocks.system import Secret
 from prefect.testing.utilities import prefect_test_harness
 from prefect.variables import Variable
+from webhook import Receiver, open_receiver, save_webhook
 
 from flows.notify import ENVIRONMENT, VARIABLE, chosen_block, notify
 
@@ -24,43 +20,10 @@ def prefect() -> Iterator[None]:
         yield
 
 
-class Receiver:
-    """A web server that keeps what is posted to it."""
-
-    def __init__(self) -> None:
-        self.received: list[dict[str, Any]] = []
-        self.code = 200
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                length = int(self.headers["Content-Length"])
-                receiver.received.append(json.loads(self.rfile.read(length)))
-                self.send_response(receiver.code)
-                self.end_headers()
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    yield receiver
-    receiver.server.shutdown()
-    receiver.server.server_close()
-
-
-def save_webhook(url: str) -> str:
-    block = CustomWebhookNotificationBlock(
-        name="team", url=url, json_data={"text": "{{subject}}\n{{body}}"}
-    )
-    block.save("team", overwrite=True)
-    return "custom-webhook/team"
+    with open_receiver() as receiver:
+        yield receiver
 
 
 @flow

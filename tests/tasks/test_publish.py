@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.checkouts import SCANS_BRANCH, commit_paths, contains, git, move_branch, run_program
-from tasks.data_version import open_newest
+from tasks.checkouts import SCANS_BRANCH, commit_paths, contains, git, run_program
+from tasks.data_version import commit_data, open_newest
 from tasks.publish import landed_since, list_changes, list_news, newest_branch, publish
 
 pytestmark = pytest.mark.slow
@@ -60,8 +60,7 @@ def land(root: Path, scan: str) -> str:
         (folder / "data/scan").unlink()
         (folder / "data/scan").write_text(scan)
         run_program(["dvc", "add", "--quiet", "data"], folder)
-        move_branch(folder, SCANS_BRANCH, commit_paths(folder, ["data.dvc"], "Add scans"))
-        return (folder / "data.dvc").read_text().split("md5: ")[1].split()[0]
+        return commit_data(folder, [f"case_{scan}"], 0)
 
 
 def test_nothing_changed_where_results_are_up_to_date(project: Path) -> None:
@@ -159,9 +158,13 @@ def test_results_in_a_remote_kept_in_git_are_committed(project: Path) -> None:
 def test_scans_that_land_during_a_retraining_are_seen_once(project: Path) -> None:
     assert landed_since(project, None, "any") is None
     first = land(project, "2")
-    assert landed_since(project, None, "older") == first
+    found = landed_since(project, None, "older")
+    assert found is not None
+    assert (found.data_version, found.cases) == (first, ("case_2",))
     assert landed_since(project, None, first) is None
     tip = git(project, "rev-parse", SCANS_BRANCH)
     assert landed_since(project, tip, "older") is None
     second = land(project, "3")
-    assert landed_since(project, tip, first) == second != first
+    found = landed_since(project, tip, first)
+    assert found is not None
+    assert (found.data_version, found.cases) == (second, ("case_3",))
