@@ -50,7 +50,13 @@ def default_model(root: Path) -> str:
     Raises:
         StageError: there is no params.yaml, or it breaks a rule.
     """
-    return f"models:/{load_params(root / 'params.yaml').register_.model_name}@{CHAMPION}"
+    params_file = root / "params.yaml"
+    if not params_file.is_file():
+        raise StageError(
+            "no params.yaml here names a registered model; run from the project's root, or name a "
+            "model with --model"
+        )
+    return f"models:/{load_params(params_file).register_.model_name}@{CHAMPION}"
 
 
 def find_model(wanted: str, root: Path) -> Model:
