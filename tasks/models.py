@@ -122,9 +122,9 @@ def _from_registry(wanted: str, parts: re.Match[str], store: Store) -> Model:
         )
     with tempfile.TemporaryDirectory() as temporary:
         folder = download_model(store, version, Path(temporary))
-        for file in (WEIGHTS_NAME, DESCRIPTION_NAME):
-            if not (folder / file).is_file():
-                raise StageError(f"{wanted} has lost its file {file}; register it again")
+        for file in (folder / WEIGHTS_NAME, folder / DESCRIPTION_NAME, folder.parent / "MLmodel"):
+            if not file.is_file():
+                raise StageError(f"{wanted} has lost its file {file.name}; register it again")
         digest = file_sha256(folder / WEIGHTS_NAME)
         if digest != known:
             raise StageError(
