@@ -116,16 +116,22 @@ def _is_nifti(path: Path) -> bool:
 def _series_of(folder: Path, name: str) -> list[ScanInput]:
     """The CT series among the DICOM files of one folder; several are numbered.
 
-    A file that cannot be read stays with the series: it is named when that is read.
+    A file that is cut off or damaged stays with the series: it is named when that is read.
     """
     series: dict[str, list[Path]] = defaultdict(list)
     unreadable: list[Path] = []
     for path in dicom_files(folder):
         try:
             header = read_header(path)
-            if str(header.get("SOPClassUID", "")) in CT_CLASSES:
-                series[str(header.get("SeriesInstanceUID", ""))].append(path)
         except ScanError:
+            unreadable.append(path)
+            continue
+        # The file's own preamble says it, too, where the rest was lost.
+        kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+        uid = header.get("SeriesInstanceUID")
+        if kind in CT_CLASSES and uid:
+            series[str(uid)].append(path)
+        elif kind in CT_CLASSES or not kind:
             unreadable.append(path)
     groups: list[Sequence[Path]] = list(series.values())
     if unreadable:

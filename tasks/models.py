@@ -50,7 +50,13 @@ def default_model(root: Path) -> str:
     Raises:
         StageError: there is no params.yaml, or it breaks a rule.
     """
-    return f"models:/{load_params(root / 'params.yaml').register_.model_name}@{CHAMPION}"
+    params_file = root / "params.yaml"
+    if not params_file.is_file():
+        raise StageError(
+            "no params.yaml here names a registered model; run from the project's root, or name a "
+            "model with --model"
+        )
+    return f"models:/{load_params(params_file).register_.model_name}@{CHAMPION}"
 
 
 def find_model(wanted: str, root: Path) -> Model:
@@ -116,9 +122,9 @@ def _from_registry(wanted: str, parts: re.Match[str], store: Store) -> Model:
         )
     with tempfile.TemporaryDirectory() as temporary:
         folder = download_model(store, version, Path(temporary))
-        for file in (WEIGHTS_NAME, DESCRIPTION_NAME):
-            if not (folder / file).is_file():
-                raise StageError(f"{wanted} has lost its file {file}; register it again")
+        for file in (folder / WEIGHTS_NAME, folder / DESCRIPTION_NAME, folder.parent / "MLmodel"):
+            if not file.is_file():
+                raise StageError(f"{wanted} has lost its file {file.name}; register it again")
         digest = file_sha256(folder / WEIGHTS_NAME)
         if digest != known:
             raise StageError(

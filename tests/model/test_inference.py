@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.inference import adjacent_slices, predict_slices, prepare
+from model.inference import adjacent_slices, predict_batches, predict_slices, prepare
 from model.networks import NETWORKS, build_network
 from model.output import organ_open, probabilities
 from model.segmentation import SegmentationNetwork
@@ -177,3 +177,50 @@ def test_preparing_leaves_the_network_alone() -> None:
     assert net.training
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("gate", ["hard", "none"])
+@pytest.mark.parametrize("name", ["unet", "unet3plus"])
+def test_batches_are_the_prediction_in_parts(name: str, gate: str) -> None:
+    net, image = build(name), volume()
+    whole = predict_slices(net, image, batch_size=3, gate=gate)
+    batches = list(predict_batches(net, image, batch_size=3, gate=gate))
+    assert [batch.slices for batch in batches] == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    for batch in batches:
+        assert torch.equal(batch.probabilities, whole.probabilities[:, batch.slices])
+        if whole.organ_probability is None:
+            assert batch.organ_probability is None
+        else:
+            assert torch.equal(batch.organ_probability, whole.organ_probability[batch.slices])
+
+
+def test_batches_are_made_when_they_are_asked_for() -> None:
+    net, seen = build("unet"), []
+    net.encoder.register_forward_hook(lambda *_: seen.append(1))
+    batches = predict_batches(net, volume(), batch_size=1)
+    assert seen == []
+    next(batches)
+    assert len(seen) == 1
+
+
+def test_batches_left_early_leave_the_network_in_its_mode() -> None:
+    net = build("unet").train()
+    batches = predict_batches(net, volume(), batch_size=1)
+    next(batches)
+    assert not net.training
+    batches.close()
+    assert net.training
+
+
+def test_faults_are_told_before_the_first_batch_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        predict_batches(build("unet"), volume(), batch_size=0)
+
+
+def test_lower_precision_is_autocast_and_close() -> None:
+    net, image = prepare(build("unet3plus")), volume()
+    exact = predict_slices(net, image, gate="none").probabilities
+    rough = predict_slices(net, image, gate="none", precision=torch.bfloat16).probabilities
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    torch.testing.assert_close(rough, exact, atol=0.05, rtol=0)

@@ -15,7 +15,7 @@ from tasks.interruption import StopRequest
 from tasks.params import Params
 from tasks.tracking import training_run
 from tasks.train import flatten, identify, only_trainer, train_network
-from tasks.trained import WEIGHTS_NAME, load_trained
+from tasks.trained import WEIGHTS_NAME, TrainedOn, load_trained
 
 SPLIT = pd.DataFrame(
     {
@@ -44,6 +44,12 @@ def test_training_leaves_network_history_and_run(
     best = max(history, key=lambda row: row["val/dice"])
     assert trained.description.epoch == best["epoch"]
     assert trained.description.val_dice == pytest.approx(best["val/dice"], abs=1e-5)
+    assert trained.description.trained_on == TrainedOn(
+        slice_spacing_mm=(8.0, 8.0),
+        pixel_spacing_mm=(7.0, 7.0),
+        height_mm=(128.0, 128.0),
+        field_of_view_mm=(280.0, 336.0),
+    )
     client = mlflow.MlflowClient(mlflow_store.uri)
     logged = client.get_metric_history(run_id, "train/total")
     assert [metric.step for metric in logged] == [1, 2]

@@ -3,11 +3,13 @@ import json
 import pytest
 import torch
 
+from scans.slicing import Grid
 from tasks.console import StageError
 from tasks.params import Params
 from tasks.trained import (
     DESCRIPTION_NAME,
     WEIGHTS_NAME,
+    TrainedOn,
     build,
     describe,
     load_trained,
@@ -86,3 +88,31 @@ def test_impossible_recipe_is_named(tiny_params):
     content["recipes"]["unet"] = {"architecture": "vnet", "loss_terms": ["iou"]}
     with pytest.raises(StageError, match=r"recipes\.unet: .*vnet"):
         build(describe("unet", Params.model_validate(content)))
+
+
+def test_what_cases_were_like_is_their_lowest_and_highest():
+    grids = [
+        Grid((100, 512, 512), (2.5, 0.8, 0.8), 0, 0, 400, 320),
+        Grid((60, 400, 512), (5.0, 0.7, 0.9), 0, 0, 380, 320),
+    ]
+    assert TrainedOn.of(grids) == TrainedOn(
+        slice_spacing_mm=(2.5, 5.0),
+        pixel_spacing_mm=(0.7, 0.9),
+        height_mm=(250.0, 300.0),
+        field_of_view_mm=(280.0, 460.8),
+    )
+
+
+def test_what_cases_were_like_comes_back(saved):
+    folder, network, description = saved
+    seen = TrainedOn.of([Grid((100, 512, 512), (2.5, 0.8, 0.8), 0, 0, 400, 320)])
+    save_trained(folder, network, description.model_copy(update={"trained_on": seen}))
+    assert load_trained(folder).description.trained_on == seen
+
+
+def test_older_description_says_nothing_of_its_cases(saved):
+    path = saved[0] / DESCRIPTION_NAME
+    content = json.loads(path.read_text())
+    del content["trained_on"]
+    path.write_text(json.dumps(content))
+    assert load_trained(saved[0]).description.trained_on is None
