@@ -9,7 +9,7 @@ from typing import cast
 from uuid import UUID
 
 import pandas as pd
-from prefect import get_run_logger
+from prefect import get_run_logger, task
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
@@ -21,6 +21,7 @@ from prefect.artifacts import (
 
 from tasks.params import Params
 from tasks.registry import find_training_run, run_url
+from tasks.report import PAGE, track_report, write_report
 from tasks.report_style import to_png_uri
 from tasks.report_verdict import gain_charts
 from tasks.results import Verdict
@@ -61,7 +62,25 @@ def show_results(params: Params, root: Path, store: Store) -> Verdict:
             image_url=f"data:image/png;base64,{base64.b64encode(picture).decode()}",
             description=f"{words}, segmented by {verdict['candidate']}",
         )
+    show_report(params, root, store)
     return verdict
+
+
+@task(task_run_name="report")
+def show_report(params: Params, root: Path, store: Store) -> None:
+    """Write the report's page, add it to the candidate's MLflow run, and show its charts here.
+
+    Its overlays stay in the page and in MLflow: there are too many for a list of artifacts.
+    """
+    report = write_report(root, root / "reports" / PAGE, with_overlays=True)
+    for note in report.notes:
+        get_run_logger().info("report: %s", note)
+    track_report(report, params, root, store)
+    for name, picture in report.pictures.items():
+        if not name.startswith(("verdict-", "cases-")):
+            create_image_artifact(
+                key=f"report-{name}", image_url=picture.uri, description=picture.alt
+            )
 
 
 def show_verdict(verdict: Verdict) -> None:

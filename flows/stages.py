@@ -123,7 +123,7 @@ def restore_checkout(folder: Path) -> None:
 
 @task(task_run_name="push", retry_jitter_factor=RETRY_JITTER)
 def _push(root: Path) -> None:
-    run_logged(["dvc", "push"], root)
+    run_logged(["dvc", "push", "data.dvc", "dvc.yaml"], root)
 
 
 def push(root: Path) -> None:

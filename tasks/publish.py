@@ -27,6 +27,8 @@ OUTPUTS = ("artifacts/", "reports/")
 def list_changes(folder: Path) -> list[str]:
     """What is not as dvc.lock has it: scans, code, parameters and commands; a line for each stage.
 
+    The paper's rows have a pipeline of their own, which no retraining runs.
+
     Outputs of stages do not count: whether they are there says nothing about what made them.
 
     Args:
@@ -35,7 +37,7 @@ def list_changes(folder: Path) -> list[str]:
     Raises:
         StageError: DVC fails.
     """
-    status = json.loads(run_program(["dvc", "status", "--json"], folder))
+    status = json.loads(run_program(["dvc", "status", "--json", "dvc.yaml"], folder))
     lines = []
     for stage, entries in status.items():
         words = [word for entry in entries for word in _words(entry)]

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from prefect import flow
 from prefect.artifacts import Artifact
 from prefect.testing.utilities import prefect_test_harness
@@ -10,6 +11,8 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.reproduce import reproduce
 from flows.stages import StageFailedError, run_logged
 from tasks.processes import stage_environment
+from tasks.registry import find_training_run
+from tasks.tracking import default_store
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +45,13 @@ def test_flow_leaves_results_and_verdict_as_artifacts(prefect, small_project, mo
     verdict = newest_artifact("verdict").data
     assert f"Verdict: {gate['status'].upper()}" in verdict
     assert gate["clauses"][0]["found"] in verdict
+    assert newest_artifact("report-scores-1").data.startswith("data:image/svg+xml;base64,")
+    store = default_store(small_project.root)
+    run_id = find_training_run(store, gate["weights_sha256"])
+    files = MlflowClient(store.uri).list_artifacts(run_id, "report")
+    assert {"report/report.html", "report/scores-1.svg", "report/cases-1.png"} <= {
+        file.path for file in files
+    }
 
 
 def test_failing_stage_fails_the_flow_with_its_reason(prefect, small_project, monkeypatch):

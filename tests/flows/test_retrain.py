@@ -129,7 +129,7 @@ def test_new_scans_are_trained_on_and_the_result_is_a_branch(
     # Without its remote it fails after the training, and publishes nothing.
     (tmp_path / "mount").rmdir()
     (tmp_path / "mount").write_text("not mounted")
-    with pytest.raises(StageFailedError, match="dvc push ended with code"):
+    with pytest.raises(StageFailedError, match=r"dvc push data\.dvc dvc\.yaml ended with code"):
         retrain(root, "2 scans landed")
     assert newest_branch(root) is None
     assert receiver.received[-1]["text"].startswith("Retraining failed\nReason to retrain: 2 scan")
