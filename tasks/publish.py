@@ -79,7 +79,8 @@ def list_news(folder: Path) -> list[str]:
 
 def newest_branch(folder: Path) -> str | None:
     """The branch of the last retraining, if there was one."""
-    order = ("--sort=-committerdate", "--sort=-refname", "--count=1")
+    # To git the last key counts most.
+    order = ("--sort=-refname", "--sort=-committerdate", "--count=1")
     found = git(folder, "for-each-ref", *order, "--format=%(refname:short)", "refs/heads/retrain")
     return found or None
 

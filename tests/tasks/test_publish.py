@@ -128,6 +128,17 @@ def test_taken_branch_gets_a_number(project: Path) -> None:
     assert git(project, "show", f"{wanted}-2:params.yaml").endswith("128")
 
 
+def test_newest_branch_is_that_of_the_last_retraining_whatever_its_name(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert newest_branch(project) is None
+    for hour, version in enumerate(("66666666", "ffffffff", "00000000")):
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"2026-03-01T0{hour}:00:00Z")
+        with open_newest(project, "retrain") as folder:
+            (folder / "params.yaml").write_text(f"slice:\n  size_px: {hour}\n")
+            assert publish(folder, DAY, version, "Retrain") == newest_branch(project)
+
+
 def test_code_that_people_changed_meanwhile_is_trained_on_too(project: Path) -> None:
     version = land(project, "2")
     (project / "code.py").write_text("two\n")
