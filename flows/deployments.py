@@ -9,6 +9,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,8 +33,17 @@ class DeploymentError(Exception):
     """The deployments could not be made."""
 
 
-def count_devices() -> int:
-    """How many trainings may run at once: one for each GPU, or one."""
+def count_devices(environment: Mapping[str, str]) -> int:
+    """How many trainings may run at once: FULLSCALE_NUM_DEVICES, else one for each GPU, or one.
+
+    Raises:
+        DeploymentError: the variable is no positive number.
+    """
+    text = environment.get("FULLSCALE_NUM_DEVICES")
+    if text:
+        if not text.isdecimal() or int(text) < 1:
+            raise DeploymentError(f"FULLSCALE_NUM_DEVICES is {text!r}, not a number from 1 on")
+        return int(text)
     import torch
 
     return max(1, torch.cuda.device_count())
@@ -108,9 +118,9 @@ def main() -> None:
     """Set up the server that PREFECT_API_URL names for the working directory's project."""
     if not os.environ.get("PREFECT_API_URL"):
         sys.exit("error: PREFECT_API_URL is not set; it names the server to set up")
-    num_devices = count_devices()
-    asyncio.run(_set_up(num_devices))
     try:
+        num_devices = count_devices(os.environ)
+        asyncio.run(_set_up(num_devices))
         deploy(Path())
     except DeploymentError as error:
         sys.exit(f"error: {error}")

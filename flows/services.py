@@ -7,17 +7,22 @@ again.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections import deque
 from pathlib import Path
 from threading import Thread
 from types import FrameType
+
+import psutil
 
 from flows.service_settings import (
     Service,
@@ -80,22 +85,25 @@ class Running:
         return f"it ended with code {self._process.poll()}:\n" + "\n".join(self._last_lines)
 
     def stop(self, grace_s: float) -> None:
-        """End it and what it started: by a request, and by force once `grace_s` is over."""
-        self._signal(signal.SIGTERM)
+        """End it and what it started: by one request each, and by force once `grace_s` is over.
+
+        What it started comes first and alone: a run that is asked twice cannot tell how it ended.
+        """
         end_s = time.monotonic() + grace_s
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started = psutil.Process(self._process.pid).children()
+            for process in started:
+                process.terminate()
+            psutil.wait_procs(started, timeout=grace_s)
+        self._process.terminate()
         while self._is_group_alive() and time.monotonic() < end_s:
-            self._process.poll()
             time.sleep(0.05)
-        self._signal(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def _signal(self, number: signal.Signals) -> None:
-        try:
-            os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            return
-
     def _is_group_alive(self) -> bool:
+        self._process.poll()  # or it would count until someone has waited for it
         try:
             os.killpg(self._process.pid, 0)
         except ProcessLookupError:
@@ -142,6 +150,34 @@ def wait_until_ready(running: Running, timeout_s: float = START_TIMEOUT_S) -> No
         time.sleep(LOOK_INTERVAL_S)
 
 
+def check_login(services: Services) -> None:
+    """See that MLflow knows the password it was started with.
+
+    MLflow keeps its administrator's first password, whatever the environment says later.
+
+    Raises:
+        ServiceError: it knows another one.
+    """
+    password = services.environment.get("MLFLOW_TRACKING_PASSWORD")
+    ports = [service.port for service in services.servers if service.name == "mlflow"]
+    if not password or not ports:
+        return
+    user = services.environment["MLFLOW_TRACKING_USERNAME"]
+    token = base64.b64encode(f"{user}:{password}".encode()).decode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{ports[0]}/api/2.0/mlflow/registered-models/search",
+        headers={"Authorization": f"Basic {token}"},
+    )
+    try:
+        urllib.request.urlopen(request, timeout=30).close()  # noqa: S310
+    except urllib.error.HTTPError as error:
+        raise ServiceError(
+            f"MLflow answers code {error.code} to {user!r}: its database has another password for "
+            "that user than MLFLOW_TRACKING_PASSWORD; set the old one and change it as "
+            "docs/operations.md describes"
+        ) from None
+
+
 def set_up(services: Services) -> None:
     """Create pool, limits, deployments and automations, in a process of its own.
 
@@ -175,6 +211,7 @@ def run(services: Services) -> None:
             running.append(Running(service))  # noqa: PERF401 - an interruption must find the first
         for server in running:
             wait_until_ready(server)
+        check_login(services)
         set_up(services)
         running.append(Running(services.worker))
         print(f"MLflow   {services.mlflow_url}\nPrefect  {services.prefect_url}", flush=True)
@@ -184,7 +221,8 @@ def run(services: Services) -> None:
             for index, ended in enumerate(running):
                 if not ended.is_running():
                     print(f"{ended.service.name} {ended.last_words()}", flush=True)
-                    ended.stop(SERVER_GRACE_S)  # what it started may still be there
+                    # What it started may still be there: a trainer that keeps its state.
+                    ended.stop(0 if ended.service.port else WORKER_GRACE_S)
                     time.sleep(RESTART_PAUSE_S)
                     running[index] = Running(ended.service)
     finally:

@@ -9,7 +9,12 @@ import pytest
 import yaml
 from prefect.client.schemas.schedules import CronSchedule
 
-from flows.deployments import LOST_AFTER_S, lost_run_automation
+from flows.deployments import (
+    LOST_AFTER_S,
+    DeploymentError,
+    count_devices,
+    lost_run_automation,
+)
 from flows.service_settings import POOL, plan_services
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +39,7 @@ def test_runs_end_with_their_worker(name):
     pool = DEPLOYMENTS[name]["work_pool"]
     assert pool["name"] == POOL
     assert pool["job_variables"]["command"].startswith("python -m tasks.processes python ")
+    assert pool["job_variables"]["stream_output"] is False
 
 
 def test_every_variable_is_set_by_the_services():
@@ -88,3 +94,19 @@ def test_two_late_heartbeats_do_not_end_a_run():
 @pytest.mark.parametrize("state", ["Completed", "Failed", "Cancelled", "Crashed"])
 def test_run_that_ended_is_not_missed(state):
     assert f"prefect.flow-run.{state}" in lost_run_automation().trigger.expect
+
+
+def test_number_of_devices_can_be_set():
+    assert count_devices({"FULLSCALE_NUM_DEVICES": "4"}) == 4
+
+
+def test_machine_without_gpu_trains_one_at_a_time():
+    import torch
+
+    assert count_devices({}) == max(1, torch.cuda.device_count())
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "all", "1.5"])
+def test_wrong_number_of_devices_is_told(text):
+    with pytest.raises(DeploymentError, match=f"FULLSCALE_NUM_DEVICES is '{text}', not a number"):
+        count_devices({"FULLSCALE_NUM_DEVICES": text})

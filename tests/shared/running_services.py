@@ -27,7 +27,7 @@ from flows.stages import run_logged
 def retrain(root: Path | None = None, reason: str = "by hand"):
     Path("flow.pid").write_text(str(os.getpid()))
     with concurrency("fullscale-device", occupy=1, lease_duration=60, strict=False):
-        run_logged(["sh", "-c", "echo $$ > trainer.pid; cat command.txt | sh"], Path())
+        run_logged(["sh", "trainer.sh"], Path())
 """
 LOOK = """
 from pathlib import Path
@@ -55,7 +55,7 @@ def make_project(folder: Path) -> Project:
     (flows / "promote_check.py").write_text(
         LOOK.format(name="promote-check", function="promote_check")
     )
-    (project.root / "command.txt").write_text("sleep 1\n")
+    write_trainer(project, "sleep 1")
     project.environment |= {
         "FULLSCALE_MLFLOW_PORT": str(free_port()),
         "FULLSCALE_PREFECT_PORT": str(free_port()),
@@ -63,6 +63,11 @@ def make_project(folder: Path) -> Project:
         "PYTHONPATH": str(ROOT),
     }
     return project
+
+
+def write_trainer(project: Project, command: str) -> None:
+    """Let the next retraining run a shell line."""
+    (project.root / "trainer.sh").write_text(f"echo $$ > trainer.pid\n{command}\n")
 
 
 class RunningServices:
@@ -82,17 +87,20 @@ class RunningServices:
         self.log_path = project.root / "services.log"
         self.process: subprocess.Popen | None = None
 
+    def launch(self, log) -> subprocess.Popen:
+        """Begin to start them."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.services"],
+            cwd=self.project.root,
+            env=self.project.environment,
+            stdout=log,
+            stderr=log,
+        )
+
     def start(self, timeout_s: float = 180) -> None:
         """Start them and wait until they say that they are there."""
-        self.log_path.unlink(missing_ok=True)
         with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.services"],
-                cwd=self.project.root,
-                env=self.project.environment,
-                stdout=log,
-                stderr=log,
-            )
+            self.process = self.launch(log)
         assert wait_until(lambda: self.is_up() or self.process.poll() is not None, timeout_s)
         assert self.is_up(), self.log()
 
@@ -177,7 +185,7 @@ class RunningServices:
         files = [self.project.root / name for name in ("flow.pid", "trainer.pid")]
         for file in files:
             file.unlink(missing_ok=True)
-        (self.project.root / "command.txt").write_text(command + "\n")
+        write_trainer(self.project, command)
         run_id = self.start_run("retrain")
         assert wait_until(lambda: all(f.exists() and f.read_text().strip() for f in files), 90), (
             self.log()
