@@ -232,8 +232,13 @@ class Predictor:
             body_threshold_hu=settings.body_threshold_hu,
             body_margin_mm=settings.body_margin_mm,
         )
-        image_ZHW = torch.from_numpy(slice_image(scan, grid, settings.window_hu))
-        return grid, normalise(image_ZHW, settings.window_hu)
+        hu_ZHW = torch.from_numpy(slice_image(scan, grid, settings.window_hu))
+        image_ZHW = torch.empty(hu_ZHW.shape)
+        for image_HW, hu_HW in zip(
+            image_ZHW, hu_ZHW, strict=True
+        ):  # all at once takes thrice as much
+            image_HW.copy_(normalise(hu_HW, settings.window_hu))
+        return grid, image_ZHW
 
 
 def _part_of(grid: Grid, z: slice) -> Grid:
