@@ -97,7 +97,7 @@ class RunningServices:
             stderr=log,
         )
 
-    def start(self, timeout_s: float = 180) -> None:
+    def start(self, timeout_s: float = 300) -> None:
         """Start them and wait until they say that they are there."""
         with self.log_path.open("wb") as log:
             self.process = self.launch(log)
