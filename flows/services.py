@@ -32,7 +32,7 @@ from flows.service_settings import (
     write_server_files,
 )
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 180.0  # databases are made at the first start
 SERVER_GRACE_S = 10.0
 WORKER_GRACE_S = 35.0  # a trainer has 25 s to keep its state
 RESTART_PAUSE_S = 2.0

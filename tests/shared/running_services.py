@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -97,7 +98,7 @@ class RunningServices:
             stderr=log,
         )
 
-    def start(self, timeout_s: float = 180) -> None:
+    def start(self, timeout_s: float = 300) -> None:
         """Start them and wait until they say that they are there."""
         with self.log_path.open("wb") as log:
             self.process = self.launch(log)
@@ -145,8 +146,12 @@ class RunningServices:
                     process.kill()
 
     def post(self, path: str, content: dict | None = None) -> object:
-        """Ask Prefect's API."""
-        answer = self.api.post(path, json=content or {})
+        """Ask Prefect's API, again where its database is locked, as its own clients do."""
+        for _ in range(5):
+            answer = self.api.post(path, json=content or {})
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(1)
         answer.raise_for_status()
         return answer.json()
 

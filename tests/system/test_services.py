@@ -112,6 +112,14 @@ def test_run_survives_a_restart_of_its_server(services):
     assert wait_until(lambda: services.num_busy_devices() == 0, 90)
 
 
+def test_killed_flow_is_seen_by_its_worker(services):
+    run_id, flow_pid, trainer_pid = services.start_training("exec sleep 300")
+    os.kill(flow_pid, signal.SIGKILL)
+    assert wait_until(lambda: services.state(run_id) == "Crashed", 30), services.log()
+    assert wait_until(lambda: not is_alive(trainer_pid), 30)
+    assert wait_until(lambda: services.num_busy_devices() == 0, 90)
+
+
 def test_run_that_vanished_is_seen_as_crashed(services):
     run_id, flow_pid, trainer_pid = services.start_training("exec sleep 300")
     (worker,) = services.find("prefect worker start")

@@ -230,3 +230,16 @@ def test_no_password_is_seen_among_the_processes_or_in_the_log(services, finishe
     for secret in (PASSWORD, API_PASSWORD, "database%20password", "an access key"):
         assert not any(secret in line for line in lines)
         assert secret not in services.log()
+
+
+def test_another_password_than_the_first_is_told(services):
+    assert services.stop() == []
+    environment = services.project.environment
+    environment["MLFLOW_TRACKING_PASSWORD"] = "another word for the models"  # noqa: S105
+    try:
+        told = services.project.run("python", "-m", "flows.services", code=1)
+    finally:
+        environment["MLFLOW_TRACKING_PASSWORD"] = PASSWORD
+    assert "error: MLflow answers code 401 to 'radiology'" in told
+    assert "docs/operations.md" in told
+    assert "another word" not in told
