@@ -5,7 +5,7 @@
 PROFILE ?= sample
 PYTHON ?= $(firstword $(shell command -v python3.11) python3)
 VENV := .venv
-BENCHMARKS := slicing network training waiting
+BENCHMARKS := slicing network training waiting prediction
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Waiting threads sleep: spinning ones slow training down many times over on a busy machine.
