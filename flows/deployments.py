@@ -21,9 +21,9 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.workers.process import ProcessWorker
 
+from flows.devices import LIMIT
 from flows.service_settings import POOL
 
-DEVICE_LIMIT = "fullscale-device"
 LOST_RUN = "run without a sign of life"
 # Heartbeats come every 30 s: two may be late or lost while the server restarts.
 LOST_AFTER_S = 90
@@ -81,7 +81,7 @@ async def set_up(client: PrefectClient, num_devices: int) -> None:
     template = ProcessWorker.get_default_base_job_template()
     pool = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
     await client.create_work_pool(pool, overwrite=True)
-    await client.upsert_global_concurrency_limit_by_name(DEVICE_LIMIT, num_devices)
+    await client.upsert_global_concurrency_limit_by_name(LIMIT, num_devices)
     automation = lost_run_automation()
     found = await client.read_automations_by_name(automation.name)
     for present in found:
