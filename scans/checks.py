@@ -39,7 +39,7 @@ _TABLE = (
         "refused",
         "The folder of annotated scans is not there",
         "a folder data/ with dataset.json, cases.csv, imagesTr/ and labelsTr/",
-        "run `dvc pull`, or fill it with `fullscale ingest SOURCE`",
+        "run `dvc pull data.dvc`, or fill it with `fullscale ingest SOURCE`",
     ),
     Check(
         "not_a_cohort",

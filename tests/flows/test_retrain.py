@@ -165,7 +165,7 @@ def test_new_scans_are_trained_on_and_the_result_is_a_branch(
     assert f"Test set {verdict['test_set']}: unchanged" in message
 
     assert state(root) == before
-    assert "up to date" in project.run("dvc", "status")
+    assert "up to date" in project.run("dvc", "status", "data.dvc", "dvc.yaml")
     runs = mlflow.MlflowClient(default_store(root).uri).search_runs(["1"])
     assert sorted(run.info.run_name for run in runs) == ["unet", "unet3plus"]
     assert not (checkout / "mlruns").exists()
@@ -184,7 +184,7 @@ def test_new_scans_are_trained_on_and_the_result_is_a_branch(
     clone = Project(tmp_path / "clone")
     git(root, "clone", "--quiet", "--branch", branch, str(root), str(clone.root))
     clone.run("dvc", "remote", "add", "--local", "--default", "team", remote(tmp_path))
-    clone.run("dvc", "pull", "--quiet")
+    clone.run("dvc", "pull", "--quiet", "data.dvc", "dvc.yaml")
     told = clone.run("dvc", "repro")
     assert "Running stage" not in told
     assert git(clone.root, "status", "--porcelain") == ""

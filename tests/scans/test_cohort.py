@@ -45,7 +45,7 @@ def test_write_cases_round_trips_in_any_order(data):
 
 
 def test_read_cohort_without_a_folder_says_dvc_pull(tmp_path):
-    with pytest.raises(ScanError, match=r"data_missing: found no folder .*; run `dvc pull`"):
+    with pytest.raises(ScanError, match=r"data_missing: found no folder .*; run `dvc pull data"):
         read_cohort(tmp_path / "data")
 
 

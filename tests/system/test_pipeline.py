@@ -36,7 +36,7 @@ def test_fresh_clone_runs_every_stage(small_project):
 
 def test_second_run_does_nothing(small_project):
     assert stages_run(small_project.run("dvc", "repro")) == []
-    assert "up to date" in small_project.run("dvc", "status")
+    assert "up to date" in small_project.run("dvc", "status", "data.dvc", "dvc.yaml")
 
 
 def test_verdict_shows_scores_reasons_and_model(small_project):
@@ -116,7 +116,7 @@ def test_empty_store_gets_runs_from_stored_histories(small_project):
         assert f"wrote a run for {network} from its stored history" in output
     again = small_project.run("dvc", "repro", "--force", "--single-item", "register")
     assert "wrote a run" not in again
-    assert "up to date" in small_project.run("dvc", "status")
+    assert "up to date" in small_project.run("dvc", "status", "data.dvc", "dvc.yaml")
 
 
 @pytest.fixture
