@@ -137,11 +137,20 @@ def find_unannounced(root: Path) -> Announcement | None:
     if contains(root, since, tip):
         return None
     commits = f"{since}..{tip}"
-    cases = _trailers(root, "Case", commits)
     quarantined = _trailers(root, "Quarantined", commits)
     return Announcement(
-        data_version, tip, tuple(sorted(set(cases))), sum(int(number) for number in quarantined)
+        data_version, tip, list_landed(root, commits), sum(int(number) for number in quarantined)
     )
+
+
+def list_landed(root: Path, commits: str) -> tuple[str, ...]:
+    """Names of the cases that commits of `scans` took in, by name in order.
+
+    Args:
+        root: the project.
+        commits: a range as git takes it.
+    """
+    return tuple(sorted(set(_trailers(root, "Case", commits))))
 
 
 def mark_announced(root: Path, announcement: Announcement) -> None:

@@ -17,7 +17,7 @@ from tasks.checkouts import (
     move_branch,
     run_program,
 )
-from tasks.data_version import Announcement
+from tasks.data_version import Announcement, list_landed
 from tasks.provenance import parse_data_version
 
 BRANCHES = "retrain/"
@@ -99,9 +99,8 @@ def landed_since(root: Path, scans_before: str | None, data_version: str) -> Ann
     found = parse_data_version(git(root, "show", f"{tip}:data.dvc"), f"data.dvc of {tip}")
     if found == data_version:
         return None
-    trailers = "--format=%(trailers:key=Case,valueonly)"
-    cases = git(root, "log", trailers, f"{scans_before or 'HEAD'}..{tip}").split()
-    return Announcement(found, tip, tuple(sorted(set(cases))), num_quarantined=0)
+    cases = list_landed(root, f"{scans_before or 'HEAD'}..{tip}")
+    return Announcement(found, tip, cases, num_quarantined=0)
 
 
 def publish(folder: Path, day: date, data_version: str, message: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,15 +117,8 @@ def announce(store: Store, model_name: str, version: str, tags: Mapping[str, str
 
 def find_alias(store: Store, model_name: str, alias: str) -> ModelVersion | None:
     """The version an alias points to, if there is one."""
-    from mlflow.exceptions import MlflowException
-
     client, _ = connect(store)
-    try:
-        return client.get_model_version_by_alias(model_name, alias)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
+    return _find(lambda: client.get_model_version_by_alias(model_name, alias))
 
 
 def read_champion(store: Store, model_name: str) -> InUse | None:
@@ -136,11 +129,16 @@ def read_champion(store: Store, model_name: str) -> InUse | None:
 
 def find_numbered(store: Store, model_name: str, version: str) -> ModelVersion | None:
     """The version of this number, if there is one."""
+    client, _ = connect(store)
+    return _find(lambda: client.get_model_version(model_name, version))
+
+
+def _find(ask: Callable[[], ModelVersion]) -> ModelVersion | None:
+    """What the registry answers, or None where it has no such thing."""
     from mlflow.exceptions import MlflowException
 
-    client, _ = connect(store)
     try:
-        return client.get_model_version(model_name, version)
+        return ask()
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
