@@ -13,13 +13,12 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.events import emit_event
 from prefect.settings import get_current_settings
 
 from flows.notify import chosen_block, notify
 from flows.showing import show_results
 from flows.stages import push, restore_checkout, run_stages
-from flows.watch_inbox import EVENT, RESOURCE_ID
+from flows.watch_inbox import emit
 from tasks.checkouts import SCANS_BRANCH, find_commit
 from tasks.data_version import Announcement, open_newest
 from tasks.params import load_params
@@ -143,16 +142,7 @@ def _announce(landed: Announcement) -> bool:
     """Tell the server of scans that landed during a run; False where no server would hear."""
     if not get_current_settings().api.url:
         return False
-    emit_event(
-        EVENT,
-        resource={"prefect.resource.id": RESOURCE_ID},
-        payload={
-            "data_version": landed.data_version,
-            "num_accepted": len(landed.cases),
-            "num_quarantined": landed.num_quarantined,
-            "cases": list(landed.cases),
-        },
-    )
+    emit(landed)
     return True
 
 

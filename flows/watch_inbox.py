@@ -97,9 +97,14 @@ def announce(root: Path) -> None:
             announcement.data_version,
         )
         return
-    asyncio.run(_emit(announcement))
+    emit(announcement)
     mark_announced(root, announcement)
     logger.info("Announced data version %s as %s", announcement.data_version, EVENT)
+
+
+def emit(announcement: Announcement) -> None:
+    """Emit `scans.landed`; returns when the server has it."""
+    asyncio.run(_emit(announcement))
 
 
 async def _emit(announcement: Announcement) -> None:
