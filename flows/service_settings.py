@@ -7,7 +7,6 @@ Nothing secret goes on a command line, where every user of the machine could rea
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import sys
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scans.files import write_atomically
+from tasks.processes import stage_environment
 
 POOL = "local"
 DEFAULTS = {
@@ -24,7 +24,6 @@ DEFAULTS = {
     "FULLSCALE_RETRAIN_CRON": "0 2 * * *",
     "FULLSCALE_WATCH_CRON": "* * * * *",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "OMP_WAIT_POLICY": "PASSIVE",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the least that Prefect allows
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # Kept in memory, a lease is lost when the server restarts, and its slot taken for ever.
@@ -117,16 +116,16 @@ def plan_services(root: Path, environment: Mapping[str, str]) -> Services:
     store = given.get("MLFLOW_TRACKING_URI", "").rstrip("/")
     is_mlflow_elsewhere = store.startswith("http") and store != mlflow_url
     is_prefect_elsewhere = given.get("PREFECT_API_URL", api_url).rstrip("/") != api_url
-    everyone = {
-        **DEFAULTS,
-        "PREFECT_HOME": str(root / ".prefect"),
-        "PREFECT_API_URL": api_url,
-        **given,
-        "MLFLOW_TRACKING_URI": store if is_mlflow_elsewhere else mlflow_url,
-        "FULLSCALE_ROOT": str(root),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), given.get("PATH", "")]),
-        "PYTHONUNBUFFERED": "1",
-    }
+    everyone = stage_environment(
+        {
+            **DEFAULTS,
+            "PREFECT_HOME": str(root / ".prefect"),
+            "PREFECT_API_URL": api_url,
+            **given,
+            "MLFLOW_TRACKING_URI": store if is_mlflow_elsewhere else mlflow_url,
+            "FULLSCALE_ROOT": str(root),
+        }
+    )
     servers = []
     if not is_mlflow_elsewhere:
         database = "" if store.startswith("http") else store
