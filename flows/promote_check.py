@@ -15,7 +15,7 @@ from prefect.variables import Variable
 from flows.notify import chosen_block, notify
 from flows.stages import RETRY_DELAYS_S, RETRY_JITTER
 from tasks.params import load_params
-from tasks.registry import InUse, read_champion
+from tasks.registry import CHAMPION, Registered, find_alias
 from tasks.tracking import Store, default_store
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ class Look:
 
 
 @task(task_run_name="champion", retry_jitter_factor=RETRY_JITTER)
-def ask_registry(store: Store, model_name: str) -> InUse | None:
+def ask_registry(store: Store, model_name: str) -> Registered | None:
     """The version in use; a registry that does not answer is asked again."""
-    return read_champion(store, model_name)
+    return find_alias(store, model_name, CHAMPION)
 
 
 @flow(name="promote-check", log_prints=True)
@@ -91,7 +91,7 @@ def read_last_look(model_name: str) -> Look | None:
     return Look(model_name, str(kept["version"]), str(kept["since"]))
 
 
-def describe(look: Look, found: InUse | None) -> str:
+def describe(look: Look, found: Registered | None) -> str:
     """Who is in use, and what the verdict said of it, as markdown."""
     if found is None:
         return f"No version of {look.model_name} is champion (since {look.since})."

@@ -44,6 +44,14 @@ def sample(
     typer.echo(f"sample: {len(names)} scans in {folder}")
 
 
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        help="models:/NAME@ALIAS, models:/NAME/VERSION or the folder of a trained network; "
+        "the champion if not named."
+    ),
+]
+
 Layout = Annotated[
     str | None, typer.Option(help="Layout of the folder, see docs/data.md; detected if not named.")
 ]
@@ -223,13 +231,7 @@ def predict(
     target: Annotated[
         Path, typer.Argument(metavar="OUT", help="Label map; for a folder of scans a folder.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="models:/NAME@ALIAS, models:/NAME/VERSION or the folder of a trained network; "
-            "the champion if not named."
-        ),
-    ] = None,
+    model: ModelName = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="One file for each organ beside the label map.")
     ] = False,
@@ -273,6 +275,69 @@ def predict(
     if num_failed:
         typer.echo(f"predict: {num_failed} of {len(outcomes)} scans failed", err=True)
         raise typer.Exit(1 if num_failed == len(outcomes) else 3)
+
+
+@app.command()
+@report_errors
+def serve(
+    model: ModelName = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; it asks no password.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 5001,
+    scan_root: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FULLSCALE_SCAN_ROOT",
+            file_okay=False,
+            exists=True,
+            help="Folder that requests may name scans in.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    max_request_mb: Annotated[int, typer.Option(min=1, help="Of one request.")] = 256,
+    every_s: Annotated[float, typer.Option(min=0.1, help="How often to look at the alias.")] = 5.0,
+) -> None:
+    """Answer requests with the champion, whichever version its alias moves to, until Ctrl-C."""
+    from dataclasses import replace
+
+    from tasks.models import default_model
+    from tasks.payload import Limits
+    from tasks.serve import serve as run
+    from tasks.served import Served
+    from tasks.server import Bounds
+
+    root = Path()
+    limits = replace(Limits.from_environment(), scan_root=scan_root)
+    served = Served(model or default_model(root), root, limits, device)
+    run(served, Bounds(max_request_mb << 20), host, port, every_s)
+
+
+@app.command()
+@report_errors
+def export(
+    onnx: Annotated[Path, typer.Option(help="The file to write, *.onnx.")],
+    model: ModelName = None,
+) -> None:
+    """Write a registered model as ONNX, if ONNX Runtime computes with it what predict does."""
+    from tasks.export import check_request
+    from tasks.export import export as run
+    from tasks.models import default_model, find_model
+
+    root = Path()
+    check_request(onnx)
+    found = find_model(model or default_model(root), root)
+    written = run(onnx, found)
+    version = f" version {found.version}" if found.version else ""
+    typer.echo(
+        f"export: {onnx}: {found.name}{version}, {written.num_bytes / 1e6:.1f} MB, "
+        f"opset {written.opset}"
+    )
+    typer.echo(
+        f"export: ONNX Runtime and predict differ by at most {written.parity.difference:.1g} in "
+        f"probability and in {written.parity.num_different} of {written.parity.num_pixels} "
+        "mask pixels"
+    )
 
 
 if __name__ == "__main__":

@@ -5,16 +5,18 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from isal import igzip
 
+from scans.checks import failure
 from scans.errors import ScanError
 from scans.files import write_atomically
 from scans.geometry import Array, Geometry
-from scans.volume import GZIP_LEVEL, _open, _read_header
+from scans.volume import GZIP_LEVEL, READ_ERRORS, open_nifti, read_header
 
 _GEOMETRY_FIELDS = (
     "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
@@ -54,6 +56,29 @@ def write_on_grid(
     write_atomically(path, buffer.getbuffer())
 
 
+def read_claim(file: Path) -> tuple[int, int]:
+    """What a NIfTI header says that its file holds, whether or not it does.
+
+    Args:
+        file: .nii or .nii.gz, of which the header is enough.
+
+    Returns:
+        Number of voxels, and bytes up to the end of the last one, uncompressed.
+
+    Raises:
+        ScanError: there is no NIfTI header.
+    """
+    try:
+        with open_nifti(file) as stream:
+            header = read_header(stream)
+        num_voxels = math.prod(max(0, int(n)) for n in header.get_data_shape())
+        offset = max(0, int(header.get_data_offset()))
+        return num_voxels, offset + num_voxels * int(header.get_data_dtype().itemsize)
+    except READ_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise failure("unreadable", f"no NIfTI header: {reason}") from None
+
+
 def _new_header(geometry: Geometry) -> nib.Nifti1Header:
     header = nib.Nifti1Header()
     header.set_data_shape(geometry.own_shape)
@@ -64,8 +89,8 @@ def _new_header(geometry: Geometry) -> nib.Nifti1Header:
 
 
 def _header_like(scan_file: Path, geometry: Geometry) -> nib.Nifti1Header:
-    with _open(scan_file) as stream:
-        source = _read_header(stream)
+    with open_nifti(scan_file) as stream:
+        source = read_header(stream)
     if not np.array_equal(np.asarray(source.get_best_affine()), geometry.own_affine):
         raise ScanError(
             "scan_changed",

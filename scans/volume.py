@@ -26,7 +26,7 @@ _GZIP_MAX_RATIO = 1100
 _SPACING_TOLERANCE = 0.01
 _SILENT = logging.Logger("header repairs", level=logging.CRITICAL + 1)
 _TEXT_FIELDS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
-_READ_ERRORS: tuple[Any, ...] = (
+READ_ERRORS: tuple[Any, ...] = (
     OSError,
     EOFError,
     ValueError,
@@ -134,6 +134,40 @@ def write_volume(path: Path, own_values: Array, affine: Array) -> None:
     temporary.replace(path)
 
 
+def open_nifti(path: Path) -> BinaryIO:
+    """A file's uncompressed bytes, whatever its name says.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    with path.open("rb") as stream:
+        zipped = stream.read(2) == b"\x1f\x8b"
+    opened: BinaryIO = igzip.open(path, "rb") if zipped else path.open("rb")
+    return opened
+
+
+def read_header(stream: BinaryIO) -> nib.Nifti1Header:
+    """The NIfTI-1 or NIfTI-2 header of an open file, in either byte order.
+
+    nibabel repairs small faults; its repairs of the spacing would hide that there is none.
+
+    Args:
+        stream: at its beginning, as `open_nifti` gives it.
+
+    Raises:
+        READ_ERRORS: there is no header; which of them, depends on what is there instead.
+    """
+    size = stream.read(4)
+    stream.seek(0)
+    wide = size in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
+    kind = nib.Nifti2Header if wide else nib.Nifti1Header
+    header: nib.Nifti1Header = kind.from_fileobj(stream, check=False)
+    stored_spacing = np.array(header["pixdim"][1:4], dtype=np.float64)
+    header.check_fix(logger=_SILENT, error_level=40)
+    header["pixdim"][1:4] = stored_spacing
+    return header
+
+
 def to_hu(stored: Array, slope: float, intercept: float, name: str) -> Array:
     """Stored voxels as HU: int16 where that loses nothing, otherwise float32.
 
@@ -178,8 +212,8 @@ def _read(path: Path) -> _File:
     if not path.is_file():
         raise failure("file_missing", f"no file {path}")
     try:
-        with _open(path) as stream:
-            header = _read_header(stream)
+        with open_nifti(path) as stream:
+            header = read_header(stream)
             geometry = _geometry(path, header)
             slope, intercept = header.get_slope_inter()
             voxels = _read_voxels(path, stream, header, geometry.own_shape)
@@ -187,7 +221,7 @@ def _read(path: Path) -> _File:
                 pass
     except ScanError:
         raise
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise failure("unreadable", f"{path}: {reason}") from error
     return _File(
@@ -232,29 +266,6 @@ def _text_fields(header: nib.Nifti1Header) -> tuple[str, ...]:
         if name in header.keys() and bytes(header[name].item()).strip(b"\0 ")  # noqa: SIM118
     ]
     return tuple([*found, "extension"] if len(header.extensions) else found)
-
-
-def _open(path: Path) -> BinaryIO:
-    with path.open("rb") as stream:
-        zipped = stream.read(2) == b"\x1f\x8b"
-    opened: BinaryIO = igzip.open(path, "rb") if zipped else path.open("rb")
-    return opened
-
-
-def _read_header(stream: BinaryIO) -> nib.Nifti1Header:
-    """The NIfTI-1 or NIfTI-2 header of an open file, in either byte order.
-
-    nibabel repairs small faults; its repairs of the spacing would hide that there is none.
-    """
-    size = stream.read(4)
-    stream.seek(0)
-    wide = size in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
-    kind = nib.Nifti2Header if wide else nib.Nifti1Header
-    header: nib.Nifti1Header = kind.from_fileobj(stream, check=False)
-    stored_spacing = np.array(header["pixdim"][1:4], dtype=np.float64)
-    header.check_fix(logger=_SILENT, error_level=40)
-    header["pixdim"][1:4] = stored_spacing
-    return header
 
 
 def _fill(path: Path, stream: BinaryIO, array: Array) -> None:

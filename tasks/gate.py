@@ -64,12 +64,14 @@ class Verdict:
         gain: the candidate's gain over the baseline.
         comparisons: candidate, baseline and champion with each other, for the reader; the gate
             does not use them.
+        champion: the model in use that the candidate was compared with, if there was one.
     """
 
     status: Status
     clauses: tuple[Clause, ...]
     gain: Gain
     comparisons: tuple[Comparison, ...]
+    champion: Champion | None
 
 
 def judge(
@@ -101,7 +103,8 @@ def judge(
         status: Status = "undecided"
     else:
         status = "pass" if all(clause.passed for clause in clauses) else "fail"
-    return Verdict(status, tuple(clauses), gain, tuple(compare_networks(tables, params)))
+    comparisons = tuple(compare_networks(tables, params))
+    return Verdict(status, tuple(clauses), gain, comparisons, champion)
 
 
 def _num_cases_clause(candidate: pd.DataFrame, params: RegisterParams) -> Clause:

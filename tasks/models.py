@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from scans.files import file_sha256
@@ -13,35 +12,20 @@ from tasks.console import StageError
 from tasks.params import load_params
 from tasks.registry import (
     CHAMPION,
+    FILES_TAG,
+    Registered,
+    digest_files,
     download_model,
     find_alias,
     find_numbered,
     model_settings,
 )
-from tasks.tracking import WEIGHTS_TAG, Store, default_store
-from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME, Trained, load_trained
+from tasks.segment import Model
+from tasks.tracking import Store, default_store
+from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
 
 DEFAULT_THRESHOLD = 0.5
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A network to segment with, and where it comes from.
-
-    Attributes:
-        name: of the registered model, or of the network in params.yaml.
-        version: of the registered model; None for a folder.
-        weights_sha256: checksum of the weights.
-        threshold: probability from which a voxel belongs to an organ.
-        trained: network and description.
-    """
-
-    name: str
-    version: str | None
-    weights_sha256: str
-    threshold: float
-    trained: Trained
 
 
 def default_model(root: Path) -> str:
@@ -68,18 +52,12 @@ def find_model(wanted: str, root: Path) -> Model:
             whose threshold goes with a folder.
 
     Raises:
-        StageError: there is no such model, its files are missing or damaged, or its weights are
-            not those that were registered.
+        StageError: there is no such model, or its files are missing, damaged or not those that
+            were registered.
     """
     if not wanted.startswith("models:"):
         return _from_folder(Path(wanted), root)
-    parts = _REGISTERED.fullmatch(wanted)
-    if parts is None:
-        raise StageError(
-            f"found model {wanted!r}; wanted models:/NAME@ALIAS, models:/NAME/VERSION or the "
-            "folder of a trained network"
-        )
-    return _from_registry(wanted, parts, _open_registry(root))
+    return _from_registry(wanted, root)
 
 
 def _from_folder(folder: Path, root: Path) -> Model:
@@ -92,6 +70,25 @@ def _from_folder(folder: Path, root: Path) -> Model:
     return Model(trained.description.name, None, digest, threshold, trained)
 
 
+def find_number(wanted: str, root: Path) -> str | None:
+    """The number of the version that a name stands for now.
+
+    Args:
+        wanted: as `find_model`.
+        root: as `find_model`.
+
+    Returns:
+        None for a folder, which has no versions.
+
+    Raises:
+        StageError: the registry has no such version, or does not answer.
+    """
+    if not wanted.startswith("models:"):
+        return None
+    _, version = _look_up(wanted, root)
+    return version.version
+
+
 def _open_registry(root: Path) -> Store:
     """The registry; one that does not exist yet is not made."""
     if not os.environ.get("MLFLOW_TRACKING_URI") and not (root / "mlruns/mlflow.db").is_file():
@@ -102,22 +99,33 @@ def _open_registry(root: Path) -> Store:
     return default_store(root)
 
 
-def _from_registry(wanted: str, parts: re.Match[str], store: Store) -> Model:
-    name = parts["name"]
+def _look_up(wanted: str, root: Path) -> tuple[Store, Registered]:
+    parts = _REGISTERED.fullmatch(wanted)
+    if parts is None:
+        raise StageError(
+            f"found model {wanted!r}; wanted models:/NAME@ALIAS, models:/NAME/VERSION or the "
+            "folder of a trained network"
+        )
+    store = _open_registry(root)
     version = (
-        find_alias(store, name, parts["alias"])
+        find_alias(store, parts["name"], parts["alias"])
         if parts["alias"]
-        else find_numbered(store, name, parts["version"])
+        else find_numbered(store, parts["name"], parts["version"])
     )
     if version is None:
         raise StageError(
             f"{store.uri} has no {wanted}; look at what is registered with `fullscale verdict`, "
             "or name another one with --model"
         )
-    known = version.tags.get(WEIGHTS_TAG)
+    return store, version
+
+
+def _from_registry(wanted: str, root: Path) -> Model:
+    store, version = _look_up(wanted, root)
+    known = version.tags.get(FILES_TAG)
     if not known:
         raise StageError(
-            f"{wanted} has no tag {WEIGHTS_TAG}, so its weights cannot be told from others; "
+            f"{wanted} has no tag {FILES_TAG}, so its files cannot be told from others; "
             "register it with `dvc repro register`"
         )
     with tempfile.TemporaryDirectory() as temporary:
@@ -125,11 +133,16 @@ def _from_registry(wanted: str, parts: re.Match[str], store: Store) -> Model:
         for file in (folder / WEIGHTS_NAME, folder / DESCRIPTION_NAME, folder.parent / "MLmodel"):
             if not file.is_file():
                 raise StageError(f"{wanted} has lost its file {file.name}; register it again")
-        digest = file_sha256(folder / WEIGHTS_NAME)
+        digest = digest_files(folder.parent)
         if digest != known:
             raise StageError(
-                f"the weights of {wanted} are not those that were registered: found SHA-256 "
+                f"the files of {wanted} are not those that were registered: found SHA-256 "
                 f"{digest}, wanted {known}; restore the store's artefacts, or register it again"
             )
-        threshold = float(model_settings(folder).get("threshold", DEFAULT_THRESHOLD))
-        return Model(name, str(version.version), digest, threshold, load_trained(folder))
+        return Model(
+            version.name,
+            version.version,
+            file_sha256(folder / WEIGHTS_NAME),
+            float(model_settings(folder).get("threshold", DEFAULT_THRESHOLD)),
+            load_trained(folder),
+        )

@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from scans.files import write_atomically
 from scans.label_file import write_on_grid
 from scans.seg_writer import Maker, write_segmentation
+from tasks.findings import describe_result
 from tasks.input_checks import Doubt
 from tasks.inputs import Scan, ScanInput, strip_suffix
-from tasks.models import Model
-from tasks.segment import Segmented
+from tasks.segment import Model, Segmented
 
 
 @dataclass(frozen=True)
@@ -67,36 +66,13 @@ def write_outputs(
     for organ, probability_ZYX in (found.probabilities or {}).items():
         write_on_grid(targets.probability(organ), probability_ZYX, geometry, like)
     if targets.statistics is not None:
-        content = describe_result(source, scan, found, doubts, model)
+        content = describe_result(source.name, scan.volume, found, doubts, model)
         write_atomically(targets.statistics, json.dumps(content, indent=2) + "\n")
     if targets.preview is not None:
         _write_preview(scan, found, organs, model, targets.preview)
     if targets.dicom_seg is not None and scan.order is not None:
         write_segmentation(targets.dicom_seg, found.label_ZYX, scan.order, organs, _maker(model))
     write_on_grid(targets.label_map, found.label_ZYX, geometry, like)
-
-
-def describe_result(
-    source: ScanInput, scan: Scan, found: Segmented, doubts: Sequence[Doubt], model: Model
-) -> dict[str, Any]:
-    """The statistics of one scan, as plain numbers and text."""
-    geometry = scan.volume.geometry
-    return {
-        "input": source.name,
-        "shape": list(geometry.own_shape),
-        "orientation": geometry.orientation,
-        "spacing_zyx_mm": [round(step, 4) for step in geometry.spacing_mm],
-        "model": {
-            "name": model.name,
-            "version": model.version,
-            "weights_sha256": model.weights_sha256,
-        },
-        "threshold": model.threshold,
-        "warnings": [
-            {"code": each.code, "found": each.found, "wanted": each.wanted} for each in doubts
-        ],
-        "organs": {organ: each.to_json() for organ, each in found.organs.items()},
-    }
 
 
 def _write_preview(

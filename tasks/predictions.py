@@ -12,10 +12,9 @@ from tasks.console import StageError, say, track
 from tasks.input_checks import Doubt, judge_scan
 from tasks.inputs import Scan, read_scan
 from tasks.jobs import Job
-from tasks.models import Model
 from tasks.outputs import write_outputs
 from tasks.predict import Predictor
-from tasks.segment import OrganFound, Segmented, segment_scan
+from tasks.segment import Model, OrganFound, Segmented, segment_scan
 
 Curable = (ScanError, StageError, OSError)
 """What is wrong with one scan and no reason to stop the others."""

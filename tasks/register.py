@@ -5,32 +5,35 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-import warnings
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL import Image
 
 from scans.cohort import read_cohort
 from scans.files import file_sha256, write_atomically
 from tasks.console import StageError, report_errors
-from tasks.evaluate import evaluate_network
+from tasks.evaluate import evaluate_network, summarise
 from tasks.gate import Champion, Verdict, judge
 from tasks.history import HISTORY_NAME, read_history
 from tasks.params import Params
 from tasks.provenance import Provenance, digest_test_set, read_provenance
 from tasks.registry import (
     CHAMPION,
+    add_files,
     add_test_results,
     announce,
+    describe_version,
     download_model,
     find_alias,
     find_training_run,
     find_version,
     log_model,
 )
+from tasks.rows import ANSWERS, COLUMNS, example_rows
 from tasks.tracking import (
     WEIGHTS_TAG,
     Store,
@@ -39,11 +42,19 @@ from tasks.tracking import (
     training_run,
 )
 from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
+from tasks.version_page import (
+    PICTURE_WIDTH_PX,
+    PICTURES,
+    PICTURES_PATH,
+    describe_model,
+    make_page,
+)
 from tasks.workspace import open_workspace
 
 # An artefact, unlike reports/gate.json: where it is missing, this machine has not registered yet.
 RECEIPT = Path("artifacts/register/receipt.json")
 TEST_SET_TAG = "fullscale.test_set"
+CHAMPION_METRICS = ("num_cases", "dice", "num_free_slices", "slice_fpr")
 PACKAGES = ("model", "scans", "tasks")
 LIBRARIES = (
     "mlflow", "torch", "numpy", "pandas", "scipy", "nibabel", "isal", "pydantic", "pyyaml",
@@ -88,7 +99,7 @@ def score_champion(
         _, scores = evaluate_network(
             trained, read_cohort(root / "data"), test_cases, **settings.model_dump()
         )
-    return Champion(str(found.version), found.tags.get(TEST_SET_TAG, "unknown"), scores)
+    return Champion(found.version, found.tags.get(TEST_SET_TAG, "unknown"), scores)
 
 
 def read_scores(root: Path, name: str) -> pd.DataFrame:
@@ -113,6 +124,7 @@ def write_verdict(
         "dice_gain": _plain(asdict(verdict.gain)),
         "clauses": [_plain(asdict(clause)) for clause in verdict.clauses],
         "comparisons": [_plain(asdict(each)) for each in verdict.comparisons],
+        "champion": _champion_scores(verdict.champion, tuple(params.organs)),
         "weights_sha256": file_sha256(root / "artifacts/train" / candidate / WEIGHTS_NAME),
         "test_set": digest_test_set(test_cases),
         "data_version": provenance.data_version,
@@ -120,6 +132,16 @@ def write_verdict(
     }
     write_atomically(root / "reports/gate.json", json.dumps(content, indent=2) + "\n")
     return content
+
+
+def _champion_scores(champion: Champion | None, organs: tuple[str, ...]) -> dict[str, Any] | None:
+    """Its version, and what people compare, under the keys of reports/NAME/summary.json."""
+    if champion is None:
+        return None
+    summary = summarise(champion.scores, organs)
+    keys = [f"test/{metric}/{organ}" for organ in organs for metric in CHAMPION_METRICS]
+    scores = {key: _plain(summary[key]) for key in keys if key in summary}
+    return {"version": champion.version, "scores": scores}
 
 
 def _plain(value: Any) -> Any:
@@ -170,20 +192,45 @@ def register(params: Params, root: Path, store: Store, verdict: dict[str, Any]) 
     date with the verdict.
     """
     settings = params.register_
-    run_ids = {}
+    run_ids, summaries = {}, {}
     for name in (settings.candidate, settings.baseline):
         for folder in (open_workspace(root).tracking(name), _afterwards(root, name)):
             send_leftovers(store, folder)
         run_ids[name] = ensure_run(name, params, root, store, verdict["data_version"])
         summary = json.loads((root / "reports" / name / "summary.json").read_text(encoding="utf-8"))
         add_test_results(store, run_ids[name], summary, root / "reports" / name)
+        summaries[name] = summary
     tags = version_tags(verdict)
     version = None
     if verdict["status"] == "pass":
-        version = _register_once(params, root, store, run_ids[settings.candidate], tags)
+        run_id = run_ids[settings.candidate]
+        version = _register_once(params, root, store, run_id, tags)
+        organs = tuple(params.organs)
+        pictures = add_previews(store, run_id, root / "reports" / settings.candidate)
+        page = make_page(verdict, summaries, organs, run_id, pictures)
+        describe_version(store, settings.model_name, version, page, describe_model(organs))
     receipt = {"model_name": settings.model_name, "tags": tags}
     write_atomically(root / RECEIPT, json.dumps(receipt, indent=2) + "\n")
     return version
+
+
+def add_previews(store: Store, run_id: str, reports: Path) -> list[str]:
+    """Add the pictures of a version's page to a run, in its size; returns their names.
+
+    Args:
+        store: where the run is kept.
+        run_id: the run.
+        reports: the folder in which stage evaluate left its pictures.
+    """
+    names = [name for name in PICTURES if (reports / f"{name}.png").is_file()]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            with Image.open(reports / f"{name}.png") as picture:
+                height_px = round(picture.height * PICTURE_WIDTH_PX / picture.width)
+                small = picture.convert("RGB").resize((PICTURE_WIDTH_PX, height_px))
+                small.save(Path(folder) / f"{name}.png")
+        add_files(store, run_id, Path(folder), PICTURES_PATH)
+    return names
 
 
 def version_tags(verdict: dict[str, Any]) -> dict[str, str]:
@@ -218,11 +265,11 @@ def _register_once(
         },
         code=tuple(root / package for package in PACKAGES),
         model_file=root / "tasks/serving.py",
-        model_config={
-            "threshold": params.evaluate.threshold,
-            "batch_size": params.evaluate.batch_size,
-        },
+        model_config={"threshold": params.evaluate.threshold},
         pip_requirements=[f"{library}=={get_version(library)}" for library in LIBRARIES],
+        inputs=COLUMNS,
+        outputs=ANSWERS,
+        input_example=example_rows(),
     )
     announce(store, name, version, tags)
     return version
@@ -236,7 +283,6 @@ def get_version(library: str) -> str:
 @report_errors
 def main() -> None:
     """Run the stage: scores of candidate and baseline -> reports/gate.json and the registry."""
-    warnings.filterwarnings("ignore", ".*input example was not provided.*")
     root = Path()
     params = open_workspace(root).load_params()
     store = default_store(root)

@@ -6,34 +6,42 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from scans.files import file_sha256
 from tasks.console import StageError
 from tasks.delivery import shorten
 from tasks.journal import now_ms
-from tasks.tracking import WEIGHTS_TAG, Store, connect
+from tasks.tracking import WEIGHTS_TAG, Store, connect, spoken_to
+from tasks.version_page import is_ours
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow.entities.model_registry import ModelVersion
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 RESULTS_TAG = "fullscale.results_sha256"
+FILES_TAG = "fullscale.files_sha256"
+_WRITTEN_BY_DOWNLOAD = "registered_model_meta"
 
 
 @dataclass(frozen=True)
-class InUse:
-    """The version that an alias points to.
+class Registered:
+    """A registered version.
 
     Attributes:
+        name: of the model.
         version: its number.
         tags: what the verdict wrote on it.
     """
 
+    name: str
     version: str
     tags: Mapping[str, str]
 
@@ -92,7 +100,8 @@ def find_version(store: Store, model_name: str, weights_sha256: str) -> str | No
     versions = client.search_model_versions(
         f"name = '{model_name}' and tag.`{WEIGHTS_TAG}` = '{weights_sha256}'"
     )
-    return max((str(found.version) for found in versions), key=int, default=None)
+    whole = (str(found.version) for found in versions if FILES_TAG in found.tags)
+    return max(whole, key=int, default=None)
 
 
 def list_aliases(store: Store, model_name: str, version: str) -> tuple[str, ...]:
@@ -115,37 +124,46 @@ def announce(store: Store, model_name: str, version: str, tags: Mapping[str, str
         client.set_registered_model_alias(model_name, CHAMPION, version)
 
 
-def find_alias(store: Store, model_name: str, alias: str) -> ModelVersion | None:
+def describe_version(
+    store: Store, model_name: str, version: str, page: str, model_text: str
+) -> None:
+    """Describe a version, and the registered model where it has no description.
+
+    A version's description that a person wrote or changed is left as it is.
+    """
+    client, _ = connect(store)
+    if is_ours(client.get_model_version(model_name, version).description):
+        client.update_model_version(model_name, version, page)
+    if not client.get_registered_model(model_name).description:
+        client.update_registered_model(model_name, model_text)
+
+
+def find_alias(store: Store, model_name: str, alias: str) -> Registered | None:
     """The version an alias points to, if there is one."""
     client, _ = connect(store)
     return _find(lambda: client.get_model_version_by_alias(model_name, alias))
 
 
-def read_champion(store: Store, model_name: str) -> InUse | None:
-    """The version in use, if there is one."""
-    found = find_alias(store, model_name, CHAMPION)
-    return None if found is None else InUse(str(found.version), dict(found.tags))
-
-
-def find_numbered(store: Store, model_name: str, version: str) -> ModelVersion | None:
+def find_numbered(store: Store, model_name: str, version: str) -> Registered | None:
     """The version of this number, if there is one."""
     client, _ = connect(store)
     return _find(lambda: client.get_model_version(model_name, version))
 
 
-def _find(ask: Callable[[], ModelVersion]) -> ModelVersion | None:
+def _find(ask: Callable[[], ModelVersion]) -> Registered | None:
     """What the registry answers, or None where it has no such thing."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return ask()
+        found = ask()
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
+    return Registered(found.name, str(found.version), dict(found.tags))
 
 
-def download_model(store: Store, version: ModelVersion, folder: Path) -> Path:
+def download_model(store: Store, version: Registered, folder: Path) -> Path:
     """Fetch the trained network of a registered version into `folder`; returns its path.
 
     Raises:
@@ -157,12 +175,14 @@ def download_model(store: Store, version: ModelVersion, folder: Path) -> Path:
 
     uri = f"models:/{version.name}/{version.version}"
     try:
-        return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder))) / "artifacts"
+        with spoken_to(store):
+            fetched = download_artifacts(artifact_uri=uri, dst_path=str(folder))
     except (MlflowException, OSError) as error:
         raise StageError(
             f"the files of {uri} cannot be fetched from {store.uri} ({shorten(error)}); restore "
             "the store's artefacts, or register the model again"
         ) from None
+    return Path(fetched) / "artifacts"
 
 
 def model_settings(folder: Path) -> dict[str, Any]:
@@ -180,8 +200,11 @@ def log_model(
     model_file: Path,
     model_config: Mapping[str, Any],
     pip_requirements: list[str],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    input_example: pd.DataFrame,
 ) -> str:
-    """Log a model to a run and register it; returns the new version.
+    """Log a model to a run and register it with the digest of its files; returns the new version.
 
     Args:
         store: where runs and models are kept.
@@ -192,23 +215,49 @@ def log_model(
         model_file: the Python file that defines the model.
         model_config: settings the model is loaded with.
         pip_requirements: pinned libraries the model needs.
+        inputs: columns of text that a row may fill.
+        outputs: columns of text that it is answered with.
+        input_example: rows as the model takes them.
     """
-    connect(store)
+    client, _ = connect(store)
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    inputs = Schema([ColSpec("string", "scan")])
-    outputs = Schema([ColSpec("string", "mask"), ColSpec("string", "statistics")])
-    with mlflow.start_run(run_id=run_id):
+    signature = ModelSignature(
+        Schema([ColSpec("string", name, required=False) for name in inputs]),
+        Schema([ColSpec("string", name) for name in outputs]),
+    )
+    with spoken_to(store), mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(model_file),
             code_paths=[str(path) for path in code],
             artifacts={name: str(path) for name, path in trained_files.items()},
             model_config=dict(model_config),
-            signature=ModelSignature(inputs, outputs),
+            signature=signature,
             pip_requirements=pip_requirements,
+            input_example=input_example,
             registered_model_name=model_name,
         )
-    return str(info.registered_model_version)
+    version = Registered(model_name, str(info.registered_model_version), {})
+    with tempfile.TemporaryDirectory() as folder:
+        digest = digest_files(download_model(store, version, Path(folder)).parent)
+    client.set_model_version_tag(model_name, version.version, FILES_TAG, digest)
+    return version.version
+
+
+def digest_files(folder: Path) -> str:
+    """SHA-256 of the names and checksums of a version's files, as they were fetched.
+
+    What Python compiled is left out: it writes that beside the code when somebody loads a version
+    from a store of this machine, where MLflow copies nothing.
+    """
+    lines = [
+        f"{file_sha256(path)} {path.relative_to(folder).as_posix()}\n"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.name != _WRITTEN_BY_DOWNLOAD
+        and not path.match("__pycache__/*.pyc")
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

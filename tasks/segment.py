@@ -15,13 +15,32 @@ from numpy.typing import NDArray
 from scans.volume import Volume
 from tasks.console import StageError
 from tasks.predict import Predictor, Progress
-from tasks.trained import Description
+from tasks.trained import Description, Trained
 
 CPU_BATCH_BYTES, GPU_BATCH_SHARE = 512 << 20, 0.5
 MAX_BATCH_SIZE = 64
 MAPS_PER_SLICE = 24
 """Measured: the largest network takes memory for up to so many maps of its first level, in float32,
 for each slice of a batch."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network to segment with, and where it comes from.
+
+    Attributes:
+        name: of the registered model, or of the network in params.yaml.
+        version: of the registered model; None for a folder.
+        weights_sha256: checksum of the weights.
+        threshold: probability from which a voxel belongs to an organ.
+        trained: network and description.
+    """
+
+    name: str
+    version: str | None
+    weights_sha256: str
+    threshold: float
+    trained: Trained
 
 
 @dataclass(frozen=True)

@@ -68,25 +68,43 @@ def connect(store: Store) -> tuple[MlflowClient, str]:
         A client, and the id of the experiment.
 
     Raises:
-        UnreachableError: the store does not answer.
+        UnreachableError: the store does not answer, or somebody deleted the experiment in it.
     """
     for name, value in REQUEST_SETTINGS.items():
         os.environ.setdefault(name, value)
-    import mlflow
+    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # tells of every retry
-    mlflow.set_tracking_uri(store.uri)
-    client = mlflow.MlflowClient(store.uri)
+    client = MlflowClient(store.uri)
     try:
         with _first_start_lock(store):
-            if client.get_experiment_by_name(EXPERIMENT) is None:
-                client.create_experiment(EXPERIMENT, artifact_location=store.artifact_location)
-            experiment_id = mlflow.set_experiment(EXPERIMENT).experiment_id
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if experiment is None:
+                made = client.create_experiment(EXPERIMENT, store.artifact_location)
+                experiment = client.get_experiment(made)
     except MlflowException as error:
         raise UnreachableError(store.uri, shorten(error)) from None
-    return client, str(experiment_id)
+    if experiment.lifecycle_stage != "active":
+        raise UnreachableError(store.uri, f"experiment {EXPERIMENT} is deleted: restore it there")
+    return client, str(experiment.experiment_id)
+
+
+@contextmanager
+def spoken_to(store: Store) -> Iterator[None]:
+    """Have MLflow's functions that take no client use this store, and then what they used before.
+
+    MLflow hands the address on to programs started meanwhile, by MLFLOW_TRACKING_URI.
+    """
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(store.uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it
 
 
 def open_run(run: RunDescription) -> tuple[MlflowClient, str]:

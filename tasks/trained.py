@@ -139,7 +139,7 @@ def load_trained(folder: Path) -> Trained:
     Raises:
         StageError: a file is missing, damaged, or does not fit the other.
     """
-    cure = "train it again with `dvc repro`, or fetch it with `dvc pull`"
+    cure = "train it again with `dvc repro`, or fetch it with `dvc pull dvc.yaml`"
     for name in (WEIGHTS_NAME, DESCRIPTION_NAME):
         if not (folder / name).is_file():
             raise StageError(f"no trained network in {folder}: {name} is missing; {cure}")

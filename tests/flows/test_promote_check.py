@@ -13,7 +13,7 @@ from prefect.variables import Variable
 from flows import promote_check as module
 from flows.promote_check import promote_check
 from tasks.delivery import UnreachableError
-from tasks.registry import read_champion, run_url
+from tasks.registry import CHAMPION, find_alias, run_url
 from tasks.tracking import Store, connect, default_store
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ MODEL = "fullscale-organs"
 
 @pytest.fixture(scope="module", autouse=True)
 def prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=60):
+    with prefect_test_harness(server_startup_timeout=180):
         yield
 
 
@@ -110,9 +110,9 @@ def test_registry_that_is_away_is_asked_again_then_fails(
 
 def test_champion_carries_the_tags_of_its_version(project: Path) -> None:
     store = default_store(project)
-    assert read_champion(store, MODEL) is None
+    assert find_alias(store, MODEL, CHAMPION) is None
     promote(project, register(project, "pass"))
-    found = read_champion(store, MODEL)
+    found = find_alias(store, MODEL, CHAMPION)
     assert found is not None
     assert (found.version, found.tags["fullscale.verdict"]) == ("1", "pass")
 

@@ -44,7 +44,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,  # its worker is killed with it
             )
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 180
         while not self.answers():
             assert self._process.poll() is None, (self.root / "server.log").read_text()
             assert time.monotonic() < deadline_s, "the server did not start"

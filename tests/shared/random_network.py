@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from tasks.params import Params
-from tasks.trained import Trained, build, describe
+from tasks.trained import Trained, build, describe, save_trained
 
 
 def random_trained(params: Params, name: str = "unet3plus", *, seed: int = 0, **changes) -> Trained:
@@ -23,3 +25,20 @@ def random_trained(params: Params, name: str = "unet3plus", *, seed: int = 0, **
     if network.classifier is not None:
         network.classifier.conv.bias.data.unflatten(0, (-1, 2))[:, 1] += 100
     return Trained(network, description)
+
+
+def save_random(folder: Path, params: Params, *, seed: int = 0) -> Path:
+    """Such a network on disk, as stage train leaves it; returns the folder."""
+    trained = random_trained(params, seed=seed)
+    save_trained(folder, trained.network, trained.description)
+    return folder
+
+
+def narrow(params: Params) -> Params:
+    """The same project with the smallest network, on small slices."""
+    return params.model_copy(
+        update={
+            "train": params.train.model_copy(update={"width": 4}),
+            "slice": params.slice.model_copy(update={"size_px": 32}),
+        }
+    )

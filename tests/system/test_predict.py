@@ -10,28 +10,18 @@ import pytest
 from bodies import make_body, save_nifti
 from cohorts import SPACING_MM, write_series
 from conftest import ROOT
-from random_network import random_trained
+from random_network import narrow, save_random
 from typer.testing import CliRunner
 
 from fullscale.cli import app
 from tasks.params import load_params
-from tasks.trained import save_trained
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
     """The folder of a network with random weights."""
-    content = load_params(ROOT / "params.yaml")
-    params = content.model_copy(
-        update={
-            "train": content.train.model_copy(update={"width": 4}),
-            "slice": content.slice.model_copy(update={"size_px": 32}),
-        }
-    )
-    folder = tmp_path_factory.mktemp("network")
-    trained = random_trained(params)
-    save_trained(folder, trained.network, trained.description)
-    return folder
+    params = narrow(load_params(ROOT / "params.yaml"))
+    return save_random(tmp_path_factory.mktemp("network"), params)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+from browser import find_browser
 from conftest import ROOT
 from PIL import Image
 from prefect import flow
@@ -16,7 +17,6 @@ from tasks.report import write_report
 
 pytestmark = pytest.mark.slow
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -41,10 +41,7 @@ frame.onload = () => {{
 
 @pytest.fixture(scope="module")
 def browser():
-    for name in BROWSERS:
-        if path := shutil.which(name):
-            return path
-    pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on PATH; install chromium")
+    return find_browser()
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +120,7 @@ def test_verdict_is_an_image_artifact():
     def show():
         show_verdict(verdict)
 
-    with prefect_test_harness(server_startup_timeout=60):
+    with prefect_test_harness(server_startup_timeout=180):
         show()
         found = Artifact.get("differences")
     assert found is not None

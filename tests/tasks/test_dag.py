@@ -26,8 +26,10 @@ NO_ARTEFACT = {
     "tasks.registry",
     "tasks.run_folder",
     "tasks.sender",
+    "tasks.summary",
     "tasks.system_metrics",
     "tasks.tracking",
+    "tasks.version_page",
     "tasks.workspace",
 }
 STAGES = ("slice", "split", "train", "evaluate", "register")

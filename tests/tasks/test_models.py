@@ -1,20 +1,24 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
 import pytest
 from conftest import ROOT
 from mlflow.artifacts import download_artifacts
-from random_network import random_trained
+from random_network import save_random
 
 from scans.files import file_sha256
 from tasks.console import StageError
 from tasks.models import DEFAULT_THRESHOLD, default_model, find_model
-from tasks.registry import announce, log_model
-from tasks.tracking import WEIGHTS_TAG, connect
-from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained, save_trained
+from tasks.registry import FILES_TAG, announce, log_model
+from tasks.rows import ANSWERS, COLUMNS, example_rows
+from tasks.tracking import connect
+from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
 
 NAME = "organs"
 
@@ -22,10 +26,7 @@ NAME = "organs"
 @pytest.fixture(scope="module")
 def folder(tiny_params, tmp_path_factory):
     """A trained network on disk."""
-    path = tmp_path_factory.mktemp("trained")
-    trained = random_trained(tiny_params)
-    save_trained(path, trained.network, trained.description)
-    return path
+    return save_random(tmp_path_factory.mktemp("trained"), tiny_params)
 
 
 def register(store, folder, tags=None):
@@ -38,20 +39,23 @@ def register(store, folder, tags=None):
         {"weights": folder / WEIGHTS_NAME, "description": folder / DESCRIPTION_NAME},
         code=(ROOT / "tasks",),
         model_file=ROOT / "tasks/serving.py",
-        model_config={"threshold": 0.25, "batch_size": 4},
+        model_config={"threshold": 0.25},
         pip_requirements=["torch"],
+        inputs=COLUMNS,
+        outputs=ANSWERS,
+        input_example=example_rows(),
     )
-    known = {WEIGHTS_TAG: file_sha256(folder / WEIGHTS_NAME)} if tags is None else tags
-    announce(store, NAME, version, known)
+    announce(store, NAME, version, tags or {})
     return version
 
 
 @pytest.fixture(scope="module")
 def versions(mlflow_store, folder):
-    """A good version, one without the tag of its weights, and one whose tag is another's."""
+    """A good version, one without the digest of its files, and one whose digest is another's."""
     good = register(mlflow_store, folder)
-    untagged = register(mlflow_store, folder, {})
-    other = register(mlflow_store, folder, {WEIGHTS_TAG: "0" * 64})
+    untagged = register(mlflow_store, folder)
+    mlflow.MlflowClient(mlflow_store.uri).delete_model_version_tag(NAME, untagged, FILES_TAG)
+    other = register(mlflow_store, folder, {FILES_TAG: "0" * 64})
     return good, untagged, other
 
 
@@ -61,11 +65,15 @@ def registry(mlflow_store, monkeypatch):
     return mlflow_store
 
 
-def artifact(version, name):
-    """Where the store keeps a version's file."""
+def stored(version):
+    """Where the store keeps a version's files."""
     client = mlflow.MlflowClient()
     source = client.get_model_version_download_uri(NAME, version)
-    return Path(download_artifacts(artifact_uri=source)) / "artifacts" / name
+    return Path(download_artifacts(artifact_uri=source))
+
+
+def artifact(version, name):
+    return stored(version) / "artifacts" / name
 
 
 def test_folder_is_a_model_of_the_network_in_it(folder, tmp_path):
@@ -121,35 +129,47 @@ def test_version_that_is_not_there_is_named(versions, registry, tmp_path, wanted
         find_model(f"models:/{wanted}", tmp_path)
 
 
-def test_version_that_does_not_say_its_weights_is_refused(versions, registry, tmp_path):
-    with pytest.raises(StageError, match=f"has no tag {WEIGHTS_TAG}, so its weights cannot be"):
+def test_version_that_does_not_say_its_files_is_refused(versions, registry, tmp_path):
+    with pytest.raises(StageError, match=f"has no tag {FILES_TAG}, so its files cannot be"):
         find_model(f"models:/{NAME}/{versions[1]}", tmp_path)
 
 
-def test_version_with_other_weights_is_refused(versions, registry, tmp_path):
+def test_version_with_other_files_is_refused(versions, registry, tmp_path):
     with pytest.raises(StageError, match=r"not those that were registered: found SHA-256 .* 0000"):
         find_model(f"models:/{NAME}/{versions[2]}", tmp_path)
 
 
-def test_version_whose_weights_were_altered_is_refused(registry, folder, tmp_path):
+@pytest.mark.parametrize(
+    "name", [WEIGHTS_NAME, DESCRIPTION_NAME, "../MLmodel", "../code/tasks/rows.py"]
+)
+def test_version_whose_file_was_altered_is_refused(registry, folder, tmp_path, name):
     version = register(registry, folder)
-    path = artifact(version, WEIGHTS_NAME)
+    path = artifact(version, name)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
+    with pytest.raises(StageError, match=f"files of models:/{NAME}/{version} are not those that"):
+        find_model(f"models:/{NAME}/{version}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["artifacts/more.txt", "code/more.pyc", "code/__pycache__/more.py"]
+)
+def test_version_with_a_file_more_is_refused(registry, folder, tmp_path, name):
+    version = register(registry, folder)
+    path = stored(version) / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("put here later")
     with pytest.raises(StageError, match="are not those that were registered"):
         find_model(f"models:/{NAME}/{version}", tmp_path)
-    path.unlink()
-    with pytest.raises(StageError, match=f"has lost its file {WEIGHTS_NAME}"):
-        find_model(f"models:/{NAME}/{version}", tmp_path)
 
 
-@pytest.mark.parametrize("lost", ["artifacts", "MLmodel"])
+@pytest.mark.parametrize("lost", ["artifacts", "MLmodel", f"artifacts/{WEIGHTS_NAME}"])
 def test_version_that_lost_files_is_refused(registry, folder, tmp_path, lost):
     version = register(registry, folder)
     path = artifact(version, WEIGHTS_NAME).parents[1] / lost
     path.rename(path.with_name("elsewhere"))
-    missing = WEIGHTS_NAME if lost == "artifacts" else lost
+    missing = "MLmodel" if lost == "MLmodel" else WEIGHTS_NAME
     with pytest.raises(StageError, match=f"has lost its file {missing}; register it again"):
         find_model(f"models:/{NAME}/{version}", tmp_path)
 
@@ -157,7 +177,7 @@ def test_version_that_lost_files_is_refused(registry, folder, tmp_path, lost):
 def test_version_whose_place_does_not_answer_is_refused(versions, registry, tmp_path):
     client = mlflow.MlflowClient(registry.uri)
     source = "http://127.0.0.1:9/api/2.0/mlflow-artifacts/artifacts/gone"
-    tags = {WEIGHTS_TAG: "0" * 64}
+    tags = {FILES_TAG: "0" * 64}
     version = client.create_model_version(NAME, source, tags=tags).version
     with pytest.raises(StageError, match=r"the files of models:/organs/\d+ cannot be fetched from"):
         find_model(f"models:/{NAME}/{version}", tmp_path)
@@ -175,3 +195,14 @@ def test_nothing_is_left_of_a_download(versions, registry, tmp_path, monkeypatch
 def test_description_of_a_version_is_json(versions, registry):
     content = json.loads(artifact(versions[0], DESCRIPTION_NAME).read_text())
     assert content["name"] == "unet3plus"
+
+
+def test_version_that_somebody_loaded_from_the_store_is_taken(registry, folder, tmp_path):
+    """Python writes what it compiled beside the code, and that stands in a local store itself."""
+    version = register(registry, folder)
+    code = stored(version) / "code"
+    load = f"import mlflow; mlflow.pyfunc.load_model('models:/{NAME}/{version}')"
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    subprocess.run([sys.executable, "-c", load], cwd=tmp_path, env=environment, check=True)
+    assert list(code.rglob("__pycache__/*.pyc"))
+    assert find_model(f"models:/{NAME}/{version}", tmp_path).version == version

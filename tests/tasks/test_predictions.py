@@ -12,9 +12,9 @@ from PIL import Image
 from random_network import random_trained
 
 from tasks.jobs import plan_jobs
-from tasks.models import Model
 from tasks.predict import Predictor
 from tasks.predictions import run_jobs
+from tasks.segment import Model
 from tasks.trained import TrainedOn
 
 NAMES_OF_PERSONS = (b"Doe", b"Jane", b"ID-17", b"Roe", b"19500101", b"20200101")

@@ -3,6 +3,8 @@ import gzip
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import mlflow
 import nibabel as nib
@@ -11,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 from scans.files import file_sha256
 from tasks import tracking
@@ -19,11 +22,20 @@ from tasks.evaluate import evaluate_network, summarise
 from tasks.history import write_history
 from tasks.journal import list_journals
 from tasks.provenance import Provenance
-from tasks.register import PACKAGES, decide, ensure_run, read_scores, register, write_verdict
+from tasks.register import (
+    LIBRARIES,
+    PACKAGES,
+    decide,
+    ensure_run,
+    read_scores,
+    register,
+    write_verdict,
+)
 from tasks.registry import CHALLENGER, CHAMPION, find_alias, find_training_run
 from tasks.summary import make_table, read_report, registry_line, score_rows, verdict_lines
-from tasks.tracking import WEIGHTS_TAG, training_run
+from tasks.tracking import WEIGHTS_TAG, spoken_to, training_run
 from tasks.trained import WEIGHTS_NAME, Trained, build, describe, save_trained
+from tasks.version_page import describe_model
 
 PROVENANCE = Provenance(git_commit="c" * 40, data_version="d" * 32 + ".dir")
 TEST_CASES = ["case_00", "case_01", "case_06"]
@@ -96,10 +108,44 @@ def test_pass_registers_first_version_with_both_aliases(project, tiny_params, em
     check_better_candidate(project, tiny_params, empty_store)
 
 
+def test_version_says_why_until_a_person_says_otherwise(project, tiny_params, mlflow_store):
+    settings = tiny_params.register_.model_copy(update={"model_name": "described"})
+    params = tiny_params.model_copy(update={"register_": settings})
+    Image.new("RGB", (1500, 300)).save(project / "reports/unet3plus/worst.png")
+    client = mlflow.MlflowClient(mlflow_store.uri)
+
+    def look():
+        _, number = run_stage(project, params, mlflow_store)
+        version = client.get_model_version("described", number)
+        return version, version.description, client.get_registered_model("described").description
+
+    version, page, text = look()
+    assert page.startswith("PASS: the candidate may be promoted\n")
+    assert "+0.1000" in page
+    assert text == describe_model(tuple(params.organs))
+    picture = mlflow.artifacts.download_artifacts(
+        run_id=version.run_id, artifact_path="page/worst.png", tracking_uri=mlflow_store.uri
+    )
+    assert Image.open(picture).size == (1000, 200)
+    assert f"get-artifact?path=page%2Fworst.png&run_uuid={version.run_id}" in page
+
+    rescale(project, "unet", 0.7)
+    _, page, _ = look()
+    assert "+0.2000" in page
+
+    client.update_model_version("described", version.version, f"Checked by us.\n\n{page}")
+    client.update_registered_model("described", "Ours.")
+    rescale(project, "unet", 0.6)
+    version, theirs, text = look()
+    assert theirs == f"Checked by us.\n\n{page}"
+    assert text == "Ours."
+    assert "+0.3000" in version.tags["fullscale.verdict.dice_gain"]
+
+
 def check_served_model(project, name, store):
     """The registered version segments a scan given as base64, and answers on its own grid."""
-    mlflow.set_tracking_uri(store.uri)
-    model = mlflow.pyfunc.load_model(f"models:/{name}@{CHAMPION}")
+    with spoken_to(store):
+        model = mlflow.pyfunc.load_model(f"models:/{name}@{CHAMPION}")
     path = project / "data/imagesTr/case_01_0000.nii.gz"
     scan = base64.b64encode(path.read_bytes()).decode()
     answer = model.predict(pd.DataFrame({"scan": [scan]}))
@@ -108,7 +154,7 @@ def check_served_model(project, name, store):
     assert mask.shape == image.shape
     assert np.allclose(mask.affine, image.affine)
     assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
-    assert set(json.loads(answer["statistics"][0])) == {"liver", "spleen"}
+    assert set(json.loads(answer["statistics"][0])["organs"]) == {"liver", "spleen"}
     with pytest.raises(Exception, match="row 0: text that is not base64"):
         model.predict(pd.DataFrame({"scan": ["not base64!"]}))
 
@@ -130,6 +176,15 @@ def check_better_candidate(project, params, store):
     }
     assert int(find_alias(store, name, CHALLENGER).version) == 2
     assert int(find_alias(store, name, CHAMPION).version) == 1
+    scored = content["champion"]["scores"]
+    assert content["champion"]["version"] == "1"
+    assert scored["test/num_cases/liver"] == 3
+    client = mlflow.MlflowClient(store.uri)
+    page = client.get_model_version_by_alias(name, CHALLENGER).description
+    assert f"{scored['test/dice/liver']:.4f}" in page
+    assert "Champion then: version 1, scored again" in page
+    first = client.get_model_version_by_alias(name, CHAMPION).description
+    assert "No other version was champion" in first
     check_other_test_set(project, params, store)
     assert registry_line(params, content, store) == (
         f"Registered: {name} version 2 (aliases: challenger)"
@@ -247,6 +302,27 @@ def test_default_store_is_sqlite_inside_the_project(tmp_path, monkeypatch):
     assert store.uri == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5999")
     assert tracking.default_store(tmp_path) == tracking.Store("http://127.0.0.1:5999")
+
+
+def test_every_library_that_a_version_needs_is_pinned_with_it():
+    """Told by what the code that MLflow loads imports, module by module."""
+    code = (
+        "import ast, sys, pathlib, tasks.serving\n"
+        "names = set()\n"
+        "for name, module in list(sys.modules.items()):\n"
+        "    if name.split('.')[0] in ('tasks', 'scans', 'model') and module.__file__:\n"
+        "        for node in ast.walk(ast.parse(pathlib.Path(module.__file__).read_text())):\n"
+        "            names |= {each.name for each in node.names} if isinstance(node, ast.Import) "
+        "else {node.module or ''} if isinstance(node, ast.ImportFrom) else set()\n"
+        "print(*sorted({name.split('.')[0] for name in names}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found = set(done.stdout.split()) - set(sys.stdlib_module_names) - {*PACKAGES, "__future__"}
+    known_as = {"yaml": "pyyaml"}
+    assert {"torch", "nibabel", "yaml"} <= found
+    assert {known_as.get(name, name) for name in found} == set(LIBRARIES)
 
 
 def test_table_shows_every_organ_and_network(project, tiny_params):

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, TINY, changed
-from mlflow.artifacts import download_artifacts
+from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from fullscale.cli import app
@@ -854,9 +854,8 @@ def test_page_and_pictures_go_to_the_candidates_run(project, mlflow_store, tmp_p
         pass
     report = write_report(project, project / "page.html", with_overlays=False)
     assert track_report(report, params, project, mlflow_store) == run.run_id
-    folder = Path(
-        download_artifacts(run_id=run.run_id, artifact_path="report", dst_path=str(tmp_path))
-    )
+    client = MlflowClient(mlflow_store.uri)
+    folder = Path(client.download_artifacts(run.run_id, "report", str(tmp_path)))
     assert (folder / "report.html").read_bytes() == (project / "page.html").read_bytes()
     names = {path.name for path in folder.iterdir()} - {"report.html"}
     assert names == {f"{name}.svg" for name in report.pictures}

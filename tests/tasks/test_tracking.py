@@ -1,5 +1,6 @@
 import contextlib
 import math
+import os
 import time
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from tasks.console import StageError
 from tasks.journal import Journal, RunDescription, list_journals
 from tasks.run_folder import hold
 from tasks.system_metrics import PREFIX, SystemMetrics
-from tasks.tracking import Store, send_leftovers, training_run
+from tasks.tracking import Store, send_leftovers, spoken_to, training_run
 
 DEAD = Store("http://127.0.0.1:9")
 
@@ -367,3 +368,25 @@ def test_requests_end_soon_unless_the_user_says_otherwise(mlflow_store, monkeypa
 
     assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 77
     assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 1
+
+
+def test_other_programs_are_told_of_a_store_only_while_it_is_spoken_to(mlflow_store, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracking.connect(mlflow_store)
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    with spoken_to(mlflow_store):
+        assert os.environ["MLFLOW_TRACKING_URI"] == mlflow.get_tracking_uri() == mlflow_store.uri
+        with spoken_to(DEAD):
+            assert mlflow.get_tracking_uri() == DEAD.uri
+        assert mlflow.get_tracking_uri() == mlflow_store.uri
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_deleted_experiment_is_named_with_the_cure(tmp_path):
+    store = Store(f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri())
+    client, experiment_id = tracking.connect(store)
+    client.delete_experiment(experiment_id)
+    with pytest.raises(StageError, match=r"experiment fullscale is deleted: restore it"):
+        tracking.connect(store)
+    client.restore_experiment(experiment_id)
+    assert tracking.connect(store)[1] == experiment_id

@@ -1,0 +1,322 @@
+"""ONNX files: what stands in them, and that they compute what prediction computes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from bodies import make_body, save_nifti
+from conftest import ROOT
+from random_network import random_trained
+from torch import nn
+from typer.testing import CliRunner
+
+from fullscale.cli import app
+from model.inference import prepare
+from model.networks import NETWORKS
+from model.unet import UNet
+from scans.volume import read_image
+from tasks.console import StageError
+from tasks.export import OPSET, TOLERANCE, export, to_onnx
+from tasks.parity import compare, make_slices, predict
+from tasks.predict import Predictor
+from tasks.segment import Model
+from tasks.trained import Trained, TrainedOn, build, describe, save_trained
+
+SHA256 = "0123456789abcdef" * 4
+TRAINED_ON = TrainedOn(
+    slice_spacing_mm=(1, 5), pixel_spacing_mm=(0.6, 0.9), height_mm=(200, 400),
+    field_of_view_mm=(300, 450),
+)  # fmt: skip
+THRESHOLD = 0.5
+ODD_SIZE_PX = 50
+"""Padded by every network, and no multiple of the pooling of any."""
+
+
+def settle(network):
+    """Batch norms take the statistics of a batch, so that random maps neither grow nor vanish."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        network.train()(torch.rand(4, 3, ODD_SIZE_PX, ODD_SIZE_PX))
+    return network.eval()
+
+
+def random_model(params, size_px=32, **changes):
+    """A UNet, or what `changes` of its description make of it."""
+    torch.manual_seed(0)
+    content = describe("unet", params)
+    description = content.model_copy(
+        update={"slice": content.slice.model_copy(update={"size_px": size_px}), **changes}
+    )
+    trained = Trained(settle(build(description)), description)
+    return Model("organs", None, SHA256, THRESHOLD, trained)
+
+
+@pytest.fixture(scope="module")
+def gated(tiny_params):
+    """UNet 3+ whose gate is closed for the liver and open for the spleen."""
+    trained = random_trained(tiny_params, trained_on=TRAINED_ON)
+    settle(trained.network)
+    bias_K2 = trained.network.classifier.conv.bias.data.unflatten(0, (-1, 2))
+    bias_K2[:, 1] = torch.tensor([-100.0, 100.0])
+    return Model("organs", "3", SHA256, THRESHOLD, trained)
+
+
+@pytest.fixture(scope="module")
+def file(gated, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "organs.onnx"
+    export(path, gated)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain_file(tiny_params, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "plain.onnx"
+    export(path, random_model(tiny_params))
+    return path
+
+
+def shapes(values):
+    return {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in values
+    }
+
+
+def test_file_is_valid_and_takes_any_number_of_slices(file, plain_file):
+    for path, outputs in (
+        (file, {"probability": ["batch", 2, 32, 32], "organ_probability": ["batch", 2]}),
+        (plain_file, {"probability": ["batch", 2, 32, 32]}),
+    ):
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+        assert [(each.domain, each.version) for each in model.opset_import] == [("", OPSET)]
+        assert shapes(model.graph.input) == {"slices": ["batch", 3, 32, 32]}
+        assert shapes(model.graph.output) == outputs
+
+
+def test_file_says_how_a_slice_is_prepared(file, gated):
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    meta = session.get_modelmeta()
+    facts = {key: json.loads(value) for key, value in meta.custom_metadata_map.items()}
+    assert facts == {
+        "model_name": "organs",
+        "model_version": "3",
+        "weights_sha256": SHA256,
+        "organs": [{"name": "liver", "label_ids": [1]}, {"name": "spleen", "label_ids": [2]}],
+        "size_px": 32,
+        "window_hu": [-160, 240],
+        "body_threshold_hu": -300,
+        "body_margin_mm": 10,
+        "num_adjacent_slices": 3,
+        "threshold": THRESHOLD,
+        "trained_on": json.loads(TRAINED_ON.model_dump_json()),
+    }
+    for key in ("size_px", "body_margin_mm", "body_threshold_hu", "window_hu", "threshold"):
+        assert key in meta.description
+
+
+def test_file_tells_nothing_of_this_machine(file):
+    content = file.read_bytes()
+    for private in (str(ROOT), sys.prefix, ".py", "pkg.torch"):
+        assert private.encode() not in content
+
+
+def test_same_model_gives_the_same_bytes(tiny_params, plain_file, tmp_path):
+    export(tmp_path / "again.onnx", random_model(tiny_params))
+    assert (tmp_path / "again.onnx").read_bytes() == plain_file.read_bytes()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
+def test_batches_of_any_size_give_what_prediction_gives(file, gated, batch_size):
+    torch.manual_seed(1)
+    image_ZHW = torch.rand(7, 32, 32)
+    wanted = predict(prepare(gated.trained.network), image_ZHW)
+    assert not wanted["probability"][:, 0].any()
+    assert 0.01 < (wanted["probability"][:, 1] >= THRESHOLD).mean() < 0.99
+    found = compare(
+        image_ZHW, wanted, file.read_bytes(), batch_size=batch_size, threshold=THRESHOLD
+    )
+    assert found.difference < 1e-5
+    assert (found.num_different, found.num_pixels) == (0, 7 * 2 * 32 * 32)
+
+
+def test_closed_gate_is_exactly_zero(file):
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    x_BCHW = np.random.default_rng(0).random((2, 3, 32, 32), dtype=np.float32)
+    probability, organ_probability = session.run(None, {"slices": x_BCHW})
+    assert not probability[:, 0].any()
+    assert (probability[:, 1] > 0).all()
+    assert (organ_probability[:, 0] < 0.5).all()
+    assert (organ_probability[:, 1] > 0.5).all()
+
+
+def tamper(content, name, channel):
+    """A file's bytes with one channel of a convolution turned around."""
+    model = onnx.load_from_string(content)
+    (weight,) = (each for each in model.graph.initializer if each.name == name)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[channel] *= -1
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, name))
+    return model
+
+
+def test_comparison_sees_a_changed_weight_behind_an_open_and_a_closed_gate(file, gated):
+    image_ZHW = make_slices(32)
+    wanted = predict(prepare(gated.trained.network), image_ZHW)
+
+    def difference(model):
+        content = model.SerializeToString()
+        return compare(image_ZHW, wanted, content, batch_size=5, threshold=THRESHOLD).difference
+
+    behind_open = tamper(file.read_bytes(), "network.heads.0.weight", 1)
+    assert difference(behind_open) > 1e-2
+    behind_closed = tamper(file.read_bytes(), "network.heads.0.weight", 0)
+    assert difference(behind_closed) < 1e-5
+    shape = ["batch", 2, 32, 32]
+    logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, shape)
+    behind_closed.graph.output.append(logits)
+    assert difference(behind_closed) > 1e-2
+
+
+def test_output_that_is_not_a_number_is_a_difference(plain_file, tiny_params):
+    model = onnx.load(plain_file)
+    for weight in model.graph.initializer:
+        if weight.name == "network.head.weight":
+            values = np.full_like(onnx.numpy_helper.to_array(weight), np.nan)
+            weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    image_ZHW = make_slices(32)
+    wanted = predict(prepare(random_model(tiny_params).trained.network), image_ZHW)
+    content = model.SerializeToString()
+    found = compare(image_ZHW, wanted, content, batch_size=2, threshold=THRESHOLD)
+    assert np.isnan(found.difference)
+
+
+def test_file_is_not_written_where_results_differ(tiny_params, tmp_path):
+    path = tmp_path / "organs.onnx"
+    path.write_bytes(b"an older one")
+    with pytest.raises(StageError, match=r"is not written: .* differ from .* wanted -1 at most"):
+        export(path, random_model(tiny_params), tolerance=-1)
+    assert path.read_bytes() == b"an older one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *((name, {}) for name in NETWORKS if name != "unet3plus"),
+        ("unet3plus", {"deep_supervision": False, "cgm": False}),
+        ("pspnet", {"encoder": "resnet101"}),
+    ],
+)
+def test_every_architecture_is_written_and_computes_the_same(tiny_params, tmp_path, name, changes):
+    content = {"organs": {"liver": (1, 2), "spleen": (3,), "kidney": (4,)}, "architecture": name}
+    options = {"deep_supervision": None, "cgm": None, **content, **changes}
+    model = random_model(tiny_params, size_px=ODD_SIZE_PX, **options)
+    written = export(tmp_path / "organs.onnx", model)
+    # A hundred untrained layers round by more: torch itself is 1e-4 from its result in float64.
+    assert written.parity.difference < (TOLERANCE if "encoder" in changes else 1e-4)
+    assert written.num_bytes == (tmp_path / "organs.onnx").stat().st_size
+
+
+class Unusual(UNet):
+    def decode(self, maps, *, all_heads):
+        return [torch.special.bessel_j0(x) for x in super().decode(maps, all_heads=all_heads)]
+
+
+def test_operation_that_onnx_lacks_is_named(tiny_params):
+    network = build(describe("unet", tiny_params)).eval()
+    network.__class__ = Unusual
+    with pytest.raises(StageError, match=r"Unusual cannot be written as ONNX 18: .*bessel_j0"):
+        to_onnx(network, 32)
+
+
+def test_network_too_large_for_a_file_is_refused(tiny_params):
+    description = describe("unet", tiny_params).model_copy(update={"width": 400})
+    with torch.device("meta"):
+        network = build(description)
+    with pytest.raises(StageError, match=r"found a network of 6\.\d GB; one file of ONNX holds 2"):
+        to_onnx(network, 32)
+
+
+@pytest.mark.parametrize("name", ["organs.bin", "organs", "folder.onnx"])
+def test_name_that_is_no_onnx_file_is_refused(tiny_params, tmp_path, name):
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(StageError, match=rf"found --onnx .*{name}; wanted the name of a file"):
+        export(tmp_path / name, random_model(tiny_params))
+
+
+def test_missing_package_is_named(tiny_params, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # as Python marks what is not there
+    with pytest.raises(StageError, match=r"lacks onnxscript; install the extra .*'\.\[onnx\]'"):
+        export(tmp_path / "organs.onnx", random_model(tiny_params))
+
+
+def test_documented_example_finds_what_predict_finds(file, gated, tmp_path):
+    text = (ROOT / "docs/predict.md").read_text().partition("## Elsewhere: ONNX")[2]
+    (example,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
+    (tmp_path / "organs.onnx").write_bytes(file.read_bytes())
+    save_nifti(tmp_path / "scan.nii.gz", make_body()[0], (8.0, 7.0, 7.0), "RAS")
+    check = "\nimport sys\nassert 'torch' not in sys.modules\nnp.save('mask.npy', mask_ZYX)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", example + check],
+        cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    predictor = Predictor(gated.trained, THRESHOLD, 4, torch.device("cpu"))
+    masks = predictor.segment(read_image(tmp_path / "scan.nii.gz")).masks
+    spleen = np.load(tmp_path / "mask.npy")
+    assert 0.01 < spleen.mean() < 0.99
+    np.testing.assert_array_equal(spleen, masks["spleen"])
+    assert done.stdout.splitlines()[0] == "liver 0.0 ml"
+    name, volume_ml, unit = done.stdout.splitlines()[1].split()
+    assert (name, unit) == ("spleen", "ml")
+    assert float(volume_ml) == pytest.approx(spleen.sum() * 8 * 7 * 7 / 1000)
+
+
+def test_command_writes_the_named_model_and_tells_what_it_compared(tiny_params, tmp_path):
+    model = random_model(tiny_params)
+    save_trained(tmp_path / "net", model.trained.network, model.trained.description)
+    out = tmp_path / "new/organs.onnx"
+    done = subprocess.run(
+        [sys.executable, "-m", "fullscale.cli", "export", "--onnx", out,
+         "--model", tmp_path / "net"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    size = f"{out.stat().st_size / 1e6:.1f} MB"
+    told = rf"""export: .*organs\.onnx: unet, {size}, opset 18
+export: ONNX Runtime and predict differ by at most \S+ in probability and in \d+ of \d+ mask pixels
+"""
+    assert re.fullmatch(told, done.stdout)
+    assert [path.name for path in out.parent.iterdir()] == ["organs.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("o.onnx",), "error: no params.yaml here names a registered model"),
+        (("o.onnx", "--model", "models:/a@champion"), "error: there is no registry in mlruns/"),
+        (("o.onnx", "--model", "nowhere"), "error: no trained network in nowhere"),
+        (("o.zip", "--model", "nowhere"), "error: found --onnx o.zip; wanted"),
+    ],
+)
+def test_command_says_in_one_line_what_it_lacks(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    done = CliRunner().invoke(app, ["export", "--onnx", *arguments])
+    assert done.exit_code == 1
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
