@@ -5,7 +5,7 @@
 PROFILE ?= sample
 PYTHON ?= $(firstword $(shell command -v python3.11) python3)
 VENV := .venv
-BENCHMARKS := slicing network training waiting prediction
+BENCHMARKS := slicing network training augmentation waiting prediction orchestration
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Waiting threads sleep: spinning ones slow training down many times over on a busy machine.
@@ -19,7 +19,7 @@ setup: $(READY)  ## make the virtual environment with pinned dependencies
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,dask,auth,postgres,s3]'
+	pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,dask,auth,onnx,postgres,s3]'
 	touch $@
 
 repro: setup  ## reproduce the published result: sample scans, whole pipeline, verdict
@@ -32,7 +32,7 @@ paper: setup  ## the rows of the paper's tables on the cohort in data/; PROFILE=
 	dvc repro paper/dvc.yaml:table-$(PROFILE)
 
 test: setup  ## run every test
-	pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --quiet
+	pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --quiet --durations 30
 
 lint: setup  ## check style and who may import whom
 	ruff check

@@ -27,6 +27,9 @@ from flows.service_settings import POOL
 LOST_RUN = "run without a sign of life"
 # Heartbeats come every 30 s: two may be late or lost while the server restarts.
 LOST_AFTER_S = 90
+STALLED_RUN = "run that did not start"
+# A worker needs some seconds from taking a run to its first line; a starved machine, minutes.
+STALLED_AFTER_S = 300
 
 
 class DeploymentError(Exception):
@@ -50,44 +53,75 @@ def count_devices(environment: Mapping[str, str]) -> int:
 
 
 def lost_run_automation() -> AutomationCore:
-    """What marks a run as crashed when its process went without a word, in a power cut say."""
-    run = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
-    ended = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled")}
-    return AutomationCore(
+    """What marks a run as crashed when its process went without a word, in a power cut say.
+
+    The server itself says `Running`, so a process that goes before its first heartbeat is missed
+    too. Runs that no deployment started send no heartbeats by default, and are left alone.
+    """
+    heartbeat, ended = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed")
+    return _crash_automation(
         name=LOST_RUN,
-        description=f"No heartbeat for {LOST_AFTER_S} s: the process, or its machine, is gone.",
+        why=f"No heartbeat for {LOST_AFTER_S} s: the process or its machine is gone.",
+        after={heartbeat, "prefect.flow-run.Running"},
+        expect={heartbeat, *(f"prefect.flow-run.{state}" for state in ended)},
+        within_s=LOST_AFTER_S,
+    )
+
+
+def stalled_run_automation() -> AutomationCore:
+    """What marks a run as crashed when its worker took it and went before it began.
+
+    Such a run stays pending for ever: no other worker takes it. Steps that a worker does before the
+    run begins are no sign that it did.
+    """
+    return _crash_automation(
+        name=STALLED_RUN,
+        why=f"Not started {STALLED_AFTER_S} s after a worker took it: the worker is gone.",
+        after={
+            "prefect.flow-run.Pending",
+            "prefect.flow-run.Submitting",
+            "prefect.flow-run.pull-step.executed",
+        },
+        expect={"prefect.flow-run.*"},
+        within_s=STALLED_AFTER_S,
+    )
+
+
+def _crash_automation(
+    name: str, why: str, after: set[str], expect: set[str], within_s: float
+) -> AutomationCore:
+    """Mark a deployment's run as crashed when some event is followed by none of some others."""
+    return AutomationCore(
+        name=name,
+        description=why,
         trigger=EventTrigger(
             posture=Posture.Proactive,
-            match=run,
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", "prefect.flow-run.Crashed", *ended},
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=ResourceSpecification({"prefect.resource.role": "deployment"}),
+            after=after,
+            expect=expect,
             for_each={"prefect.resource.id"},
             threshold=1,
-            within=timedelta(seconds=LOST_AFTER_S),
+            within=timedelta(seconds=within_s),
         ),
         actions=[
-            ChangeFlowRunState(
-                name="Crashed",
-                state=StateType.CRASHED,
-                force=False,
-                message=f"No heartbeat for {LOST_AFTER_S} s: the process or its machine is gone.",
-            )
+            ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, force=False, message=why)
         ],
     )
 
 
 async def set_up(client: PrefectClient, num_devices: int) -> None:
-    """Make pool, limit and automation, or bring them up to date."""
+    """Make pool, limit and automations, or bring them up to date."""
     template = ProcessWorker.get_default_base_job_template()
     pool = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
     await client.create_work_pool(pool, overwrite=True)
     await client.upsert_global_concurrency_limit_by_name(LIMIT, num_devices)
-    automation = lost_run_automation()
-    found = await client.read_automations_by_name(automation.name)
-    for present in found:
-        await client.update_automation(present.id, automation)
-    if not found:
-        await client.create_automation(automation)
+    for automation in (lost_run_automation(), stalled_run_automation()):
+        found = await client.read_automations_by_name(automation.name)
+        for present in found:
+            await client.update_automation(present.id, automation)
+        if not found:
+            await client.create_automation(automation)
 
 
 async def _set_up(num_devices: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import Task, get_run_logger, task
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 
 from flows.devices import count_slots, device_slot
 from flows.showing import TrainingProgress
@@ -19,6 +20,7 @@ from tasks.data_version import restore_data
 from tasks.params import Params
 from tasks.processes import stage_environment
 
+REGISTER = "register"
 RETRY_DELAYS_S = [10.0, 60.0, 300.0]
 RETRY_JITTER = 0.5
 # How a stage says that the tracking server is away: before it asks anything, and in the middle.
@@ -94,8 +96,9 @@ def is_transient(lines: Iterable[str]) -> bool:
 
 
 def _may_pass(task: Any, run: Any, state: Any) -> bool:
-    """Whether a failed stage is tried again."""
-    return isinstance(state.result(raise_on_failure=False), TransientError)
+    """Whether a failed stage is tried again: what it needs was away, or Prefect had no answer."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, TransientError | ConcurrencySlotAcquisitionError)
 
 
 @task(task_run_name="data", retry_jitter_factor=RETRY_JITTER)
@@ -123,11 +126,18 @@ def restore_checkout(folder: Path) -> None:
 
 @task(task_run_name="push", retry_jitter_factor=RETRY_JITTER)
 def _push(root: Path) -> None:
-    run_logged(["dvc", "push", "data.dvc", "dvc.yaml"], root)
+    try:
+        run_logged(["dvc", "push", "data.dvc", "dvc.yaml"], root)
+    except StageFailedError as error:
+        raise TransientError(str(error)) from None
 
 
 def push(root: Path) -> None:
-    """Send scans and artefacts to the DVC remote, which is asked again as by `pull_data`."""
+    """Send scans and artefacts to the DVC remote, which is asked again as by `pull_data`.
+
+    Raises:
+        TransientError: they were not sent.
+    """
     _push.with_options(**_retries())(root)
 
 
@@ -168,7 +178,7 @@ def plan(params: Params) -> list[str]:
         "split",
         *(f"train@{network}" for network in params.networks),
         *(f"evaluate@{network}" for network in params.networks),
-        "register",
+        REGISTER,
     ]
 
 
@@ -177,6 +187,7 @@ def run_stages(
     root: Path,
     environment: Mapping[str, str] | None = None,
     devices_root: Path | None = None,
+    before_register: Callable[[], None] | None = None,
 ) -> None:
     """Reproduce all stages, each as a task of its own: `train@unet` is named `train-unet`.
 
@@ -188,6 +199,7 @@ def run_stages(
         root: the project, or a checkout of it.
         environment: what is set for every stage besides this process's own variables.
         devices_root: where GPUs in use are noted; None is `root`.
+        before_register: is called when everything but stage register is done.
 
     Raises:
         StageFailedError: a stage failed; trainings beside it went on to their end.
@@ -197,6 +209,8 @@ def run_stages(
     for kind, stages in groupby(plan(params), key=lambda stage: stage.partition("@")[0]):
         if kind != "train":
             for stage in stages:
+                if stage == REGISTER and before_register is not None:
+                    before_register()
                 _named(reproduce_stage, stage)(stage, root, set_for_all)
             continue
         running = []

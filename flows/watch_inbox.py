@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +13,15 @@ from typing import Any, TypeVar
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.events import Event, Resource
-from prefect.events.clients import get_events_client
 from prefect.settings import PREFECT_API_URL
 
+from flows.scans_landed import EVENT, emit
 from scans.errors import ScanError
 from tasks.console import StageError
-from tasks.data_version import Announcement, find_unannounced, mark_announced
+from tasks.data_version import find_unannounced, mark_announced
 from tasks.landing import Outcome, receive
 from tasks.params import load_params
 
-EVENT = "scans.landed"
-RESOURCE_ID = "fullscale.inbox"
 INBOX_VARIABLE = "FULLSCALE_INBOX"
 
 Result = TypeVar("Result")
@@ -100,27 +96,6 @@ def announce(root: Path) -> None:
     emit(announcement)
     mark_announced(root, announcement)
     logger.info("Announced data version %s as %s", announcement.data_version, EVENT)
-
-
-def emit(announcement: Announcement) -> None:
-    """Emit `scans.landed`; returns when the server has it."""
-    asyncio.run(_emit(announcement))
-
-
-async def _emit(announcement: Announcement) -> None:
-    event = Event(
-        event=EVENT,
-        resource=Resource({"prefect.resource.id": RESOURCE_ID}),
-        payload={
-            "data_version": announcement.data_version,
-            "num_accepted": len(announcement.cases),
-            "num_quarantined": announcement.num_quarantined,
-            "cases": list(announcement.cases),
-        },
-    )
-    # emit_event() hands over to a thread, and tells nobody when that fails.
-    async with get_events_client(reconnection_attempts=3, checkpoint_every=1) as client:
-        await client.emit(event)
 
 
 def show_outcome(outcome: Outcome) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from scans.files import write_atomically
 from tasks.checkouts import (
     SCANS_BRANCH,
     commit_paths,
@@ -22,6 +20,7 @@ from tasks.checkouts import (
     run_program,
 )
 from tasks.console import StageError
+from tasks.notes import read_note, write_note
 from tasks.provenance import parse_data_version, read_data_version
 
 TOLD = Path(".cache/inbox/announced.json")
@@ -130,7 +129,7 @@ def find_unannounced(root: Path) -> Announcement | None:
     if tip is None:
         return None
     data_version = parse_data_version(git(root, "show", f"{tip}:data.dvc"), f"data.dvc of {tip}")
-    told = _read_told(root)
+    told = read_note(root / TOLD)
     if told.get("data_version") == data_version:
         return None
     since = find_commit(root, told.get("commit", "HEAD")) or "HEAD"
@@ -156,15 +155,7 @@ def list_landed(root: Path, commits: str) -> tuple[str, ...]:
 def mark_announced(root: Path, announcement: Announcement) -> None:
     """Keep in mind that a data version was told."""
     told = {"data_version": announcement.data_version, "commit": announcement.commit}
-    write_atomically(root / TOLD, json.dumps(told) + "\n")
-
-
-def _read_told(root: Path) -> dict[str, str]:
-    path = root / TOLD
-    if not path.is_file():
-        return {}
-    told: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    return told
+    write_note(root / TOLD, told)
 
 
 def _trailers(root: Path, key: str, commits: str) -> list[str]:

@@ -17,11 +17,16 @@ from tasks.checkouts import (
     move_branch,
     run_program,
 )
+from tasks.console import say
 from tasks.data_version import Announcement, list_landed
+from tasks.notes import read_note, write_note
 from tasks.provenance import parse_data_version
 
 BRANCHES = "retrain/"
 OUTPUTS = ("artifacts/", "reports/")
+BEGUN = Path(".cache/retrain/begun.json")
+"""Commits whose results may be registered, though they have no branch or nobody was told of it."""
+MAX_FAILURES = 3
 
 
 def list_changes(folder: Path) -> list[str]:
@@ -101,6 +106,49 @@ def landed_since(root: Path, scans_before: str | None, data_version: str) -> Ann
         return None
     cases = list_landed(root, f"{scans_before or 'HEAD'}..{tip}")
     return Announcement(found, tip, cases, num_quarantined=0)
+
+
+def note_begun(root: Path, commit: str) -> None:
+    """Keep in mind that results of a commit are about to be registered, whatever happens next."""
+    begun = read_note(root / BEGUN)
+    if commit not in begun:
+        write_note(root / BEGUN, {**begun, commit: 0})
+
+
+def list_begun(root: Path) -> list[str]:
+    """Commits whose results may be registered, but are not published or not told of; oldest first.
+
+    Those that are gone from the repository, or failed `MAX_FAILURES` times, are given up.
+    """
+    begun = read_note(root / BEGUN)
+    for commit, num_failures in list(begun.items()):
+        if num_failures >= MAX_FAILURES or find_commit(root, commit) is None:
+            say(
+                f"the results of {commit[:8]} are given up after {num_failures} failures to "
+                "publish them; a version that is registered with them has no branch"
+            )
+            forget_begun(root, commit)
+            del begun[commit]
+    return list(begun)
+
+
+def count_failure(root: Path, commit: str) -> None:
+    """Note that results could not be published, for a reason that may stay."""
+    begun = read_note(root / BEGUN)
+    write_note(root / BEGUN, begun | {commit: begun.get(commit, 0) + 1})
+
+
+def forget_begun(root: Path, commit: str) -> None:
+    """Note that results were published and told of."""
+    begun = read_note(root / BEGUN)
+    if begun.pop(commit, None) is not None:
+        write_note(root / BEGUN, begun)
+
+
+def read_message(folder: Path, branch: str) -> tuple[str, str]:
+    """Subject and body of a branch's newest commit."""
+    subject, _, body = git(folder, "log", "-1", "--format=%B", branch).partition("\n\n")
+    return subject, body
 
 
 def publish(folder: Path, day: date, data_version: str, message: str) -> str:

@@ -14,7 +14,9 @@ from flows.deployments import (
     DeploymentError,
     count_devices,
     lost_run_automation,
+    stalled_run_automation,
 )
+from flows.scans_landed import EVENT, RESOURCE_ID, RETRAINING, WANTED
 from flows.service_settings import POOL, plan_services
 
 ROOT = Path(__file__).parents[2]
@@ -78,8 +80,8 @@ def test_looks_that_come_too_often_are_left_out(name):
 
 def test_scans_that_land_start_one_retraining():
     (trigger,) = DEPLOYMENTS["retrain"]["triggers"]
-    assert trigger["expect"] == ["scans.landed"]
-    assert trigger["match"] == {"prefect.resource.id": "fullscale.inbox"}
+    assert trigger["expect"] == [EVENT]
+    assert trigger["match"] == {"prefect.resource.id": RESOURCE_ID, RETRAINING: WANTED}
     assert trigger["within"] == 10
     assert "event.payload.data_version" in trigger["parameters"]["reason"]
 
@@ -94,6 +96,12 @@ def test_two_late_heartbeats_do_not_end_a_run():
 @pytest.mark.parametrize("state", ["Completed", "Failed", "Cancelled", "Crashed"])
 def test_run_that_ended_is_not_missed(state):
     assert f"prefect.flow-run.{state}" in lost_run_automation().trigger.expect
+
+
+@pytest.mark.parametrize("automation", [lost_run_automation(), stalled_run_automation()])
+def test_runs_by_hand_are_left_alone(automation):
+    related = automation.trigger.match_related.model_dump()
+    assert related == {"prefect.resource.role": "deployment"}
 
 
 def test_number_of_devices_can_be_set():

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from mlflow_server import Server
 from prefect import flow, task
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 from watching import is_alive, wait_until
@@ -60,7 +62,7 @@ killed(sys.argv[1], sys.argv[2] == "submitted")
 
 @pytest.fixture(scope="module", autouse=True)
 def prefect():
-    with prefect_test_harness(server_startup_timeout=60):
+    with prefect_test_harness(server_startup_timeout=180):
         yield
 
 
@@ -250,6 +252,27 @@ def test_server_that_stays_away_fails_the_stage(
     with pytest.raises(TransientError, match=r"http://127.0.0.1:9 does not answer"):
         all_stages(pipeline)
     assert attempts(pipeline) == ["split", "split"]
+
+
+def test_device_that_prefect_does_not_give_is_asked_for_again(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when its database is locked for longer than its client asks again."""
+    limit_devices(1)
+    ask, asked = stages.device_slot, []
+
+    @contextmanager
+    def ask_later(root: Path, num_devices: int) -> Iterator[dict[str, str]]:
+        asked.append(root)
+        if len(asked) == 1:
+            raise ConcurrencySlotAcquisitionError("503 Service Unavailable")
+        with ask(root, num_devices) as visible:
+            yield visible
+
+    monkeypatch.setattr(stages, "RETRY_DELAYS_S", [0.1])
+    monkeypatch.setattr(stages, "device_slot", ask_later)
+    all_stages(pipeline)
+    assert attempts(pipeline)[-1] == "register"
 
 
 def test_remote_that_is_away_is_asked_again(pipeline: Path, tmp_path: Path, caplog) -> None:

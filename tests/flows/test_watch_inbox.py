@@ -9,21 +9,24 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 from cohorts import write_nnunet
 from prefect.client.orchestration import get_client
+from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from repository import make_repository
 from watching import wait_until
 
+from flows.scans_landed import emit
 from flows.watch_inbox import as_cell, is_transient, printable, version_lines, watch_inbox
 from scans.errors import ScanError
 from tasks.checkouts import git
 from tasks.console import StageError
-from tasks.data_version import find_unannounced
+from tasks.data_version import Announcement, find_unannounced
 from tasks.landing import Fate, Outcome, receive
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +56,7 @@ def server(tmp_path_factory):
         assert wait_until(answers, 120), (home / "log").read_text()
         with temporary_settings({PREFECT_API_URL: api, PREFECT_HOME: home}):
             yield api
+            EventsWorker.drain_all()  # else it waits for this server when another test drains it
     finally:
         process.terminate()
         process.wait(30)
@@ -96,7 +100,8 @@ def test_flow_takes_scans_in_shows_them_and_tells(server, project, monkeypatch):
 
     assert wait_until(lambda: events(server), 30)
     (event,) = events(server)
-    assert event["resource"]["prefect.resource.id"] == "fullscale.inbox"
+    resource = {"prefect.resource.id": "fullscale.inbox", "fullscale.retraining": "wanted"}
+    assert event["resource"] == resource
     assert event["payload"] == {
         "data_version": version,
         "num_accepted": 2,
@@ -147,6 +152,55 @@ def test_default_inbox_is_made_and_a_failure_names_its_cause(server, project, mo
     with pytest.raises(StageError, match=r"dvc .*pull.* ended with code"):
         watch_inbox(project, settle_s=0)
     assert time.monotonic() - started < 60  # it was not tried again
+
+
+def post(url: str, **content: object) -> dict:
+    answer = httpx.post(url, json=content, timeout=30)
+    answer.raise_for_status()
+    return answer.json()
+
+
+@pytest.fixture
+def plan_retraining(server):
+    """Plans a run of a deployment `retrain`, some time from now, that no worker takes."""
+    flow_id = post(f"{server}/flows/", name="retrain")["id"]
+    deployment_id = post(f"{server}/deployments/", name="retrain", flow_id=flow_id)["id"]
+    runs = []
+
+    def plan(delay: timedelta) -> None:
+        details = {"scheduled_time": (datetime.now(UTC) + delay).isoformat()}
+        state = {"type": "SCHEDULED", "state_details": details}
+        url = f"{server}/deployments/{deployment_id}/create_flow_run"
+        runs.append(post(url, state=state)["id"])
+
+    yield plan
+    for run_id in runs:
+        httpx.delete(f"{server}/flow_runs/{run_id}").raise_for_status()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("delay", "expected"),
+    [
+        (timedelta(seconds=-100), "waiting"),
+        (timedelta(seconds=5), "waiting"),
+        (timedelta(hours=1), "wanted"),
+    ],
+)
+def test_retraining_that_waits_is_enough(server, plan_retraining, delay, expected):
+    plan_retraining(delay)
+    emit(Announcement(f"{delay}", "", ("case",), 0))
+    assert wait_until(lambda: labels(server, f"{delay}"), 30)
+    assert labels(server, f"{delay}") == [expected]
+
+
+def labels(api: str, data_version: str) -> list[str]:
+    """What the events of a data version say of the retraining."""
+    return [
+        event["resource"]["fullscale.retraining"]
+        for event in events(api)
+        if event["payload"]["data_version"] == data_version
+    ]
 
 
 @pytest.mark.slow

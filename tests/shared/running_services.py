@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -45,6 +47,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def is_listening(port: int) -> bool:
+    """Whether a program of this machine listens on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def make_project(folder: Path) -> Project:
@@ -109,6 +117,11 @@ class RunningServices:
         """Whether everything was started."""
         return "Ctrl-C stops all" in self.log()
 
+    def has_ports(self) -> bool:
+        """Whether a server listens on one of the ports."""
+        names = ("FULLSCALE_MLFLOW_PORT", "FULLSCALE_PREFECT_PORT")
+        return any(is_listening(int(self.project.environment[name])) for name in names)
+
     def log(self) -> str:
         """All that was printed."""
         return self.log_path.read_text(errors="replace")
@@ -146,14 +159,21 @@ class RunningServices:
                     process.kill()
 
     def post(self, path: str, content: dict | None = None) -> object:
+        """What Prefect's API answers."""
+        return self._ask("POST", path, json=content or {}).json()
+
+    def delete(self, path: str) -> None:
+        """Let Prefect forget something."""
+        self._ask("DELETE", path)
+
+    def _ask(self, *request: str, **more: object) -> httpx.Response:
         """Ask Prefect's API, again where its database is locked, as its own clients do."""
         for _ in range(5):
-            answer = self.api.post(path, json=content or {})
+            answer = self.api.request(*request, **more)
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                 break
             time.sleep(1)
-        answer.raise_for_status()
-        return answer.json()
+        return answer.raise_for_status()
 
     def deployment(self, name: str) -> dict:
         """What Prefect knows of a deployment."""
@@ -161,10 +181,32 @@ class RunningServices:
         answer.raise_for_status()
         return answer.json()
 
-    def start_run(self, name: str) -> str:
-        """Ask for a run of a deployment; returns its id."""
+    def pause(self, name: str) -> None:
+        """Let a deployment's schedules start no more runs."""
+        self.post(f"deployments/{self.deployment(name)['id']}/pause_deployment")
+
+    def start_run(self, name: str, state: dict | None = None) -> str:
+        """Ask for a run of a deployment, waiting for the worker or in a state; returns its id."""
+        content = {"state": state} if state else {}
+        path = f"deployments/{self.deployment(name)['id']}/create_flow_run"
+        return self.post(path, content)["id"]
+
+    def tell(self, name: str, run_id: str, event: str) -> None:
+        """Send an event of a deployment's run, as its worker does."""
         deployment_id = self.deployment(name)["id"]
-        return self.post(f"deployments/{deployment_id}/create_flow_run")["id"]
+        told = {
+            "id": str(uuid.uuid4()),
+            "event": event,
+            "occurred": datetime.now(UTC).isoformat(),
+            "resource": {"prefect.resource.id": f"prefect.flow-run.{run_id}"},
+            "related": [
+                {
+                    "prefect.resource.id": f"prefect.deployment.{deployment_id}",
+                    "prefect.resource.role": "deployment",
+                }
+            ],
+        }
+        self._ask("POST", "events", json=[told])
 
     def state(self, run_id: str) -> str:
         """The name of a run's state; empty while the server is away."""
@@ -198,16 +240,15 @@ class RunningServices:
         return run_id, *(int(file.read_text()) for file in files)
 
 
-def emit(project: Project, prefect_url: str, payload: dict) -> None:
+def emit(project: Project, prefect_url: str, data_version: str, num_accepted: int) -> None:
     """Tell Prefect that scans landed, as the inbox's flow does."""
     code = (
-        "import json, sys; from prefect.events import emit_event;"
-        "from prefect.events.worker import EventsWorker;"
-        "emit_event('scans.landed', resource={'prefect.resource.id': 'fullscale.inbox'},"
-        " payload=json.loads(sys.argv[1])); EventsWorker.instance().drain()"
+        "import sys; from flows.scans_landed import emit;"
+        "from tasks.data_version import Announcement;"
+        "emit(Announcement(sys.argv[1], '', ('case',) * int(sys.argv[2]), 0))"
     )
     subprocess.run(
-        [sys.executable, "-c", code, json.dumps(payload)],
+        [sys.executable, "-c", code, data_version, str(num_accepted)],
         cwd=project.root,
         env={**os.environ, **project.environment, "PREFECT_API_URL": f"{prefect_url}/api"},
         check=True,

@@ -33,16 +33,24 @@ class Postgres:
         self.port = free_port()
         # Not below pytest's own folder, which the user postgres may not enter.
         self.folder = Path(tempfile.mkdtemp(prefix="fullscale-postgres-"))
-        self._as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-        if self._as_user:
-            shutil.chown(self.folder, "postgres", "postgres")
+        self._user = "postgres" if os.geteuid() == 0 else None
+        if self._user:
+            shutil.chown(self.folder, self._user, self._user)
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = [*self._as_user, str(postgres_programs() / program), *arguments]
+        command = [str(postgres_programs() / program), *arguments]
         # Its output stays open in the server, so it goes to a file and not to a pipe.
         with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
             done = subprocess.run(
-                command, cwd="/", stdout=log, stderr=log, timeout=120, check=False
+                command,
+                cwd="/",
+                user=self._user,
+                group=self._user,
+                extra_groups=[] if self._user else None,
+                stdout=log,
+                stderr=log,
+                timeout=120,
+                check=False,
             )
         assert done.returncode == 0, Path(log.name).read_text()
 
@@ -50,8 +58,8 @@ class Postgres:
         """Create the cluster and two databases."""
         secret = self.folder / "password"
         secret.write_text(PASSWORD)
-        if self._as_user:
-            shutil.chown(secret, "postgres")
+        if self._user:
+            shutil.chown(secret, self._user)
         data = str(self.folder / "data")
         self._run(
             "initdb", "-D", data, "-U", "team", "-A", "scram-sha-256", f"--pwfile={secret}", "-N"

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float) -> bool:
-    """Whether a condition came true in time."""
+def wait_until(condition: Callable[[], object], timeout_s: float, pause_s: float = 0.02) -> bool:
+    """Whether a condition came true in time; it is asked again after each pause."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if condition():
             return True
-        time.sleep(0.02)
+        time.sleep(pause_s)
     return bool(condition())
 
 

@@ -10,6 +10,7 @@ import mlflow
 import pytest
 from cohorts import write_nnunet
 from conftest import Project, clone_project
+from quick_project import favour_unet3plus
 from running_services import RunningServices, free_port
 from watching import wait_until
 
@@ -29,15 +30,7 @@ def project(tmp_path_factory):
     project = clone_project(folder / "project")
     project.change_params("slice", size_px=48)
     project.change_params("train", width=8, num_epochs=4, num_picture_slices=0)
-    project.change_params("recipes", unet={"architecture": "unet", "loss_terms": ["focal"]})
-    project.change_params(
-        "register",
-        num_bootstrap=500,
-        confidence=0.5,
-        max_slice_fpr=1.0,
-        max_organ_dice_loss=1.0,
-        min_cases=2,
-    )
+    favour_unet3plus(project, num_bootstrap=500)
     project.run("git", "commit", "--all", "--quiet", "--message", "Smaller, so that it is quick")
     project.run("dvc", "pull", "--quiet", "data.dvc")
     project.run("dvc", "remote", "add", "--local", "--default", "team", str(folder / "remote"))

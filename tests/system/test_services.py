@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
+from datetime import timedelta
 
 import psutil
 import pytest
 from running_services import RunningServices, emit, make_project, write_trainer
 from watching import is_alive, wait_until
+
+from flows.deployments import lost_run_automation, stalled_run_automation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 DEPLOYMENTS = ["promote-check", "reproduce", "retrain", "watch-inbox"]
@@ -63,16 +65,13 @@ def test_schedule_fires(services):
     assert (services.project.root / "promote_check.txt").read_text() == "looked"
     run = services.runs("promote-check", "Completed")[0]
     assert run["created_by"]["type"] == "SCHEDULE"
+    services.pause("promote-check")  # its runs would take the processors from the other tests
 
 
 def test_landed_scans_start_a_retraining_that_says_why(services):
     write_trainer(services.project, "true")
     for num_accepted in (2, 3):  # a burst is one reason to train
-        emit(
-            services.project,
-            services.prefect_url,
-            {"data_version": "0a1b2c3d", "num_accepted": num_accepted},
-        )
+        emit(services.project, services.prefect_url, "0a1b2c3d", num_accepted)
     assert wait_until(lambda: services.runs("retrain", "Completed"), 90), services.log()
     reasons = {run["parameters"]["reason"] for run in services.runs("retrain", "Completed")}
     assert "2 scans landed in data version 0a1b2c3d" in reasons
@@ -83,9 +82,12 @@ def test_second_retraining_waits_for_the_first(services):
     second = services.start_run("retrain")
     assert wait_until(lambda: services.state(second) == "AwaitingConcurrencySlot", 40)
     assert services.state(first) == "Running"
+    emit(services.project, services.prefect_url, "landed meanwhile", 1)  # the second is enough
     assert wait_until(lambda: services.state(first) == "Completed", 90)
     write_trainer(services.project, "true")
     assert wait_until(lambda: services.state(second) == "Completed", 120), services.log()
+    reasons = [run["parameters"].get("reason", "") for run in services.post("flow_runs/filter")]
+    assert not any("landed meanwhile" in reason for reason in reasons)
 
 
 def test_killed_worker_leaves_a_crashed_run_a_free_device_and_no_orphan(services):
@@ -130,9 +132,47 @@ def test_run_that_vanished_is_seen_as_crashed(services):
     assert wait_until(lambda: not is_alive(trainer_pid), 30)
     assert wait_until(lambda: services.num_busy_devices() == 0, 90)
     assert time.monotonic() - killed_s < 90
-    assert wait_until(lambda: services.state(run_id) == "Crashed", 120), services.log()
+    assert wait_until(lambda: services.state(run_id) == "Crashed", 300), services.log()
     run_id, *_ = services.start_training("true")
     assert wait_until(lambda: services.state(run_id) == "Completed", 90), services.log()
+
+
+@pytest.mark.parametrize(
+    ("automation", "state", "event"),
+    [
+        (lost_run_automation(), {"type": "RUNNING"}, None),
+        (stalled_run_automation(), {"type": "PENDING"}, None),
+        (stalled_run_automation(), {"type": "PENDING", "name": "Submitting"}, None),
+        (
+            stalled_run_automation(),
+            {"type": "PENDING", "name": "Submitting"},
+            "prefect.flow-run.pull-step.executed",
+        ),
+    ],
+    ids=[
+        "before its first heartbeat",
+        "after it was taken",
+        "while it was submitted",
+        "after its folder was set",
+    ],
+)
+def test_run_whose_process_went_early_is_seen_as_crashed(services, automation, state, event):
+    # As it is but for the time, of which 10 s is the least that Prefect allows.
+    trigger = automation.trigger.model_copy(update={"within": timedelta(seconds=10)})
+    hasty = automation.model_copy(update={"name": "hasty", "trigger": trigger})
+
+    automation_id = services.post("automations/", hasty.model_dump(mode="json"))["id"]
+    try:
+        run_id = services.start_run("promote-check", {"type": "PENDING"})
+        if state != {"type": "PENDING"}:
+            services.post(f"flow_runs/{run_id}/set_state", {"state": state})
+        if event is not None:
+            services.tell("promote-check", run_id, event)
+        assert wait_until(lambda: services.state(run_id) == "Crashed", 120), services.log()
+    finally:
+        services.delete(f"automations/{automation_id}")
+    message = services.api.get(f"flow_runs/{run_id}").json()["state"]["message"]
+    assert message == automation.description
 
 
 def test_second_services_say_that_the_port_is_in_use(services):
@@ -160,9 +200,15 @@ def test_request_to_end_ends_everything_and_services_start_again(services):
 
 
 def test_killed_keeper_takes_everything_with_it(services):
+    _, _, trainer_pid = services.start_training("exec sleep 300")
     pids = [process.pid for process in services.processes()]
+    flows = services.find("prefect.engine")
     services.process.kill()
     services.process.wait()
+    assert wait_until(lambda: not is_alive(trainer_pid) and not services.has_ports(), 60)
+    for flow in flows:  # it tries for minutes to tell a server that is gone
+        if flow.is_running():
+            flow.kill()
     assert wait_until(lambda: not any(is_alive(pid) for pid in pids), 60)
 
 
@@ -185,9 +231,7 @@ def test_server_that_does_not_start_is_told_with_its_own_words(project):
         del project.environment["MLFLOW_BACKEND_STORE_URI"]
     assert "error: mlflow did not start; it ended with code 1:" in told
     assert "nonsense" in told.partition("error: mlflow did not start")[2]
-    for name in ("FULLSCALE_MLFLOW_PORT", "FULLSCALE_PREFECT_PORT"):
-        with socket.socket() as probe:
-            assert probe.connect_ex(("127.0.0.1", int(project.environment[name]))) != 0
+    assert not RunningServices(project).has_ports()
 
 
 def test_missing_flow_is_told(project):

@@ -21,6 +21,7 @@ MODEL_NAME = "organs"
 # What a stage does with MLflow, as a run's program with no more than the worker's environment.
 STAGE = f"""
 from pathlib import Path
+import pandas
 from tasks.registry import log_model
 from tasks.tracking import connect, default_store
 
@@ -32,7 +33,8 @@ client.log_text(run.info.run_id, "told", "words.txt")
 Path("weights.bin").write_bytes(b"weights")
 log_model(
     store, run.info.run_id, "{MODEL_NAME}", {{"weights": Path("weights.bin")}}, (),
-    Path("team_model.py"), {{}}, ["mlflow"],
+    Path("team_model.py"), {{}}, ["mlflow"], ["scan"], ["scan"],
+    pandas.DataFrame({{"scan": ["words"]}}),
 )
 client.set_terminated(run.info.run_id)
 """

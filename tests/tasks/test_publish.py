@@ -10,7 +10,19 @@ import pytest
 
 from tasks.checkouts import SCANS_BRANCH, commit_paths, contains, git, run_program
 from tasks.data_version import commit_data, open_newest
-from tasks.publish import landed_since, list_changes, list_news, newest_branch, publish
+from tasks.publish import (
+    MAX_FAILURES,
+    count_failure,
+    forget_begun,
+    landed_since,
+    list_begun,
+    list_changes,
+    list_news,
+    newest_branch,
+    note_begun,
+    publish,
+    read_message,
+)
 
 pytestmark = pytest.mark.slow
 DAY = date(2026, 3, 1)
@@ -179,3 +191,36 @@ def test_scans_that_land_during_a_retraining_are_seen_once(project: Path) -> Non
     found = landed_since(project, tip, first)
     assert found is not None
     assert (found.data_version, found.cases) == (second, ("case_3",))
+
+
+def test_registrations_that_began_are_remembered_until_they_end_or_are_given_up(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list_begun(project) == []
+    older = git(project, "rev-parse", "HEAD")
+    (project / "code.py").write_text("two\n")
+    newer = commit_paths(project, ["code.py"], "Change the code")
+    for commit in (older, newer):
+        note_begun(project, commit)
+    assert list_begun(project) == [older, newer]
+    for _ in range(MAX_FAILURES - 1):
+        count_failure(project, older)
+    note_begun(project, older)  # to begin once more is no success
+    assert list_begun(project) == [older, newer]
+    count_failure(project, older)
+    assert list_begun(project) == [newer]
+    assert f"the results of {older[:8]} are given up after 3 failures" in capsys.readouterr().err
+    note_begun(project, "f" * 40)
+    assert list_begun(project) == [newer]
+    forget_begun(project, newer)
+    forget_begun(project, older)
+    assert list_begun(project) == []
+
+
+def test_message_of_a_branch_is_what_was_published(project: Path) -> None:
+    version = land(project, "2")
+    with open_newest(project, "retrain") as folder:
+        run_program(["dvc", "checkout", "--quiet", "data.dvc"], folder)
+        run_program(["dvc", "repro", "--quiet"], folder)
+        branch = publish(folder, DAY, version, "Retrain: fail\n\nReason: by hand\nTwo: lines")
+    assert read_message(project, branch) == ("Retrain: fail", "Reason: by hand\nTwo: lines")

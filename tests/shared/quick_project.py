@@ -1,0 +1,42 @@
+"""A clone of the project whose pipeline takes seconds a stage: few small scans, two epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cohorts import write_nnunet
+from conftest import Project, clone_project
+
+from scans.ingest import ingest
+
+NUM_CASES = 9
+REMOTE = "remote"
+
+
+def favour_unet3plus(project: Project, num_bootstrap: int) -> None:
+    """Give UNet a loss that teaches it little in a short time, and the gate a low bar."""
+    project.change_params("recipes", unet={"architecture": "unet", "loss_terms": ["focal"]})
+    project.change_params(
+        "register",
+        num_bootstrap=num_bootstrap,
+        confidence=0.5,
+        max_slice_fpr=1.0,
+        max_organ_dice_loss=1.0,
+        min_cases=2,
+    )
+
+
+def make_quick_project(folder: Path) -> Project:
+    """A project in `folder`/project with a DVC remote beside it; nothing was run in it yet."""
+    project = clone_project(folder / "project")
+    project.change_params("slice", size_px=48)
+    project.change_params(
+        "train", width=4, num_epochs=2, batch_size=4, learning_rate=0.01, num_picture_slices=0
+    )
+    favour_unet3plus(project, num_bootstrap=200)
+    ingest(write_nnunet(folder / "cohort", NUM_CASES), project.root / "data")
+    project.run("dvc", "add", "--quiet", "data")
+    project.run("git", "commit", "--all", "--quiet", "--message", "Fewer and smaller scans")
+    remote = str(folder / REMOTE)
+    project.run("dvc", "remote", "add", "--local", "--default", "team", remote)
+    return project
