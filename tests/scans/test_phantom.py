@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
+from conftest import ROOT
 
 from scans.phantom import ORGANS, case_at, save_volume, write_sample
 from scans.phantom_contrast import (
@@ -530,19 +532,35 @@ def test_sample_into_a_file_is_refused(tmp_path: Path) -> None:
     assert target.read_text() == "keep"
 
 
-@pytest.mark.slow
-def test_default_cohort_fits_the_size_budget(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    write_sample(folder, 26, 0)
-    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    assert 7e6 < size < 12e6
+def read_published() -> dict[str, bytes]:
+    """The files of the sample scans that this repository carries, by their names below data/."""
+    (out,) = yaml.safe_load((ROOT / "data.dvc").read_text(encoding="utf-8"))["outs"]
+
+    def content(md5: str) -> bytes:
+        return (ROOT / "sample-remote/files/md5" / md5[:2] / md5[2:]).read_bytes()
+
+    entries = json.loads(content(out["md5"]))
+    return {entry["relpath"]: content(entry["md5"]) for entry in entries}
+
+
+def read_nifti(content: bytes) -> nib.Nifti1Image:
+    return nib.Nifti1Image.from_bytes(gzip.decompress(content))
+
+
+def test_published_sample_is_a_cohort_within_the_size_budget() -> None:
+    files = read_published()
+    assert 7e6 < sum(len(content) for content in files.values()) < 12e6
+    rows = list(csv.DictReader(files["cases.csv"].decode().splitlines()))
+    assert [(row["case"], row["patient"], row["annotated"]) for row in rows] == [
+        (case.name, f"patient_{case.patient + 1:03d}", ";".join(case.annotated))
+        for case in map(case_at, range(26))
+    ]
     codes = set()
-    for row in rows_of(folder):
-        image, label = load(folder, row["case"])
+    for row in rows:
+        image = read_nifti(files[f"imagesTr/{row['case']}_0000.nii.gz"])
+        label = read_nifti(files[f"labelsTr/{row['case']}.nii.gz"])
         codes.add("".join(nib.aff2axcodes(image.affine)))
-        data = np.asarray(label.dataobj)
-        num_voxels = np.bincount(data.ravel(), minlength=3)
+        num_voxels = np.bincount(np.asarray(label.dataobj).ravel(), minlength=3)
         for organ, (low, high) in {"liver": (1000, 1900), "spleen": (110, 760)}.items():
             volume_ml = num_voxels[ORGANS[organ]] * np.prod(image.header.get_zooms()) / 1000
             if organ in row["annotated"].split(";"):
