@@ -135,7 +135,7 @@ def measure_flow(folder: Path, rounds: int) -> dict[str, list[float]]:
     home = clone(folder / "server")
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
-    server = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    server = [sys.executable, "-m", "flows.prefect_server", "--port", str(port)]
     with running(server, home, own_environment(home), f"{api}/health"):
         for turn in range(rounds):
             roots = {name: folder / f"{turn} {name}" for name in taken if name != "report"}

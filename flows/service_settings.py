@@ -209,11 +209,11 @@ def _plan_prefect(everyone: Mapping[str, str], host: str, port: int) -> Service:
     environment = dict(everyone)
     if "PREFECT_API_AUTH_STRING" in everyone:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = everyone["PREFECT_API_AUTH_STRING"]
-    command = ("prefect", "server", "start", "--host", _bind_address(host), "--port", str(port))
+    options = ("--host", _bind_address(host), "--port", str(port))
     health_url = f"http://{LOOPBACK[0]}:{port}/api/health"
     return Service(
         "prefect",
-        (sys.executable, "-m", *command),
+        (sys.executable, "-m", "flows.prefect_server", *options),
         environment,
         port,
         "FULLSCALE_PREFECT_PORT",

@@ -1,0 +1,67 @@
+"""The server does not wait for itself where SQLite's database is locked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# What happens in the server: one connection has the database and is let go by this thread, another
+# waits for the database in a thread of its own, and has left a cursor among the garbage.
+SCRIPT = """
+import gc, sqlite3, sys, threading, time
+from flows.prefect_server import PAUSE_S, collect_beside
+
+gc.disable()
+path, way = sys.argv[1:]
+holder = sqlite3.connect(path, isolation_level=None)
+holder.execute("PRAGMA journal_mode = WAL")
+holder.execute("CREATE TABLE numbers (number)")
+waiting = sqlite3.connect(path, timeout=8 * PAUSE_S, isolation_level=None, check_same_thread=False)
+cursor = waiting.execute("VALUES (1), (2)")
+cycle = [cursor]
+cycle.append(cycle)
+del cursor, cycle
+holder.execute("BEGIN IMMEDIATE")
+
+def write():
+    try:
+        waiting.execute("INSERT INTO numbers VALUES (3)")
+        print("written")
+    except sqlite3.OperationalError as error:
+        print(error)
+
+writing = threading.Thread(target=write)
+writing.start()
+time.sleep(0.5)
+collect_beside() if way == "beside" else gc.enable()
+kept = [[] for _ in range(10_000)]
+time.sleep(1.5 * PAUSE_S)
+holder.execute("COMMIT")
+writing.join()
+"""
+
+
+@pytest.mark.parametrize(("way", "told"), [("plain", "database is locked"), ("beside", "written")])
+def test_garbage_holds_up_nobody_who_has_the_database(tmp_path: Path, way: str, told: str) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "numbers.db"), way]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == told
+
+
+def test_options_are_those_of_prefects_own_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.prefect_server", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "prefect server start" in done.stdout
+    assert "--port" in done.stdout
