@@ -168,11 +168,11 @@ class RunningServices:
 
     def _ask(self, *request: str, **more: object) -> httpx.Response:
         """Ask Prefect's API, again where its database is locked, as its own clients do."""
-        for _ in range(5):
+        for _ in range(10):
             answer = self.api.request(*request, **more)
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                 break
-            time.sleep(1)
+            time.sleep(2)
         return answer.raise_for_status()
 
     def deployment(self, name: str) -> dict:
