@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first one")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     params = load_params(Path("params.yaml"))
     rows = []
     for seed in range(arguments.first, arguments.first + arguments.seeds):

@@ -73,7 +73,7 @@ def measure(
     root: Path, params: Params, network: str, num_epochs: int, max_steps: int, repeats: int
 ) -> dict[str, Any]:
     """All figures of one network on one slice store."""
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     store = SliceStore(root)
     cases = store.cases["case"].tolist()
     train = params.train.model_copy(update={"num_epochs": num_epochs})

@@ -14,7 +14,7 @@ import yaml
 from scans.files import file_sha256
 from tasks.console import StageError
 
-LIBRARIES = ("torch", "lightning", "kornia", "numpy", "nibabel", "mlflow", "dvc", "prefect")
+LIBRARIES = ("torch", "lightning-fabric", "kornia", "numpy", "nibabel", "mlflow", "dvc", "prefect")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from model.output import probabilities
 from model.segmentation import SegmentationNetwork
@@ -305,8 +305,7 @@ def _picture_slices(dataset: SliceDataset, count: int) -> Batch | None:
 def main() -> None:
     """Run the stage for one network: `python -m tasks.train NETWORK`."""
     die_with_parent()
-    for library in ("lightning.fabric", "lightning.pytorch"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     workspace, params, name = parse_network_command("train", sys.argv[1:])
     root = workspace.root
     store = SliceStore(workspace.slices)

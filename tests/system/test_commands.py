@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from fullscale.cli import app
 
-HEAVY = ("torch", "mlflow", "prefect", "dvc", "lightning", "kornia", "pandas", "matplotlib")
+HEAVY = ("torch", "mlflow", "prefect", "dvc", "lightning_fabric", "kornia", "pandas", "matplotlib")
 
 
 def run(*arguments, code=0):
