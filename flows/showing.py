@@ -1,12 +1,9 @@
-"""What a run leaves in the Prefect UI: scores, verdict, folds, pictures, progress of a training."""
+"""What a run leaves in the Prefect UI: scores, verdict, folds, pictures."""
 
 from __future__ import annotations
 
 import base64
-import re
 from pathlib import Path
-from typing import cast
-from uuid import UUID
 
 import pandas as pd
 from prefect import get_run_logger, task
@@ -14,9 +11,7 @@ from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
     create_markdown_artifact,
-    create_progress_artifact,
     create_table_artifact,
-    update_progress_artifact,
 )
 
 from tasks.params import Params
@@ -27,9 +22,6 @@ from tasks.report_verdict import gain_charts
 from tasks.results import Verdict
 from tasks.summary import read_report, score_rows, verdict_lines
 from tasks.tracking import Store
-
-EPOCH = re.compile(r"(?P<network>\S+) epoch (?P<epoch>\d+)/(?P<num_epochs>\d+): ")
-"""The start of the line that a trainer prints after each epoch."""
 
 PICTURES = {"worst": "The test case with the lowest Dice", "median": "The median test case"}
 
@@ -123,36 +115,3 @@ def show_training_run(verdict: Verdict, store: Store) -> None:
     create_link_artifact(
         key="mlflow-run", link=url, link_text="MLflow run", description="Training of the candidate"
     )
-
-
-class TrainingProgress:
-    """A progress artifact that follows the lines of one training.
-
-    Args:
-        network: the one that is trained.
-    """
-
-    def __init__(self, network: str) -> None:
-        self._network = network
-        self._artifact_id: UUID | None = None
-
-    def read(self, line: str) -> None:
-        """Show how far the training is, if the line tells of an epoch; call it in a task."""
-        found = EPOCH.match(line)
-        if found is None or found["network"] != self._network:
-            return
-        percent = 100 * int(found["epoch"]) / int(found["num_epochs"])
-        try:
-            if self._artifact_id is None:
-                key = artifact_key(f"training-{self._network}")
-                created = create_progress_artifact(percent, key=key, description=line)
-                self._artifact_id = cast("UUID", created)
-            else:
-                update_progress_artifact(self._artifact_id, percent, description=line)
-        except Exception as error:  # a training does not end because its progress cannot be shown
-            get_run_logger().warning("progress is not shown: %s", error)
-
-
-def artifact_key(name: str) -> str:
-    """A key as Prefect wants it: lower-case letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

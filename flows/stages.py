@@ -15,7 +15,7 @@ from prefect import Task, get_run_logger, task
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 
 from flows.devices import count_slots, device_slot
-from flows.showing import TrainingProgress
+from flows.progress import TrainingProgress
 from tasks.data_version import restore_data
 from tasks.params import Params
 from tasks.processes import stage_environment

@@ -4,35 +4,9 @@ import pandas as pd
 import pytest
 
 from flows.devices import VISIBLE, list_gpus
-from flows.showing import EPOCH, artifact_key, fold_rows
+from flows.showing import fold_rows
 from flows.stages import is_transient
 from tasks.delivery import UnreachableError
-from tasks.display import TrainingDisplay
-
-METRICS = {"val/dice": 0.5, "train/total": 1.0, "slices/organ": 9.0, "slices/organ_free": 3.0}
-
-
-def test_line_of_an_epoch_is_the_trainers_own(capsys) -> None:
-    with TrainingDisplay("unet3plus", num_epochs=12, num_steps=5, done_steps=0) as display:
-        display.epoch({"epoch": 3.0, **METRICS}, improved=True)
-    found = EPOCH.match(capsys.readouterr().out)
-    assert found is not None
-    assert found.groupdict() == {"network": "unet3plus", "epoch": "3", "num_epochs": "12"}
-
-
-@pytest.mark.parametrize(
-    "line", ["unet: stopped in epoch 3 after step 4; run again", "unet epoch three", "epoch 1/2: "]
-)
-def test_other_lines_tell_of_no_epoch(line: str) -> None:
-    assert EPOCH.match(line) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [("training-unet3plus", "training-unet3plus"), ("training-My_UNet++", "training-my-unet")],
-)
-def test_artifact_key_has_what_prefect_allows(name: str, key: str) -> None:
-    assert artifact_key(name) == key
 
 
 def test_folds_name_every_patient_once() -> None:
