@@ -68,7 +68,6 @@ def make_project(folder: Path) -> Project:
     project.environment |= {
         "FULLSCALE_MLFLOW_PORT": str(free_port()),
         "FULLSCALE_PREFECT_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }
     return project

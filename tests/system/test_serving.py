@@ -60,7 +60,6 @@ class Registry:
             "HTTPS_PROXY": closed,
             "NO_PROXY": "127.0.0.1,localhost",
             "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
         }
 
     def _register(self, folder) -> None:
