@@ -33,7 +33,7 @@ def take_version(browser: Browser, mlflow_url: str, model_name: str) -> Image.Im
     page.get_by_role("button", name="Close").click()  # MLflow's assistant
     page.wait_for_function(
         "() => { const all = [...document.querySelectorAll(\"main img[src^='get-artifact']\")];"
-        " return all.length > 0 && all.every((each) => each.naturalWidth > 0); }"
+        " return all.length > 0 && all.every((each) => each.complete && each.naturalWidth > 0); }"
     )
     return take(page)
 
