@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-# Tests run side by side, one to a core: more threads each would be in one another's way, and cost a
-# third more processor time in all.
+# Tests run side by side, one to a core: more threads each would be in one another's way, and cost
+# two fifths more processor time in all.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parents[1]
 SMALL = {
