@@ -63,7 +63,9 @@ def test_what_is_no_base64_is_refused(target, text):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"x", b"text that is no scan" * 99, gzip.compress(b""), bomb(1 << 20)]
+    "content",
+    [b"", b"x", b"text that is no scan" * 99, gzip.compress(b""), bomb(1 << 20)],
+    ids=["empty", "one byte", "text", "empty gzip", "zeros"],
 )
 def test_what_has_no_nifti_header_is_refused(target, content):
     with pytest.raises(ScanError, match="unreadable: found no NIfTI header"):
