@@ -33,3 +33,13 @@ def test_method_shows_the_papers_table():
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert len(rows) > 50
     assert [line for line in rows if line not in method] == []
+
+
+def test_reading_of_the_papers_table_has_its_gains():
+    method = (ROOT / "docs/method.md").read_text()
+    table = (ROOT / "reports/paper/table.md").read_text()
+    claims = table.partition("## What the paper says is better\n")[2].partition("\n## ")[0]
+    rows = [line.split(" | ") for line in claims.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 7
+    for claim, _, _, gain, *_ in rows:
+        assert f"{claim} | {gain} |" in method
