@@ -29,7 +29,7 @@ repro: setup  ## reproduce the published result: sample scans, whole pipeline, v
 
 paper: setup  ## the rows of the paper's tables on the cohort in data/; PROFILE=paper for its settings
 	test -d data || dvc pull --quiet data.dvc
-	dvc repro paper/dvc.yaml:table-$(PROFILE)
+	dvc repro paper/dvc.yaml:paper_table-$(PROFILE)
 
 test: setup  ## run every test
 	pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --quiet --durations 30

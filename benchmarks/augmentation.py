@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import describe_machine
+from fullscale.params import AugmentParams
+from fullscale.training.augmentation import Augment
 from model.losses import total_loss
 from model.networks import build_network
-from tasks.augment import Augment
-from tasks.params import AugmentParams
 
 WINDOW_HU = (-160.0, 240.0)
 EVERYTHING = AugmentParams(

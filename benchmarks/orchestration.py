@@ -29,7 +29,7 @@ import torch
 import yaml
 
 from benchmarks.machine import describe_machine
-from tasks.processes import stage_environment
+from fullscale.runtime.processes import stage_environment
 
 Environment = dict[str, str]
 PLAIN = (("dvc", "pull", "data.dvc"), ("dvc", "repro"))
@@ -44,8 +44,8 @@ QUICK = {
 NEVER = "0 0 29 2 *"
 EMIT = """
 import time
-from flows.scans_landed import emit
-from tasks.data_version import Announcement
+from flows.events import emit
+from fullscale.versioning.data_version import Announcement
 print(time.time())
 emit(Announcement("0" * 32, "", ("case",), 0))
 """

@@ -27,18 +27,18 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import describe_machine
 from benchmarks.network import NETWORK, Plain
+from fullscale.params import SliceParams
+from fullscale.prediction.network_files import Description, Trained, save_trained
+from fullscale.prediction.predictor import Predictor
+from fullscale.scans.geometry import Geometry
+from fullscale.scans.slicing import plan_grid, restore, slice_image
+from fullscale.scans.volume import Volume, write_volume
 from model.inference import adjacent_slices, prepare
 from model.networks import build_network
 from model.official import from_official
 from model.output import probabilities
+from model.preprocessing import NUM_ADJACENT_SLICES, normalise
 from model.segmentation import SegmentationNetwork
-from scans.geometry import Geometry
-from scans.slicing import plan_grid, restore, slice_image
-from scans.volume import Volume, write_volume
-from tasks.dataset import normalise
-from tasks.params import SliceParams
-from tasks.predict import Predictor
-from tasks.trained import NUM_ADJACENT_SLICES, Description, Trained, save_trained
 from tests.model.literal import State, random_state
 
 THRESHOLD = 0.5
@@ -200,7 +200,7 @@ def measure_memory(args: argparse.Namespace) -> dict[str, float]:
         ]  # fmt: skip
         start = time.perf_counter()
         command_mb = _peak_mb(
-            "import sys; from fullscale.cli import app; app(sys.argv[1:], standalone_mode=False)",
+            "import sys; from tasks.cli import app; app(sys.argv[1:], standalone_mode=False)",
             *map(str, arguments),
         )
         taken_s = time.perf_counter() - start

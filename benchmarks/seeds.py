@@ -17,14 +17,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from scans.cohort import read_cohort
-from scans.store import SliceStore
-from tasks.evaluate import evaluate_network, summarise
-from tasks.gate import judge
-from tasks.params import Params, load_params
-from tasks.tracking import Store, training_run
+from fullscale.evaluation.promotion_gate import judge
+from fullscale.evaluation.summary import evaluate_network, summarise
+from fullscale.params import Params, load_params
+from fullscale.prediction.network_files import load_trained
+from fullscale.scans.cohort import read_cohort
+from fullscale.scans.slice_store import SliceStore
+from fullscale.tracking.runs import training_run
+from fullscale.tracking.store import Store
 from tasks.train import train_network
-from tasks.trained import load_trained
 
 
 def run_seed(params: Params, seed: int, folder: Path) -> list[dict[str, object]]:

@@ -52,9 +52,9 @@ def slice_plainly(image: Path, label: Path, output: Path) -> None:
 
 def slice_ours(image: Path, label: Path, output: Path) -> None:
     """The slice stage's own function, checksums and all."""
-    from scans.cohort import Case
-    from scans.files import file_sha256
-    from scans.store import SliceRecipe, write_case
+    from fullscale.runtime.files import file_sha256
+    from fullscale.scans.cohort import Case
+    from fullscale.scans.slice_store import SliceRecipe, write_case
 
     case = Case(
         name="case",
@@ -106,7 +106,7 @@ def run_here(way: str, image: Path, label: Path) -> None:
     import scipy.ndimage
     import scipy.sparse  # noqa: F401
 
-    import scans.store  # noqa: F401
+    import fullscale.scans.slice_store  # noqa: F401
 
     image.read_bytes(), label.read_bytes()
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +132,7 @@ def run_apart(way: str, image: Path, label: Path) -> dict[str, float]:
 def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
     """Image and label of every scan, made first if the folder is not there."""
     if not (folder / "dataset.json").is_file():
-        from scans.phantom import write_sample
+        from fullscale.phantom.sample import write_sample
 
         print(f"making {NUM_SCANS} full-size scans in {folder} (minutes)", flush=True)
         write_sample(folder, NUM_SCANS, 0, full_size=True)
@@ -144,7 +144,7 @@ def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
 
 def write_tall(pair: tuple[Path, Path], folder: Path, num_slices: int) -> tuple[Path, Path]:
     """The same scan stacked on itself up to a number of slices."""
-    from scans.volume import read_image, read_labels, write_volume
+    from fullscale.scans.volume import read_image, read_labels, write_volume
 
     tall = []
     for path, read in zip(pair, (read_image, read_labels), strict=True):

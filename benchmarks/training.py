@@ -28,15 +28,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.machine import describe_machine
-from scans.store import SliceStore
-from tasks.dataset import Plan, SliceDataset, training_batches
-from tasks.interruption import StopRequest
-from tasks.loop import Training
-from tasks.order import EpochOrder
-from tasks.params import Params, load_params
+from fullscale.params import Params, load_params
+from fullscale.prediction.network_files import build, describe
+from fullscale.runtime.signals import StopRequest
+from fullscale.scans.slice_store import SliceStore
+from fullscale.training.dataset import Plan, SliceDataset, training_batches
+from fullscale.training.epoch_order import EpochOrder
+from fullscale.training.loop import Training
 from tasks.slice import slice_cohort
 from tasks.train import make_fabric
-from tasks.trained import build, describe
 
 NUM_VAL_CASES = 1
 LARGE_PX = 320

@@ -137,7 +137,7 @@ def deploy(root: Path) -> None:
     """
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     done = subprocess.run(
-        [sys.executable, "-m", "tasks.processes", *command],
+        [sys.executable, "-m", "fullscale.runtime.processes", *command],
         cwd=root,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -14,9 +14,9 @@ from prefect.variables import Variable
 
 from flows.notify import chosen_block, notify
 from flows.stages import RETRY_DELAYS_S, RETRY_JITTER
-from tasks.params import load_params
-from tasks.registry import CHAMPION, Registered, find_alias
-from tasks.tracking import Store, default_store
+from fullscale.params import load_params
+from fullscale.tracking.registry import CHAMPION, Registered, find_alias
+from fullscale.tracking.store import Store, default_store
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import Artifact as Kept

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.showing import show_results
+from flows.artifacts import show_results
 from flows.stages import pull_data, run_stages
-from tasks.params import load_params
-from tasks.tracking import default_store
+from fullscale.params import load_params
+from fullscale.tracking.store import default_store
 
 
 @flow(name="reproduce", log_prints=True)

@@ -16,16 +16,18 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.settings import get_current_settings
 
+from flows.artifacts import show_results
+from flows.events import emit
 from flows.notify import chosen_block, notify
-from flows.scans_landed import emit
-from flows.showing import show_results
 from flows.stages import StageFailedError, TransientError, push, restore_checkout, run_stages
-from tasks.checkouts import SCANS_BRANCH, find_commit, git, open_checkout
-from tasks.console import StageError
-from tasks.data_version import Announcement, open_newest
-from tasks.params import load_params
-from tasks.provenance import read_data_version
-from tasks.publish import (
+from fullscale.params import load_params
+from fullscale.reporting.text_summary import read_report, registry_line, verdict_lines
+from fullscale.runtime.errors import StageError
+from fullscale.tracking.store import connect, default_store
+from fullscale.versioning.data_version import Announcement, open_newest
+from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
+from fullscale.versioning.provenance import read_data_version
+from fullscale.versioning.retraining import (
     count_failure,
     forget_begun,
     landed_since,
@@ -36,8 +38,7 @@ from tasks.publish import (
     publish,
     read_message,
 )
-from tasks.summary import read_report, registry_line, verdict_lines
-from tasks.tracking import connect, default_store
+from fullscale.versioning.worktree import open_checkout
 
 CHECKOUT = "retrain"
 NOTHING = "nothing to do"

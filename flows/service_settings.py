@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scans.files import write_atomically
-from tasks.processes import stage_environment
+from fullscale.runtime.files import write_atomically
+from fullscale.runtime.processes import stage_environment
 
 POOL = "local"
 DEFAULTS = {

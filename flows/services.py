@@ -37,7 +37,11 @@ SERVER_GRACE_S = 10.0
 WORKER_GRACE_S = 35.0  # a trainer has 25 s to keep its state
 RESTART_PAUSE_S = 2.0
 LOOK_INTERVAL_S = 0.2
-THROUGH = (sys.executable, "-m", "tasks.processes")  # ends with the process that starts it
+THROUGH = (
+    sys.executable,
+    "-m",
+    "fullscale.runtime.processes",
+)  # ends with the process that starts it
 
 
 class ServiceError(Exception):

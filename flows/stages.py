@@ -16,9 +16,9 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 
 from flows.devices import count_slots, device_slot
 from flows.progress import TrainingProgress
-from tasks.data_version import restore_data
-from tasks.params import Params
-from tasks.processes import stage_environment
+from fullscale.params import Params
+from fullscale.runtime.processes import stage_environment
+from fullscale.versioning.data_version import restore_data
 
 REGISTER = "register"
 RETRY_DELAYS_S = [10.0, 60.0, 300.0]
@@ -66,7 +66,7 @@ def run_logged(
     lines = []
     # The kernel ends the child with the thread that started it: this one, which waits for it.
     with subprocess.Popen(
-        [sys.executable, "-m", "tasks.processes", *command],
+        [sys.executable, "-m", "fullscale.runtime.processes", *command],
         cwd=root,
         env=stage_environment({**os.environ, **(environment or {})}),
         stdout=subprocess.PIPE,

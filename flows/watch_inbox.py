@@ -15,12 +15,11 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.settings import PREFECT_API_URL
 
-from flows.scans_landed import EVENT, emit
-from scans.errors import ScanError
-from tasks.console import StageError
-from tasks.data_version import find_unannounced, mark_announced
-from tasks.landing import Outcome, receive
-from tasks.params import load_params
+from flows.events import EVENT, emit
+from fullscale.params import load_params
+from fullscale.runtime.errors import ScanError, StageError
+from fullscale.versioning.data_version import find_unannounced, mark_announced
+from tasks.receive import Outcome, receive
 
 INBOX_VARIABLE = "FULLSCALE_INBOX"
 

@@ -19,12 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from model.inference import prepare
-from model.output import organ_probability, probabilities
-from model.segmentation import SegmentationNetwork
-from scans.files import write_atomically
-from tasks.console import StageError
-from tasks.parity import (
+from fullscale.prediction.segmentation import Model
+from fullscale.runtime.errors import StageError
+from fullscale.runtime.files import write_atomically
+from fullscale.serving.onnx_check import (
     LOGITS,
     ORGAN_PROBABILITY,
     PROBABILITY,
@@ -34,8 +32,10 @@ from tasks.parity import (
     make_slices,
     predict,
 )
-from tasks.segment import Model
-from tasks.trained import NUM_ADJACENT_SLICES
+from model.inference import prepare
+from model.output import organ_probability, probabilities
+from model.preprocessing import NUM_ADJACENT_SLICES
+from model.segmentation import SegmentationNetwork
 
 if TYPE_CHECKING:
     import onnx_ir

@@ -1,246 +1,213 @@
-"""One scan through one trained network: the same steps in evaluation, serving and by hand."""
+"""Scans one after the other: while one is computed, the next is read and the last one written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
+from fullscale.prediction.predictor import Predictor
+from fullscale.prediction.segmentation import Model, OrganFound, Segmented, segment_scan
+from fullscale.runtime.console import say, track
+from fullscale.runtime.errors import ScanError, StageError
+from fullscale.runtime.prefetch import ahead
+from fullscale.serving.input_checks import Doubt, judge_scan
+from fullscale.serving.outputs import Targets, write_outputs
+from fullscale.serving.scan_files import NIFTI_SUFFIXES, Scan, ScanInput, find_inputs, read_scan
 
-from model.inference import (
-    BatchPrediction,
-    Prediction,
-    predict_batches,
-    predict_slices,
-    prepare,
-)
-from model.output import Gate
-from scans.slicing import Grid, plan_grid, restore, slice_image
-from scans.volume import Volume
-from tasks.console import StageError
-from tasks.dataset import normalise
-from tasks.trained import NUM_ADJACENT_SLICES, Description, Trained
+_SUFFIXES = {
+    "OUT": NIFTI_SUFFIXES,
+    "--preview": (".png",),
+    "--statistics": (".json",),
+    "--dicom-seg": (".dcm",),
+}
 
-MAX_SLAB_SLICES = 8
-"""Restored at a time: a hundred organs of 512 x 512 voxels take 840 MB."""
-
-
-@dataclass(frozen=True)
-class SlicePrediction:
-    """What a network says of a scan's slices; organs are brought to the scan one at a time.
-
-    Attributes:
-        grid: how the slices lie on the scan.
-        organs: in the order of the network's channels.
-        prediction: probabilities on the slices, and the classifier's.
-    """
-
-    grid: Grid
-    organs: tuple[str, ...]
-    prediction: Prediction
-
-    def restore(self, organ: str) -> np.ndarray:
-        """Probability of an organ on the scan's own voxels in canonical orientation.
-
-        Returns:
-            float32 (Z, Y, X), in [0, 1].
-        """
-        index = self.organs.index(organ)
-        return restore(self.prediction.probabilities[index].numpy(), self.grid)
-
-    def organ_probability(self, organ: str) -> np.ndarray | None:
-        """The classifier's probability that a slice holds the organ; the gate is open above 0.5.
-
-        Returns:
-            float32 (Z,), or None for a network without a classifier.
-        """
-        found_ZK = self.prediction.organ_probability
-        return None if found_ZK is None else found_ZK[:, self.organs.index(organ)].numpy()
+Curable = (ScanError, StageError, OSError)
+"""What is wrong with one scan and no reason to stop the others."""
 
 
 @dataclass(frozen=True)
-class Slab:
-    """Some consecutive slices of a scan, on its own voxels in canonical orientation.
+class Outcome:
+    """How a job ended.
 
     Attributes:
-        z: which slices.
-        probability_KZYX: float32, in [0, 1], organs in the order of the network's channels.
-        organ_probability_ZK: float32, the classifier's "slice contains the organ"; None for a
-            network without one.
+        job: which.
+        organs: what was found; None if it failed.
+        error: why it failed; None if it did not.
     """
 
-    z: slice
-    probability_KZYX: np.ndarray
-    organ_probability_ZK: np.ndarray | None
+    job: Job
+    organs: dict[str, OrganFound] | None
+    error: str | None
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """Organs found in a scan, on the scan's own voxels in canonical orientation.
-
-    Attributes:
-        masks: organ to boolean array (Z, Y, X).
-        label_map: uint8 (Z, Y, X), each organ's first label id; where two organs claim a voxel
-            the more probable one has it.
-    """
-
-    masks: dict[str, np.ndarray]
-    label_map: np.ndarray
+@dataclass(frozen=True, eq=False)
+class _Computed:
+    scan: Scan
+    found: Segmented
+    doubts: list[Doubt]
 
 
-Progress = Callable[[Iterable[BatchPrediction], str, int], Iterable[BatchPrediction]]
-"""Shows how far a scan is, as `tasks.console.track` does."""
+def run_jobs(
+    jobs: Sequence[Job], predictor: Predictor, model: Model, *, strict: bool = False
+) -> list[Outcome]:
+    """Segment and write every scan; a bad one is told of on stderr and the others go on.
 
-
-def pick_device(name: str = "auto") -> torch.device:
-    """The device of a name; "auto" is a GPU when there is one, else the CPU.
-
-    Raises:
-        StageError: no such device here.
-    """
-    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    available = {"auto": True, "cpu": True, "cuda": has_cuda, "mps": has_mps}
-    if name not in available:
-        raise StageError(f"found device {name!r}; wanted one of {', '.join(available)}")
-    if not available[name]:
-        usable = ", ".join(each for each, is_here in available.items() if is_here)
-        raise StageError(f"torch finds no device {name} here; use one of {usable}")
-    if name == "auto":
-        name = "cuda" if has_cuda else "cpu"
-    return torch.device(name)
-
-
-class Predictor:
-    """A trained network made ready once, for any number of scans.
-
-    A GPU that has bf16 computes in it, as in training.
+    At most four scans are in memory: one computed, one written, one read and one being read.
 
     Args:
-        trained: network and description.
-        threshold: probability from which a voxel belongs to an organ.
-        batch_size: slices computed at a time.
-        device: where to compute; None takes a GPU when there is one.
+        jobs: what to do.
+        predictor: of the model's network.
+        model: told of in what is written.
+        strict: refuse scans that are not like those that the network was trained on.
     """
+    outcomes: list[Outcome] = []
+    pending: Future[Outcome] | None = None
+    is_single = len(jobs) == 1
+    scans = ahead(_read(job) for job in jobs)
+    with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
+        for job, scan in scans if is_single else track(scans, "scans", len(jobs)):
+            done = _compute(job, scan, predictor, strict=strict, show_slices=is_single)
+            del scan
+            if pending is not None:
+                outcomes.append(pending.result())
+            pending = writer.submit(_write, job, done, model)
+            del done
+        if pending is not None:
+            outcomes.append(pending.result())
+    for outcome in outcomes:
+        if outcome.error is not None:
+            say(f"error: {outcome.job.source.name}: {outcome.error}")
+    return outcomes
 
-    def __init__(
-        self,
-        trained: Trained,
-        threshold: float,
-        batch_size: int,
-        device: torch.device | None = None,
-    ) -> None:
-        self.description: Description = trained.description
-        self.threshold = threshold
-        self._network = prepare(trained.network)
-        self._batch_size = batch_size
-        self._device = device or pick_device()
-        has_bf16 = self._device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self._precision = torch.bfloat16 if has_bf16 else torch.float32
 
-    def predict(self, scan: Volume, gate: Gate = "hard") -> SlicePrediction:
-        """Compute probabilities on a scan's slices, and keep all of them.
+def _read(job: Job) -> tuple[Job, Scan | str]:
+    try:
+        return job, read_scan(job.source)
+    except Curable as error:
+        return job, str(error)
 
-        Args:
-            scan: HU in canonical orientation.
-            gate: see `model.output.probabilities`; with "none" the decoder runs for every slice.
 
-        Raises:
-            ScanError: the scan shows no body.
-        """
-        grid, image_ZHW = self._slice(scan)
-        prediction = predict_slices(
-            self._network,
-            image_ZHW,
-            num_adjacent=NUM_ADJACENT_SLICES,
-            batch_size=self._batch_size,
-            device=self._device,
-            gate=gate,
-            precision=self._precision,
+def _compute(
+    job: Job, scan: Scan | str, predictor: Predictor, *, strict: bool, show_slices: bool
+) -> _Computed | str:
+    """What was found, or why nothing was."""
+    if isinstance(scan, str):
+        return scan
+    doubts = judge_scan(scan.volume, predictor.description)
+    if strict and doubts:
+        return "; ".join(str(each) for each in doubts) + " (refused by --strict)"
+    for doubt in doubts:
+        say(f"warning: {job.source.name}: {doubt}")
+    try:
+        found = segment_scan(
+            predictor,
+            scan.volume,
+            keep_probabilities=job.targets.probabilities,
+            progress=track if show_slices else None,
         )
-        return SlicePrediction(grid, tuple(self.description.organs), prediction)
+    except Curable as error:
+        return str(error)
+    return _Computed(scan, found, doubts)
 
-    def slabs(self, scan: Volume, progress: Progress | None = None) -> Iterator[Slab]:
-        """Segment a scan from the feet up; beside its slices, memory holds one batch.
 
-        Args:
-            scan: HU in canonical orientation.
-            progress: shows how far it is.
+def _write(job: Job, done: _Computed | str, model: Model) -> Outcome:
+    if isinstance(done, str):
+        return Outcome(job, None, done)
+    try:
+        write_outputs(job.source, done.scan, done.found, done.doubts, model, job.targets)
+    except Curable as error:
+        return Outcome(job, None, str(error))
+    return Outcome(job, done.found.organs, None)
 
-        Raises:
-            ScanError: the scan shows no body.
-        """
-        grid, image_ZHW = self._slice(scan)
-        batches: Iterable[BatchPrediction] = predict_batches(
-            self._network,
-            image_ZHW,
-            num_adjacent=NUM_ADJACENT_SLICES,
-            batch_size=self._batch_size,
-            device=self._device,
-            precision=self._precision,
+
+@dataclass(frozen=True)
+class Job:
+    """One scan and what becomes of it."""
+
+    source: ScanInput
+    targets: Targets
+
+
+def plan_jobs(
+    source: Path,
+    target: Path,
+    *,
+    probabilities: bool = False,
+    preview: Path | None = None,
+    statistics: Path | None = None,
+    dicom_seg: Path | None = None,
+) -> list[Job]:
+    """Find the scans and name what is written for each.
+
+    Args:
+        source: a NIfTI file, a DICOM series' folder, or a folder of either.
+        target: a .nii or .nii.gz file for a single scan, else a folder. So are the others: files
+            for a single scan, else folders.
+        probabilities: write them beside the label map.
+        preview: of pictures.
+        statistics: of JSON.
+        dicom_seg: of DICOM segmentations; scans that are not DICOM have none.
+
+    Raises:
+        StageError: there is no scan, or a name does not suit.
+    """
+    inputs, is_single = find_inputs(source)
+    if dicom_seg is not None and not any(each.is_dicom for each in inputs):
+        raise StageError(
+            f"--dicom-seg refers to a DICOM series, and {source} holds none; leave it out"
         )
-        if progress is not None:
-            batches = progress(batches, "slices", -(-len(image_ZHW) // self._batch_size))
-        for batch in batches:
-            first, end = batch.slices.start, batch.slices.stop
-            for start in range(first, end, MAX_SLAB_SLICES):
-                z = slice(start, min(start + MAX_SLAB_SLICES, end))
-                part = slice(z.start - first, z.stop - first)
-                found_BK = batch.organ_probability
-                yield Slab(
-                    z,
-                    restore(batch.probabilities[:, part].numpy(), _part_of(grid, z)),
-                    None if found_BK is None else found_BK[part].numpy(),
-                )
+    places = {
+        "OUT": target,
+        "--preview": preview,
+        "--statistics": statistics,
+        "--dicom-seg": dicom_seg,
+    }
+    named = {option: path for option, path in places.items() if path is not None}
+    if is_single:
+        _check_files(source, named)
+        return [Job(inputs[0], Targets(target, probabilities, preview, statistics, dicom_seg))]
+    _check_folders(source, named)
 
-    def segment(self, scan: Volume) -> Segmentation:
-        """Segment a scan.
+    def place(folder: Path | None, name: str) -> Path | None:
+        return None if folder is None else folder / name
 
-        Args:
-            scan: HU in canonical orientation.
-
-        Raises:
-            ScanError: the scan shows no body.
-        """
-        shape_ZYX = scan.values_ZYX.shape
-        label_map = np.zeros(shape_ZYX, dtype=np.uint8)
-        masks = {organ: np.zeros(shape_ZYX, dtype=bool) for organ in self.description.organs}
-        for slab in self.slabs(scan):
-            label_map[slab.z] = self.to_labels(slab)
-            for mask_ZYX, found_ZYX in zip(masks.values(), slab.probability_KZYX, strict=True):
-                np.greater_equal(found_ZYX, self.threshold, out=mask_ZYX[slab.z])
-        return Segmentation(masks, label_map)
-
-    def to_labels(self, slab: Slab) -> np.ndarray:
-        """The label map of some slices, uint8 (Z, Y, X); see `Segmentation`."""
-        label_ZYX = np.zeros(slab.probability_KZYX.shape[1:], dtype=np.uint8)
-        highest_ZYX = np.full(label_ZYX.shape, self.threshold, dtype=np.float32)
-        for label_ids, found_ZYX in zip(
-            self.description.organs.values(), slab.probability_KZYX, strict=True
-        ):
-            label_ZYX[found_ZYX >= highest_ZYX] = label_ids[0]
-            np.maximum(highest_ZYX, found_ZYX, out=highest_ZYX)
-        return label_ZYX
-
-    def _slice(self, scan: Volume) -> tuple[Grid, Tensor]:
-        """How slices lie on a scan, and the slices, float32 Z x H x W in [0, 1]."""
-        settings = self.description.slice
-        grid = plan_grid(
-            scan,
-            settings.size_px,
-            body_threshold_hu=settings.body_threshold_hu,
-            body_margin_mm=settings.body_margin_mm,
+    return [
+        Job(
+            each,
+            Targets(
+                target / f"{each.name}.nii.gz",
+                probabilities,
+                place(preview, f"{each.name}.png"),
+                place(statistics, f"{each.name}.json"),
+                place(dicom_seg, f"{each.name}.dcm") if each.is_dicom else None,
+            ),
         )
-        hu_ZHW = torch.from_numpy(slice_image(scan, grid, settings.window_hu))
-        image_ZHW = torch.empty(hu_ZHW.shape)
-        for image_HW, hu_HW in zip(
-            image_ZHW, hu_ZHW, strict=True
-        ):  # all at once takes thrice as much
-            image_HW.copy_(normalise(hu_HW, settings.window_hu))
-        return grid, image_ZHW
+        for each in inputs
+    ]
 
 
-def _part_of(grid: Grid, z: slice) -> Grid:
-    """The same grid on some of the scan's slices only."""
-    return replace(grid, shape_ZYX=(z.stop - z.start, *grid.shape_ZYX[1:]))
+def _check_files(source: Path, named: dict[str, Path]) -> None:
+    for option, path in named.items():
+        if not path.name.lower().endswith(_SUFFIXES[option]) or path.is_dir():
+            raise StageError(
+                f"found {option} {path}; for a single scan wanted a file named "
+                f"{' or '.join(_SUFFIXES[option])}"
+            )
+        if path.resolve() == source.resolve():
+            raise StageError(f"IN and {option} are both {source}; name another file to write")
+
+
+def _check_folders(source: Path, named: dict[str, Path]) -> None:
+    for option, path in named.items():
+        if path.is_file() or path.name.lower().endswith(_SUFFIXES[option]):
+            raise StageError(
+                f"found {option} {path}; for a folder of scans wanted a folder, which gets a file "
+                "for each"
+            )
+        if path.resolve().is_relative_to(source.resolve()):
+            raise StageError(
+                f"{option} {path} lies in {source}, where another run would take what this one "
+                "writes for scans; name a folder outside"
+            )

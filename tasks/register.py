@@ -13,15 +13,23 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from scans.cohort import read_cohort
-from scans.files import file_sha256, write_atomically
-from tasks.console import StageError, report_errors
-from tasks.evaluate import evaluate_network, summarise
-from tasks.gate import Champion, Verdict, judge
-from tasks.history import HISTORY_NAME, read_history
-from tasks.params import Params
-from tasks.provenance import Provenance, digest_test_set, read_provenance
-from tasks.registry import (
+from fullscale.evaluation.promotion_gate import Champion, Verdict, judge
+from fullscale.evaluation.summary import evaluate_network, summarise
+from fullscale.params import Params
+from fullscale.prediction.network_files import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
+from fullscale.reporting.model_card import (
+    PICTURE_WIDTH_PX,
+    PICTURES,
+    PICTURES_PATH,
+    describe_model,
+    make_page,
+)
+from fullscale.runtime.console import report_errors
+from fullscale.runtime.errors import StageError
+from fullscale.runtime.files import file_sha256, write_atomically
+from fullscale.scans.cohort import read_cohort
+from fullscale.serving.row_segmenter import ANSWERS, COLUMNS, example_rows
+from fullscale.tracking.registry import (
     CHAMPION,
     add_files,
     add_test_results,
@@ -33,29 +41,17 @@ from tasks.registry import (
     find_version,
     log_model,
 )
-from tasks.rows import ANSWERS, COLUMNS, example_rows
-from tasks.tracking import (
-    WEIGHTS_TAG,
-    Store,
-    default_store,
-    send_leftovers,
-    training_run,
-)
-from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
-from tasks.version_page import (
-    PICTURE_WIDTH_PX,
-    PICTURES,
-    PICTURES_PATH,
-    describe_model,
-    make_page,
-)
-from tasks.workspace import open_workspace
+from fullscale.tracking.runs import send_leftovers, training_run
+from fullscale.tracking.store import WEIGHTS_TAG, Store, default_store
+from fullscale.training.history import HISTORY_NAME, read_history
+from fullscale.versioning.provenance import Provenance, digest_test_set, read_provenance
+from fullscale.workspace import open_workspace
 
 # An artefact, unlike reports/gate.json: where it is missing, this machine has not registered yet.
 RECEIPT = Path("artifacts/register/receipt.json")
 TEST_SET_TAG = "fullscale.test_set"
 CHAMPION_METRICS = ("num_cases", "dice", "num_free_slices", "slice_fpr")
-PACKAGES = ("model", "scans", "tasks")
+PACKAGES = ("model", "fullscale")
 LIBRARIES = (
     "mlflow", "torch", "numpy", "pandas", "scipy", "nibabel", "isal", "pydantic", "pyyaml",
     "safetensors", "rich",
@@ -264,7 +260,7 @@ def _register_once(
             "verdict": root / "reports/gate.json",
         },
         code=tuple(root / package for package in PACKAGES),
-        model_file=root / "tasks/serving.py",
+        model_file=root / "fullscale/serving/pyfunc_model.py",
         model_config={"threshold": params.evaluate.threshold},
         pip_requirements=[f"{library}=={get_version(library)}" for library in LIBRARIES],
         inputs=COLUMNS,

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from scans.errors import ScanError
-from scans.files import file_sha256, write_atomically
-from tasks.console import StageError
-from tasks.params import Params, load_params
-from tasks.provenance import read_provenance
-from tasks.report_provenance import find_changes, provenance_section
-from tasks.report_sections import (
+from fullscale.params import Params, load_params
+from fullscale.prediction.network_files import WEIGHTS_NAME
+from fullscale.reporting.page import PAGE, Report, _name_pictures, render
+from fullscale.reporting.provenance_section import find_changes, provenance_section
+from fullscale.reporting.results import Results, read_results
+from fullscale.reporting.sections import (
     Section,
     calibration_section,
     gate_section,
@@ -23,32 +19,17 @@ from tasks.report_sections import (
     overlay_section,
     score_section,
     surface_section,
+    verdict_section,
 )
-from tasks.report_style import Picture, from_data_uri
-from tasks.report_verdict import verdict_section, verdict_words
-from tasks.results import Results, read_results
-from tasks.trained import WEIGHTS_NAME
+from fullscale.reporting.style import from_data_uri
+from fullscale.runtime.errors import ScanError, StageError
+from fullscale.runtime.files import file_sha256, write_atomically
+from fullscale.versioning.provenance import read_provenance
 
 if TYPE_CHECKING:
-    from tasks.tracking import Store
+    from fullscale.tracking.store import Store
 
-PAGE = "report.html"
 NOT_ASKED = "they were not asked for"
-
-
-@dataclass(frozen=True)
-class Report:
-    """A page that was written.
-
-    Attributes:
-        page: the HTML file.
-        notes: what the reader must be told.
-        pictures: what the page shows, by names such as "scores-1", in its order.
-    """
-
-    page: Path
-    notes: tuple[str, ...]
-    pictures: dict[str, Picture]
 
 
 def write_report(root: Path, output: Path, *, with_overlays: bool) -> Report:
@@ -84,21 +65,13 @@ def write_report(root: Path, output: Path, *, with_overlays: bool) -> Report:
     return Report(output, tuple(notes), _name_pictures(sections))
 
 
-def _name_pictures(sections: list[Section]) -> dict[str, Picture]:
-    named: dict[str, Picture] = {}
-    for section in sections:
-        shown = [*section.pictures, *(each for one in section.galleries for each in one.pictures)]
-        named |= {f"{section.key}-{place}": each for place, each in enumerate(shown, start=1)}
-    return named
-
-
 def track_report(report: Report, params: Params, root: Path, store: Store) -> str | None:
     """Add page and pictures to the run that trained the candidate, under `report/`.
 
     Returns:
         The run's id; None where the store knows no such run.
     """
-    from tasks.registry import add_files, find_training_run
+    from fullscale.tracking.registry import add_files, find_training_run
 
     weights = root / "artifacts/train" / params.register_.candidate / WEIGHTS_NAME
     run_id = find_training_run(store, file_sha256(weights)) if weights.is_file() else None
@@ -113,36 +86,8 @@ def track_report(report: Report, params: Params, root: Path, store: Store) -> st
     return run_id
 
 
-def render(results: Results, sections: list[Section], title: str, notes: list[str]) -> str:
-    """The page; all text is escaped.
-
-    Args:
-        results: for the verdict on top.
-        sections: in order.
-        title: of the page.
-        notes: below the verdict.
-    """
-    environment = Environment(
-        loader=PackageLoader("tasks", package_path=""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    word, _, reason = verdict_words(results).partition(": ")
-    return environment.get_template(PAGE).render(
-        title=title,
-        status="none" if results.verdict is None else results.verdict["status"],
-        word=word,
-        reason=reason,
-        notes=notes,
-        sections=sections,
-    )
-
-
 def _overlays(root: Path, params: Params, results: Results) -> Section:
-    from tasks.report_overlays import OUTLINES, draw_galleries
+    from fullscale.reporting.overlays import OUTLINES, draw_galleries
 
     names = ("truth", f"{results.baseline} (baseline)", f"{results.candidate} (candidate)")
     legend = tuple(zip(OUTLINES, names, strict=True))

@@ -8,9 +8,9 @@ import socket
 
 import uvicorn
 
-from tasks.console import StageError
-from tasks.served import Served
-from tasks.server import Bounds, make_app
+from fullscale.runtime.errors import StageError
+from fullscale.serving.alias_follower import Served
+from fullscale.serving.http_app import Bounds, make_app
 
 MAX_CONNECTIONS = 64
 

@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from scans.cohort import Case, Cohort, read_cohort
-from scans.errors import ScanError
-from scans.parallel import Compute, map_cases
-from scans.store import SliceRecipe, SliceStore, clear_store, write_case, write_tables
-from tasks.console import StageError, report_errors, track
-from tasks.params import Params
-from tasks.workspace import parse_command
+from fullscale.params import Params
+from fullscale.runtime.console import report_errors, track
+from fullscale.runtime.errors import ScanError, StageError
+from fullscale.scans.cohort import Case, Cohort, read_cohort
+from fullscale.scans.parallel import Compute, map_cases
+from fullscale.scans.slice_store import (
+    SliceRecipe,
+    SliceStore,
+    clear_store,
+    write_case,
+    write_tables,
+)
+from fullscale.workspace import parse_command
 
 CACHE_DIR = Path(".cache/slices")
 

@@ -17,13 +17,14 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from scans.cohort import TRAINING_ONLY
-from scans.files import write_atomically
-from scans.store import SliceStore
-from tasks.console import StageError, report_errors
-from tasks.params import SplitParams
-from tasks.provenance import digest_test_set
-from tasks.workspace import parse_command
+from fullscale.params import SplitParams
+from fullscale.runtime.console import report_errors
+from fullscale.runtime.errors import StageError
+from fullscale.runtime.files import write_atomically
+from fullscale.scans.cohort import TRAINING_ONLY
+from fullscale.scans.slice_store import SliceStore
+from fullscale.versioning.provenance import digest_test_set
+from fullscale.workspace import parse_command
 
 FOLDS = ("train", "val", "test")
 

@@ -11,37 +11,41 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 
-from model.output import probabilities
-from model.segmentation import SegmentationNetwork
-from scans.files import file_sha256
-from scans.store import SliceStore
-from tasks.augment import Augment
-from tasks.batchsize import find_batch_size, out_of_memory_explained, uses_bf16
-from tasks.checkpoint import Checkpoints
-from tasks.console import StageError, report_errors
-from tasks.curves import draw_curves
-from tasks.dataset import Batch, SliceDataset, normalise, one_mask_per_organ
-from tasks.history import HISTORY_NAME, write_history
-from tasks.interruption import StopRequest, stop_on_signal
-from tasks.loop import Training
-from tasks.params import Params
-from tasks.pictures import draw_augmented, draw_slices
-from tasks.processes import die_with_parent
-from tasks.provenance import digest_test_set, library_versions, read_provenance, stage_code
-from tasks.tracking import (
-    WEIGHTS_TAG,
-    TrainingRun,
-    default_store,
-    training_run,
+from fullscale.params import Params
+from fullscale.prediction.network_files import (
+    WEIGHTS_NAME,
+    TrainedOn,
+    build,
+    describe,
+    save_trained,
 )
-from tasks.trained import WEIGHTS_NAME, TrainedOn, build, describe, save_trained
-from tasks.workspace import parse_network_command
+from fullscale.reporting.training_pictures import Reporter
+from fullscale.runtime.checkpoints import Checkpoints
+from fullscale.runtime.console import report_errors
+from fullscale.runtime.errors import StageError
+from fullscale.runtime.files import file_sha256
+from fullscale.runtime.processes import die_with_parent
+from fullscale.runtime.signals import StopRequest, stop_on_signal
+from fullscale.scans.slice_store import SliceStore
+from fullscale.tracking.runs import TrainingRun, training_run
+from fullscale.tracking.store import WEIGHTS_TAG, default_store
+from fullscale.training.batch_size import find_batch_size, out_of_memory_explained, uses_bf16
+from fullscale.training.dataset import SliceDataset
+from fullscale.training.history import HISTORY_NAME, write_history
+from fullscale.training.loop import Training
+from fullscale.versioning.provenance import (
+    digest_test_set,
+    library_versions,
+    read_provenance,
+    stage_code,
+)
+from fullscale.workspace import parse_network_command
+from model.segmentation import SegmentationNetwork
 
 # Where work is done and how it is shared changes weights by rounding only.
 NOT_IDENTITY = {"devices", "num_nodes", "strategy", "num_picture_slices"}
@@ -61,55 +65,6 @@ def make_fabric(params: Params) -> Fabric:
         strategy=train.strategy,
         precision="bf16-mixed" if uses_bf16(params, device) else "32-true",
     )
-
-
-class Reporter:
-    """Tracks a training: metrics of each epoch, pictures after the first, second, fourth, ..."""
-
-    def __init__(
-        self, name: str, params: Params, validation: SliceDataset, run: TrainingRun
-    ) -> None:
-        self._name, self._params, self._run = name, params, run
-        self._slices = _picture_slices(validation, params.train.num_picture_slices)
-
-    def log_augmented(self, slices: SliceDataset) -> None:
-        """Track a picture of what augmentation makes of some training slices."""
-        train, window_hu = self._params.train, self._params.slice.window_hu
-        batch = _picture_slices(slices, train.num_picture_slices)
-        if batch is not None:
-            augment = Augment(train.augment, window_hu, train.seed)
-            image_BCHW = normalise(batch.image_BCHW, window_hu)
-            figure = draw_augmented(image_BCHW, batch.label_BHW, augment, window_hu)
-            self._run.log_picture(figure, "augmented.png")
-
-    def log_epoch(self, metrics: Mapping[str, float], measured: Mapping[str, float]) -> None:
-        """Track the metrics of an epoch, and what was measured beside them."""
-        values = {key: value for key, value in metrics.items() if key != "epoch"}
-        self._run.log_metrics({**values, **measured}, step=int(metrics["epoch"]))
-
-    def log_prediction(self, epoch: int, network: SegmentationNetwork) -> None:
-        """Track a picture of some validation slices with truth and prediction."""
-        if (batch := self._slices) is None:
-            return
-        network.eval()
-        device = next(network.parameters()).device
-        with torch.inference_mode():
-            image = normalise(batch.image_BCHW, self._params.slice.window_hu).to(device)
-            predicted = probabilities(network(image)) >= self._params.evaluate.threshold
-        masks = one_mask_per_organ(batch.label_BHW, len(self._params.organs))
-        figure = draw_slices(
-            batch.image_BCHW[:, 1].numpy(),
-            masks.numpy(),
-            predicted.cpu().numpy(),
-            self._params.slice.window_hu,
-            titles=[""] * len(masks),
-            heading=f"{self._name}, epoch {epoch}, validation slices",
-        )
-        self._run.log_picture(figure, f"validation/epoch-{epoch:04d}.png")
-
-    def log_curves(self, rows: list[dict[str, float]]) -> None:
-        """Track the learning curves as a picture."""
-        self._run.log_picture(draw_curves(rows, self._name), "curves.png")
 
 
 def train_network(
@@ -291,14 +246,6 @@ def _choose_batch_size(
             fabric.world_size,
         )
     return int(fabric.broadcast(found))
-
-
-def _picture_slices(dataset: SliceDataset, count: int) -> Batch | None:
-    if count == 0:
-        return None
-    return dataset.__getitems__(
-        np.linspace(0, len(dataset) - 1, count + 2).astype(int)[1:-1].tolist()
-    )
 
 
 @report_errors

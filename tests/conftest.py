@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import yaml
+from cohorts import write_nnunet
+from project import clone_project
+from repository import make_repository
+from tiny import CASES, TINY, changed, make_store
+
+from fullscale.ingestion.ingest import ingest
+from fullscale.params import Params
+from fullscale.scans.cohort import read_cohort
+from fullscale.scans.slice_store import SliceStore
+from tasks.slice import slice_cohort
 
 # Tests run side by side, one to a core: more threads each would be in one another's way, and cost
 # two fifths more processor time in all.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-ROOT = Path(__file__).parents[1]
 SMALL = {
     "slice": {"size_px": 32},
     "train": {"width": 4, "num_epochs": 1, "num_picture_slices": 0},
@@ -31,68 +37,6 @@ def heard_signals():
             signal.signal(number, usual or signal.SIG_DFL)
 
 
-class Project:
-    """A clone of this project with its own DVC cache, MLflow store and Prefect home."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        kept = {"HOME", "LANG", "TMPDIR", "SSL_CERT_FILE", "OMP_NUM_THREADS"}
-        self.environment = {key: os.environ[key] for key in kept if key in os.environ} | {
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "DO_NOT_TRACK": "1",
-            "GIT_CONFIG_COUNT": "2",
-            "GIT_CONFIG_KEY_0": "user.name",
-            "GIT_CONFIG_VALUE_0": "Test",
-            "GIT_CONFIG_KEY_1": "user.email",
-            "GIT_CONFIG_VALUE_1": "test@example.org",
-        }
-
-    def run(self, *command: str, code: int | None = 0) -> str:
-        """Run a program in the clone; returns what it printed, after checking its exit code."""
-        done = subprocess.run(
-            command,
-            cwd=self.root,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-        if code is not None:
-            assert done.returncode == code, f"{' '.join(command)}:\n{done.stdout}"
-        else:
-            assert done.returncode != 0, f"{' '.join(command)} did not fail:\n{done.stdout}"
-        return done.stdout
-
-    def change_params(self, section: str, **values: object) -> None:
-        """Set keys of a section of params.yaml."""
-        path = self.root / "params.yaml"
-        content = yaml.safe_load(path.read_text())
-        content[section] |= values
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
-
-
-def clone_project(folder: Path) -> Project:
-    """This working tree, without what git ignores, as a repository of its own."""
-    listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        capture_output=True,
-        check=True,
-    )
-    for name in listed.stdout.decode().split("\0"):
-        source = ROOT / name
-        if name and source.is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(source.read_bytes())
-    project = Project(folder)
-    project.run("git", "init", "--quiet")
-    project.run("git", "add", "--all")
-    project.run("git", "commit", "--quiet", "--message", "clone")
-    return project
-
-
 @pytest.fixture(scope="session")
 def small_project(tmp_path_factory):
     """A clone with the sample scans, narrow networks and one epoch, reproduced once."""
@@ -102,3 +46,52 @@ def small_project(tmp_path_factory):
         project.change_params(section, **values)
     project.first_output = project.run("dvc", "repro")
     return project
+
+
+@pytest.fixture(scope="session")
+def tiny_params() -> Params:
+    return Params.model_validate(changed(TINY))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """data/ with eight small scans, two of them annotated for one organ only."""
+    root = tmp_path_factory.mktemp("cohort")
+    ingest(write_nnunet(root / "source", 8, cases_csv=CASES), root / "data")
+    return root / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_cohort(tiny_data):
+    return read_cohort(tiny_data)
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tiny_data, tiny_params, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slices")
+    slice_cohort(tiny_data, folder, tiny_params)
+    return SliceStore(folder)
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory):
+    """A real tracking store, made once because a new database takes seconds."""
+    return make_store(tmp_path_factory.mktemp("tracking") / "mlruns")
+
+
+@pytest.fixture
+def empty_store(tmp_path):
+    """A real tracking store that no one has used."""
+    return make_store(tmp_path / "mlruns")
+
+
+@pytest.fixture(scope="session")
+def scans_template(tmp_path_factory):
+    """A small repository of git and DVC whose data/ holds three scans."""
+    return make_repository(tmp_path_factory.mktemp("template") / "project")
+
+
+@pytest.fixture
+def scans_repo(scans_template, tmp_path):
+    """A copy of that repository for one test."""
+    return shutil.copytree(scans_template, tmp_path / "project", symlinks=True)

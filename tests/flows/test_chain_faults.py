@@ -15,10 +15,10 @@ from pathlib import Path
 import mlflow
 import pytest
 from cohorts import write_nnunet
-from conftest import Project
 from mlflow_server import Server
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
+from project import Project
 from quick_project import make_quick_project
 from watching import wait_until
 from webhook import Receiver, open_receiver, save_webhook
@@ -29,11 +29,17 @@ from flows.notify import ENVIRONMENT
 from flows.retrain import NOTHING, retrain
 from flows.stages import TransientError
 from flows.watch_inbox import watch_inbox
-from tasks.checkouts import SCANS_BRANCH, find_commit, git
-from tasks.data_version import open_newest
-from tasks.provenance import parse_data_version
-from tasks.publish import BEGUN, MAX_FAILURES, list_begun, newest_branch, note_begun
-from tasks.registry import CHALLENGER
+from fullscale.tracking.registry import CHALLENGER
+from fullscale.versioning.data_version import open_newest
+from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
+from fullscale.versioning.provenance import parse_data_version
+from fullscale.versioning.retraining import (
+    BEGUN,
+    MAX_FAILURES,
+    list_begun,
+    newest_branch,
+    note_begun,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 MODEL = "fullscale-organs"

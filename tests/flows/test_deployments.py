@@ -16,7 +16,7 @@ from flows.deployments import (
     lost_run_automation,
     stalled_run_automation,
 )
-from flows.scans_landed import EVENT, RESOURCE_ID, RETRAINING, WANTED
+from flows.events import EVENT, RESOURCE_ID, RETRAINING, WANTED
 from flows.service_settings import POOL, plan_services
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,9 @@ def test_entry_point_has_the_deployments_name(name):
 def test_runs_end_with_their_worker(name):
     pool = DEPLOYMENTS[name]["work_pool"]
     assert pool["name"] == POOL
-    assert pool["job_variables"]["command"].startswith("python -m tasks.processes python ")
+    assert pool["job_variables"]["command"].startswith(
+        "python -m fullscale.runtime.processes python "
+    )
     assert pool["job_variables"]["stream_output"] is False
 
 

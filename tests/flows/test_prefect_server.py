@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from project import ROOT
 
 # What happens in the server: one connection has the database and is let go by this thread, another
 # waits for the database in a thread of its own, and has left a cursor among the garbage.

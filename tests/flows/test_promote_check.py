@@ -12,9 +12,9 @@ from prefect.variables import Variable
 
 from flows import promote_check as module
 from flows.promote_check import promote_check
-from tasks.delivery import UnreachableError
-from tasks.registry import CHAMPION, find_alias, run_url
-from tasks.tracking import Store, connect, default_store
+from fullscale.tracking.errors import UnreachableError
+from fullscale.tracking.registry import CHAMPION, find_alias, run_url
+from fullscale.tracking.store import Store, connect, default_store
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

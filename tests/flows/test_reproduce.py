@@ -10,9 +10,9 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.reproduce import reproduce
 from flows.stages import StageFailedError, run_logged
-from tasks.processes import stage_environment
-from tasks.registry import find_training_run
-from tasks.tracking import default_store
+from fullscale.runtime.processes import stage_environment
+from fullscale.tracking.registry import find_training_run
+from fullscale.tracking.store import default_store
 
 pytestmark = pytest.mark.slow
 

@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 import yaml
 from cohorts import write_nnunet
-from conftest import Project
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
+from project import Project
 from watching import wait_until
 from webhook import Receiver, open_receiver, save_webhook
 
@@ -28,12 +28,12 @@ from flows.devices import LIMIT
 from flows.notify import ENVIRONMENT
 from flows.retrain import NOTHING, retrain
 from flows.stages import StageFailedError
-from scans.ingest import ingest
-from tasks.checkouts import SCANS_BRANCH, commit_paths, git, move_branch, run_program
-from tasks.data_version import open_newest
-from tasks.provenance import read_data_version
-from tasks.publish import newest_branch
-from tasks.tracking import default_store
+from fullscale.ingestion.ingest import ingest
+from fullscale.tracking.store import default_store
+from fullscale.versioning.data_version import open_newest
+from fullscale.versioning.git import SCANS_BRANCH, commit_paths, git, move_branch, run_program
+from fullscale.versioning.provenance import read_data_version
+from fullscale.versioning.retraining import newest_branch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # several trainings each
 

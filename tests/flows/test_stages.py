@@ -31,8 +31,8 @@ from flows.stages import (
     run_logged,
     run_stages,
 )
-from tasks.checkouts import run_program
-from tasks.params import load_params
+from fullscale.params import load_params
+from fullscale.versioning.git import run_program
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ from flows.stages import run_logged
 
 @task
 def stage(folder):
-    worker = [sys.executable, "-m", "tasks.processes", "sh", "-c"]
+    worker = [sys.executable, "-m", "fullscale.runtime.processes", "sh", "-c"]
     worker += [f"echo $$ > {folder}/worker; exec sleep 120"]
     code = "import os, subprocess, sys; open(sys.argv[1], 'w').write(str(os.getpid()));"
     code += "subprocess.run(sys.argv[2:])"
@@ -131,8 +131,8 @@ echo end $1 $CUDA_VISIBLE_DEVICES >> attempts
 # What a stage does before it begins to work.
 PROBE = """\
 from pathlib import Path
-from tasks.console import report_errors
-from tasks.tracking import connect, default_store
+from fullscale.runtime.console import report_errors
+from fullscale.tracking.store import connect, default_store
 
 @report_errors
 def main():

@@ -21,13 +21,12 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from repository import make_repository
 from watching import wait_until
 
-from flows.scans_landed import emit
+from flows.events import emit
 from flows.watch_inbox import as_cell, is_transient, printable, version_lines, watch_inbox
-from scans.errors import ScanError
-from tasks.checkouts import git
-from tasks.console import StageError
-from tasks.data_version import Announcement, find_unannounced
-from tasks.landing import Fate, Outcome, receive
+from fullscale.runtime.errors import ScanError, StageError
+from fullscale.versioning.data_version import Announcement, find_unannounced
+from fullscale.versioning.git import git
+from tasks.receive import Fate, Outcome, receive
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 from cohorts import write_nnunet
 
-from scans.cohort import (
+from fullscale.ingestion.ingest import ingest
+from fullscale.runtime.errors import ScanError
+from fullscale.scans.cohort import (
     check_case_name,
     parse_labels,
     read_cohort,
@@ -14,8 +16,6 @@ from scans.cohort import (
     split_names,
     write_cases,
 )
-from scans.errors import ScanError
-from scans.ingest import ingest
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 from bodies import make_body
 from cohorts import SPACING_MM, write_series
 
-from scans.dicom import dicom_files, order_series, read_series
-from scans.errors import ScanError
+from fullscale.runtime.errors import ScanError
+from fullscale.scans.dicom import dicom_files, order_series, read_series
 
 NUM = 16
 

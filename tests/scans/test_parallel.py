@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from scans.errors import ScanError
-from scans.parallel import Compute, map_cases
+from fullscale.runtime.errors import ScanError
+from fullscale.scans.parallel import Compute, map_cases
 
 
 def double(number):
@@ -46,7 +46,7 @@ def test_map_cases_yields_as_work_is_done():
 
 def test_map_cases_without_a_scheduler_says_so(monkeypatch):
     pytest.importorskip("distributed", reason="the extra dask is not installed")
-    monkeypatch.setattr("scans.parallel.CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("fullscale.scans.parallel.CONNECT_TIMEOUT_S", 1)
     compute = Compute("dask", "tcp://127.0.0.1:9")
     with pytest.raises(ScanError, match=r"cluster: found no answer .*127\.0\.0\.1:9.*start"):
         list(map_cases(double, [1, 2], compute))

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_volume import ALL_CODES
 
-from scans.errors import ScanError
-from scans.geometry import Geometry
-from scans.slicing import AIR_HU, Grid, plan_grid, restore, slice_image, slice_labels
-from scans.volume import Volume, read_image, read_labels
+from fullscale.runtime.errors import ScanError
+from fullscale.scans.geometry import Geometry
+from fullscale.scans.slicing import AIR_HU, Grid, plan_grid, restore, slice_image, slice_labels
+from fullscale.scans.volume import Volume, read_image, read_labels
 
 WINDOW_HU = (-160.0, 240.0)
 

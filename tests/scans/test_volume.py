@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from bodies import lps_affine, make_body, save_nifti, turn
 
-from scans.errors import ScanError
-from scans.geometry import Geometry, check_aligned
-from scans.volume import read_image, read_labels, write_volume
+from fullscale.runtime.errors import ScanError
+from fullscale.scans.geometry import Geometry, check_aligned
+from fullscale.scans.volume import read_image, read_labels, write_volume
 
 ALL_CODES = [
     "".join(codes)

@@ -13,7 +13,7 @@ from pathlib import Path
 import nibabel as nib
 from cohorts import write_nnunet
 
-from scans.files import file_sha256
+from fullscale.runtime.files import file_sha256
 
 ACCEPTED, QUARANTINED, WAITING = "accepted", "quarantined", "waiting"
 IMAGE, LABEL = "imagesTr/{}_0000.nii.gz", "labelsTr/{}.nii.gz"

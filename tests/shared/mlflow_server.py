@@ -12,8 +12,8 @@ from pathlib import Path
 
 import mlflow
 
-from tasks import tracking
-from tasks.tracking import Store
+from fullscale.tracking import store as tracking_store
+from fullscale.tracking.store import Store
 
 
 class Server:
@@ -79,5 +79,5 @@ class Server:
 
     def num_runs(self):
         """How many runs it has."""
-        experiment = self.client.get_experiment_by_name(tracking.EXPERIMENT)
+        experiment = self.client.get_experiment_by_name(tracking_store.EXPERIMENT)
         return len(self.client.search_runs([experiment.experiment_id]))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cohorts import write_nnunet
-from conftest import Project, clone_project
+from project import Project, clone_project
 
-from scans.ingest import ingest
+from fullscale.ingestion.ingest import ingest
 
 NUM_CASES = 9
 REMOTE = "remote"

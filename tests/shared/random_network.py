@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from tasks.params import Params
-from tasks.trained import Trained, build, describe, save_trained
+from fullscale.params import Params
+from fullscale.prediction.network_files import Trained, build, describe, save_trained
 
 
 def random_trained(params: Params, name: str = "unet3plus", *, seed: int = 0, **changes) -> Trained:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from cohorts import write_nnunet
 
-from scans.ingest import ingest
-from tasks.checkouts import commit_paths, git, run_program
+from fullscale.ingestion.ingest import ingest
+from fullscale.versioning.git import commit_paths, git, run_program
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import psutil
-from conftest import ROOT, Project, clone_project
+from project import ROOT, Project, clone_project
 from watching import is_alive, wait_until
 
 # A retraining as the engine sees it: a program below a flow that holds the device's slot.
@@ -242,8 +242,8 @@ class RunningServices:
 def emit(project: Project, prefect_url: str, data_version: str, num_accepted: int) -> None:
     """Tell Prefect that scans landed, as the inbox's flow does."""
     code = (
-        "import sys; from flows.scans_landed import emit;"
-        "from tasks.data_version import Announcement;"
+        "import sys; from flows.events import emit;"
+        "from fullscale.versioning.data_version import Announcement;"
         "emit(Announcement(sys.argv[1], '', ('case',) * int(sys.argv[2]), 0))"
     )
     subprocess.run(

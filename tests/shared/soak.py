@@ -30,10 +30,10 @@ from soak_checks import branch_versions, processes_in, verify
 from watching import wait_until
 from webhook import open_receiver
 
-from tasks.checkouts import SCANS_BRANCH, find_commit, git
-from tasks.data_version import find_unannounced
-from tasks.provenance import parse_data_version
-from tasks.publish import list_begun, newest_branch
+from fullscale.versioning.data_version import find_unannounced
+from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
+from fullscale.versioning.provenance import parse_data_version
+from fullscale.versioning.retraining import list_begun, newest_branch
 
 ARRIVAL_S = (10.0, 50.0)
 KILL_EVERY_S = 120.0

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING
 
 import mlflow
 import psutil
-from conftest import Project
 from deliveries import ACCEPTED, QUARANTINED, WAITING, Sent
+from project import Project
 from quick_project import REMOTE
 
-from scans.cohort import read_cohort
-from scans.files import file_sha256
-from scans.source import safe_name
-from tasks.checkouts import SCANS_BRANCH, git
-from tasks.params import load_params
-from tasks.provenance import digest_test_set, parse_data_version
+from fullscale.params import load_params
+from fullscale.runtime.files import file_sha256
+from fullscale.scans.cohort import read_cohort, safe_name
+from fullscale.tracking.store import Store, spoken_to
+from fullscale.versioning.git import SCANS_BRANCH, git
+from fullscale.versioning.provenance import digest_test_set, parse_data_version
 from tasks.split import is_test_patient
-from tasks.tracking import Store, spoken_to
 
 if TYPE_CHECKING:
     from soak import Soak

@@ -5,17 +5,17 @@ import sys
 
 import pytest
 from cohorts import write_nnunet
-from conftest import ROOT
+from project import ROOT
 from typer.testing import CliRunner
 
-from fullscale.cli import app
+from tasks.cli import app
 
 HEAVY = ("torch", "mlflow", "prefect", "dvc", "lightning_fabric", "kornia", "pandas", "matplotlib")
 
 
 def run(*arguments, code=0):
     done = subprocess.run(
-        [sys.executable, "-m", "fullscale.cli", *arguments],
+        [sys.executable, "-m", "tasks.cli", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -27,7 +27,7 @@ def run(*arguments, code=0):
 
 def test_help_imports_nothing_heavy():
     script = (
-        "import sys; from typer.testing import CliRunner; from fullscale.cli import app;"
+        "import sys; from typer.testing import CliRunner; from tasks.cli import app;"
         "r = CliRunner().invoke(app, ['--help']); assert r.exit_code == 0, r.output;"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
@@ -101,7 +101,7 @@ def test_validate_shows_a_table_a_page_and_fails(mixed_source, tmp_path):
 
 def test_validate_prints_json_alone(mixed_source):
     done = subprocess.run(
-        [sys.executable, "-m", "fullscale.cli", "validate", str(mixed_source), "--json"],
+        [sys.executable, "-m", "tasks.cli", "validate", str(mixed_source), "--json"],
         capture_output=True,
         text=True,
         check=False,

@@ -5,9 +5,9 @@ import time
 
 import mlflow
 import pytest
-from conftest import clone_project
+from project import clone_project
 
-from tasks.history import read_history
+from fullscale.training.history import read_history
 
 pytestmark = pytest.mark.slow
 

@@ -2,10 +2,10 @@ import hashlib
 import json
 
 import yaml
-from conftest import ROOT
+from project import ROOT
 
-from tasks.params import load_params
-from tasks.summary import score_rows, verdict_lines
+from fullscale.params import load_params
+from fullscale.reporting.text_summary import score_rows, verdict_lines
 
 
 def test_readme_shows_the_published_scores_and_verdict():
@@ -18,7 +18,7 @@ def test_readme_shows_the_published_scores_and_verdict():
 
 
 def test_papers_table_is_the_one_its_pipeline_wrote():
-    lock = yaml.safe_load((ROOT / "paper/dvc.lock").read_text())["stages"]["table-sample"]
+    lock = yaml.safe_load((ROOT / "paper/dvc.lock").read_text())["stages"]["paper_table-sample"]
     for out in lock["outs"]:
         content = (ROOT / out["path"]).read_bytes()
         assert hashlib.md5(content, usedforsecurity=False).hexdigest() == out["md5"], out["path"]

@@ -9,15 +9,15 @@ from pathlib import Path
 import mlflow
 import pytest
 from cohorts import write_nnunet
-from conftest import Project, clone_project
+from project import Project, clone_project
 from quick_project import favour_unet3plus
 from running_services import RunningServices, free_port
 from watching import wait_until
 
-from tasks.checkouts import SCANS_BRANCH, find_commit, git
-from tasks.provenance import parse_data_version
-from tasks.publish import newest_branch
-from tasks.registry import CHALLENGER
+from fullscale.tracking.registry import CHALLENGER
+from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
+from fullscale.versioning.provenance import parse_data_version
+from fullscale.versioning.retraining import newest_branch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 MODEL = "fullscale-organs"

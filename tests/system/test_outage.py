@@ -5,8 +5,8 @@ import time
 
 import mlflow
 import pytest
-from conftest import clone_project
 from mlflow_server import Server
+from project import clone_project
 
 pytestmark = pytest.mark.slow
 NUM_EPOCHS = 8

@@ -3,7 +3,7 @@ import json
 import pandas as pd
 import pytest
 import yaml
-from conftest import clone_project
+from project import clone_project
 
 pytestmark = pytest.mark.slow
 ROWS = ["unet", "unet3plus-hybrid-cgm"]
@@ -32,7 +32,7 @@ def compared(tmp_path_factory):
         train={"width": 4, "num_epochs": 1},
     )
     project.run("git", "commit", "--all", "--quiet", "--message", "smaller")
-    project.output = project.run("dvc", "repro", "paper/dvc.yaml:table-sample")
+    project.output = project.run("dvc", "repro", "paper/dvc.yaml:paper_table-sample")
     return project
 
 
@@ -66,6 +66,6 @@ def test_main_pipeline_is_left_alone(compared):
 
 
 def test_second_run_trains_nothing(compared):
-    again = compared.run("dvc", "repro", "paper/dvc.yaml:table-sample")
+    again = compared.run("dvc", "repro", "paper/dvc.yaml:paper_table-sample")
     assert "Running stage" not in again
     assert "up to date" in again

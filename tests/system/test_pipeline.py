@@ -3,9 +3,9 @@ import json
 import shutil
 
 import pytest
-from conftest import ROOT, clone_project
+from project import ROOT, clone_project
 
-from scans.cohort import read_cohort
+from fullscale.scans.cohort import read_cohort
 
 pytestmark = pytest.mark.slow
 STAGES = (

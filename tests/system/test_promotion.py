@@ -15,24 +15,25 @@ import pytest
 from bodies import make_body, save_nifti
 from browser import find_browser
 from cohorts import SPACING_MM, write_nnunet
-from conftest import Project, clone_project
 from mlflow_server import Server
 from playwright.sync_api import Page, expect, sync_playwright
 from prefect.artifacts import Artifact
 from prefect.testing.utilities import prefect_test_harness
+from project import Project, clone_project
 from random_network import random_trained
 
 from flows.promote_check import ARTIFACT_KEY, promote_check
-from scans.cohort import Cohort, read_cohort
-from scans.files import file_sha256
-from scans.ingest import ingest
-from tasks.evaluate import draw_case, evaluate_network, picture_cases, summarise
-from tasks.history import write_history
-from tasks.params import Params, load_params
-from tasks.provenance import digest_test_set, read_provenance
+from fullscale.evaluation.summary import evaluate_network, picture_cases, summarise
+from fullscale.ingestion.ingest import ingest
+from fullscale.params import Params, load_params
+from fullscale.prediction.network_files import WEIGHTS_NAME, save_trained
+from fullscale.reporting.model_card import PICTURES
+from fullscale.runtime.files import file_sha256
+from fullscale.scans.cohort import Cohort, read_cohort
+from fullscale.training.history import write_history
+from fullscale.versioning.provenance import digest_test_set, read_provenance
+from tasks.evaluate import draw_case
 from tasks.register import decide, register, write_verdict
-from tasks.trained import WEIGHTS_NAME, save_trained
-from tasks.version_page import PICTURES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -192,7 +193,7 @@ def predict(project: Project, folder: Path) -> dict:
     scan = folder / "scan.nii.gz"
     save_nifti(scan, make_body(seed=7)[0], SPACING_MM)
     project.run(
-        *(sys.executable, "-m", "fullscale.cli", "predict", str(scan), str(folder / "mask.nii.gz")),
+        *(sys.executable, "-m", "tasks.cli", "predict", str(scan), str(folder / "mask.nii.gz")),
         *("--statistics", str(folder / "statistics.json"), "--device", "cpu"),
     )
     return json.loads((folder / "statistics.json").read_text())["model"]

@@ -6,13 +6,13 @@ import subprocess
 
 import pytest
 from browser import find_browser
-from conftest import ROOT
 from PIL import Image
 from prefect import flow
 from prefect.artifacts import Artifact
 from prefect.testing.utilities import prefect_test_harness
+from project import ROOT
 
-from flows.showing import show_verdict
+from flows.artifacts import show_verdict
 from tasks.report import write_report
 
 pytestmark = pytest.mark.slow

@@ -20,19 +20,19 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from conftest import ROOT
 from payloads import base64_of, malformed, nifti, request
+from project import ROOT
 from random_network import narrow, save_random
 from running_services import free_port
 from watching import wait_until
 
-from scans.files import file_sha256
-from tasks.params import load_params
+from fullscale.params import load_params
+from fullscale.prediction.network_files import DESCRIPTION_NAME, WEIGHTS_NAME
+from fullscale.runtime.files import file_sha256
+from fullscale.serving.row_segmenter import ANSWERS, COLUMNS, example_rows
+from fullscale.tracking.registry import CHAMPION, FILES_TAG, announce, log_model
+from fullscale.tracking.store import WEIGHTS_TAG, Store, connect, spoken_to
 from tasks.register import LIBRARIES, PACKAGES, get_version
-from tasks.registry import CHAMPION, FILES_TAG, announce, log_model
-from tasks.rows import ANSWERS, COLUMNS, example_rows
-from tasks.tracking import WEIGHTS_TAG, Store, connect, spoken_to
-from tasks.trained import DESCRIPTION_NAME, WEIGHTS_NAME
 
 pytestmark = pytest.mark.slow
 NAME = "fullscale-organs"
@@ -70,7 +70,7 @@ class Registry:
             NAME,
             {"weights": folder / WEIGHTS_NAME, "description": folder / DESCRIPTION_NAME},
             code=tuple(ROOT / package for package in PACKAGES),
-            model_file=ROOT / "tasks/serving.py",
+            model_file=ROOT / "fullscale/serving/pyfunc_model.py",
             model_config={"threshold": 0.5},
             pip_requirements=[f"{library}=={get_version(library)}" for library in LIBRARIES],
             inputs=COLUMNS,
@@ -162,7 +162,7 @@ def version_of(client):
 
 def test_server_follows_the_champion_and_outlives_what_is_malformed(registry, start):
     registry.promote("1")
-    server, client = start("fullscale.cli", "serve", "--port", "{port}", "--every-s", "0.5")
+    server, client = start("tasks.cli", "serve", "--port", "{port}", "--every-s", "0.5")
     assert version_of(client) == ("1", registry.weights["1"])
 
     registry.promote("2")
@@ -205,13 +205,13 @@ def run_cli(registry, *arguments, code=0, **environment):
 
 def test_server_that_cannot_start_says_why_in_one_line(registry, start):
     registry.promote("1")
-    _, client = start("fullscale.cli", "serve", "--port", "{port}")
+    _, client = start("tasks.cli", "serve", "--port", "{port}")
     taken = str(client.base_url.port)
     for arguments, reason in (
         (("--port", taken), f"nothing can listen on 127.0.0.1:{taken} (Address already in use)"),
         (("--model", f"models:/{NAME}/99"), f"has no models:/{NAME}/99"),
     ):
-        done = run_cli(registry, "fullscale.cli", "serve", *arguments, code=1)
+        done = run_cli(registry, "tasks.cli", "serve", *arguments, code=1)
         assert [line for line in done.stderr.splitlines() if reason in line]
         assert "Traceback" not in done.stderr
 
@@ -255,7 +255,7 @@ def test_mlflow_predicts_a_batch(registry, tmp_path):
     predictions = json.loads((tmp_path / "out.json").read_text())["predictions"]
     assert [json.loads(each["statistics"])["input"] for each in predictions] == names
     run_cli(
-        registry, "fullscale.cli", "predict", scans, tmp_path / "out",
+        registry, "tasks.cli", "predict", scans, tmp_path / "out",
         "--model", f"models:/{NAME}@champion", "--device", "cpu",
     )  # fmt: skip
     for name, prediction in zip(names, predictions, strict=True):
@@ -279,7 +279,7 @@ def test_version_has_a_signature_and_an_example_that_it_answers(registry):
 
 def test_server_keeps_its_version_where_the_promoted_one_was_altered(registry, start, tmp_path):
     registry.promote("1")
-    server, client = start("fullscale.cli", "serve", "--port", "{port}", "--every-s", "0.5")
+    server, client = start("tasks.cli", "serve", "--port", "{port}", "--every-s", "0.5")
     registry.client.set_model_version_tag(NAME, "2", FILES_TAG, "0" * 64)
     registry.promote("2")
     assert wait_until(lambda: "version 1 stays in use" in server.log(), 60)

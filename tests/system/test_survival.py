@@ -12,10 +12,10 @@ import time
 import mlflow
 import psutil
 import pytest
-from conftest import clone_project
+from project import clone_project
 from watching import wait_until
 
-from scans.files import file_sha256
+from fullscale.runtime.files import file_sha256
 
 pytestmark = pytest.mark.slow
 NETWORK = "unet3plus"

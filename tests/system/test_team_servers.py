@@ -22,8 +22,8 @@ MODEL_NAME = "organs"
 STAGE = f"""
 from pathlib import Path
 import pandas
-from tasks.registry import log_model
-from tasks.tracking import connect, default_store
+from fullscale.tracking.registry import log_model
+from fullscale.tracking.store import connect, default_store
 
 store = default_store(Path())
 client, experiment_id = connect(store)
@@ -51,8 +51,8 @@ set_model(Model())
 CODE = """
 import mlflow, sys
 from pathlib import Path
-from tasks.registry import download_model, find_alias
-from tasks.tracking import connect, default_store
+from fullscale.tracking.registry import download_model, find_alias
+from fullscale.tracking.store import connect, default_store
 client, _ = connect(default_store(Path()))
 version = client.get_model_version(sys.argv[1], "1")
 folder = download_model(default_store(Path()), version, Path("fetched"))

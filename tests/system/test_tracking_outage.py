@@ -7,14 +7,14 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
 from matplotlib.figure import Figure
 from mlflow_server import Server
+from project import ROOT
 
-from tasks import tracking
-from tasks.console import StageError
-from tasks.journal import list_journals
-from tasks.tracking import send_leftovers, training_run
+from fullscale.runtime.errors import StageError
+from fullscale.tracking import runs
+from fullscale.tracking.journal import list_journals
+from fullscale.tracking.runs import send_leftovers, training_run
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,8 @@ pytestmark = pytest.mark.slow
 TRAINING = """
 import sys, time
 from pathlib import Path
-from tasks.tracking import Store, training_run
+from fullscale.tracking.runs import training_run
+from fullscale.tracking.store import Store
 with training_run(Store(sys.argv[1]), "unet", {}, {}, "d" * 32, Path(sys.argv[2])) as run:
     for epoch in range(1, 10000):
         run.log_metrics({"val/dice": epoch / 7}, step=epoch)
@@ -112,7 +113,7 @@ def test_server_that_hangs_to_the_end_gets_the_rest_at_the_next_registration(
     server, folder, tmp_path, capfd, monkeypatch
 ):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setattr(tracking, "DRAIN_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(runs, "DRAIN_TIMEOUT_S", 1.0)
     (tmp_path / "trained").mkdir()
     (tmp_path / "trained/weights").write_bytes(b"w")
     with contextlib.ExitStack() as outage:
@@ -178,7 +179,7 @@ def test_server_that_comes_back_empty_gets_a_run_with_all_values(
     server, folder, capfd, monkeypatch
 ):
     """Interrupted without its server, and resumed before it is back."""
-    monkeypatch.setattr(tracking, "INTERRUPTED_DRAIN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(runs, "INTERRUPTED_DRAIN_TIMEOUT_S", 0.2)
     with contextlib.suppress(SystemExit), start(server, folder) as first:
         log_epochs(first, 1, 10)
         server.kill()

@@ -6,11 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
-from model.calibration import ReliabilityCurve
-from scans.volume import read_image, read_labels
-from tasks.console import StageError
-from tasks.evaluate import (
-    draw_case,
+from fullscale.evaluation.calibration import ReliabilityCurve
+from fullscale.evaluation.case_scores import other_gates
+from fullscale.evaluation.summary import (
     evaluate_network,
     picture_cases,
     score_cases,
@@ -18,9 +16,11 @@ from tasks.evaluate import (
     summarise_calibration,
     tabulate,
 )
-from tasks.predict import Predictor
-from tasks.scores import other_gates
-from tasks.trained import Trained, build, describe
+from fullscale.prediction.network_files import Trained, build, describe
+from fullscale.prediction.predictor import Predictor
+from fullscale.runtime.errors import StageError
+from fullscale.scans.volume import read_image, read_labels
+from tasks.evaluate import draw_case
 
 SETTINGS = {"threshold": 0.5, "batch_size": 8, "min_false_positive_px": 2}
 ORGANS = ("liver", "spleen")

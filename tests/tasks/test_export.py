@@ -13,22 +13,22 @@ import onnxruntime
 import pytest
 import torch
 from bodies import make_body, save_nifti
-from conftest import ROOT
+from project import ROOT
 from random_network import random_trained
 from torch import nn
 from typer.testing import CliRunner
 
-from fullscale.cli import app
+from fullscale.prediction.network_files import Trained, TrainedOn, build, describe, save_trained
+from fullscale.prediction.predictor import Predictor
+from fullscale.prediction.segmentation import Model
+from fullscale.runtime.errors import StageError
+from fullscale.scans.volume import read_image
+from fullscale.serving.onnx_check import compare, make_slices, predict
 from model.inference import prepare
 from model.networks import NETWORKS
 from model.unet import UNet
-from scans.volume import read_image
-from tasks.console import StageError
+from tasks.cli import app
 from tasks.export import OPSET, TOLERANCE, export, to_onnx
-from tasks.parity import compare, make_slices, predict
-from tasks.predict import Predictor
-from tasks.segment import Model
-from tasks.trained import Trained, TrainedOn, build, describe, save_trained
 
 SHA256 = "0123456789abcdef" * 4
 TRAINED_ON = TrainedOn(
@@ -289,7 +289,7 @@ def test_command_writes_the_named_model_and_tells_what_it_compared(tiny_params, 
     save_trained(tmp_path / "net", model.trained.network, model.trained.description)
     out = tmp_path / "new/organs.onnx"
     done = subprocess.run(
-        [sys.executable, "-m", "fullscale.cli", "export", "--onnx", out,
+        [sys.executable, "-m", "tasks.cli", "export", "--onnx", out,
          "--model", tmp_path / "net"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -12,16 +12,28 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
+from project import ROOT
 
-from scans.files import file_sha256
-from tasks import tracking
-from tasks.console import StageError
-from tasks.evaluate import evaluate_network, summarise
-from tasks.history import write_history
-from tasks.journal import list_journals
-from tasks.provenance import Provenance
+from fullscale.evaluation.summary import evaluate_network, summarise
+from fullscale.prediction.network_files import WEIGHTS_NAME, Trained, build, describe, save_trained
+from fullscale.reporting.model_card import describe_model
+from fullscale.reporting.text_summary import (
+    make_table,
+    read_report,
+    registry_line,
+    score_rows,
+    verdict_lines,
+)
+from fullscale.runtime.errors import StageError
+from fullscale.runtime.files import file_sha256
+from fullscale.tracking import store as tracking_store
+from fullscale.tracking.journal import list_journals
+from fullscale.tracking.registry import CHALLENGER, CHAMPION, find_alias, find_training_run
+from fullscale.tracking.runs import training_run
+from fullscale.tracking.store import WEIGHTS_TAG, spoken_to
+from fullscale.training.history import write_history
+from fullscale.versioning.provenance import Provenance
 from tasks.register import (
     LIBRARIES,
     PACKAGES,
@@ -31,11 +43,6 @@ from tasks.register import (
     register,
     write_verdict,
 )
-from tasks.registry import CHALLENGER, CHAMPION, find_alias, find_training_run
-from tasks.summary import make_table, read_report, registry_line, score_rows, verdict_lines
-from tasks.tracking import WEIGHTS_TAG, spoken_to, training_run
-from tasks.trained import WEIGHTS_NAME, Trained, build, describe, save_trained
-from tasks.version_page import describe_model
 
 PROVENANCE = Provenance(git_commit="c" * 40, data_version="d" * 32 + ".dir")
 TEST_CASES = ["case_00", "case_01", "case_06"]
@@ -291,23 +298,23 @@ def test_scores_on_different_cases_are_refused(project, tiny_params, mlflow_stor
 
 def test_store_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    store = tracking.Store("http://127.0.0.1:9")
+    store = tracking_store.Store("http://127.0.0.1:9")
     with pytest.raises(StageError, match=r"store http://127\.0\.0\.1:9 does not answer .*start"):
-        tracking.connect(store)
+        tracking_store.connect(store)
 
 
 def test_default_store_is_sqlite_inside_the_project(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    store = tracking.default_store(tmp_path)
+    store = tracking_store.default_store(tmp_path)
     assert store.uri == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5999")
-    assert tracking.default_store(tmp_path) == tracking.Store("http://127.0.0.1:5999")
+    assert tracking_store.default_store(tmp_path) == tracking_store.Store("http://127.0.0.1:5999")
 
 
 def test_every_library_that_a_version_needs_is_pinned_with_it():
     """Told by what the code that MLflow loads imports, module by module."""
     code = (
-        "import ast, sys, pathlib, tasks.serving\n"
+        "import ast, sys, pathlib, fullscale.serving.pyfunc_model\n"
         "names = set()\n"
         "for name, module in list(sys.modules.items()):\n"
         "    if name.split('.')[0] in ('tasks', 'scans', 'model') and module.__file__:\n"

@@ -11,31 +11,50 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, changed
 from mlflow import MlflowClient
+from project import ROOT
+from tiny import TINY, changed
 from typer.testing import CliRunner
 
-from fullscale.cli import app
-from model.calibration import ReliabilityCurve
-from scans.cohort import read_cohort
-from scans.files import file_sha256
-from tasks.console import StageError
-from tasks.evaluate import picture_cases, summarise, summarise_calibration, tabulate
-from tasks.gate import judge
-from tasks.history import write_history
-from tasks.params import Params, load_params
-from tasks.pictures import choose_slices
-from tasks.provenance import Provenance, digest_test_set, library_versions
-from tasks.register import write_verdict
-from tasks.report import render, track_report, write_report
-from tasks.report_curves import draw_histories, draw_reliability
-from tasks.report_figures import draw_bars, draw_boxes, draw_gains
-from tasks.report_format import Metric, count, number, p_value, part_of, percent, with_interval
-from tasks.report_overlays import OUTLINES, crop, draw_galleries, draw_slice
-from tasks.report_provenance import changed_parameters, find_changes, provenance_section
-from tasks.report_sections import score_section, surface_section
-from tasks.report_style import DARK, LOOKS, looks, new_chart, to_png_uri, to_svg_uri
-from tasks.report_tables import (
+from fullscale.evaluation.calibration import ReliabilityCurve
+from fullscale.evaluation.promotion_gate import judge
+from fullscale.evaluation.slice_pictures import choose_slices
+from fullscale.evaluation.summary import picture_cases, summarise, summarise_calibration, tabulate
+from fullscale.params import Params, load_params
+from fullscale.prediction.network_files import build, describe, save_trained
+from fullscale.reporting.charts import (
+    draw_bars,
+    draw_boxes,
+    draw_gains,
+    draw_histories,
+    draw_reliability,
+)
+from fullscale.reporting.numbers import (
+    Metric,
+    count,
+    number,
+    p_value,
+    part_of,
+    percent,
+    with_interval,
+)
+from fullscale.reporting.overlays import OUTLINES, crop, draw_galleries, draw_slice
+from fullscale.reporting.page import render
+from fullscale.reporting.provenance_section import (
+    changed_parameters,
+    find_changes,
+    provenance_section,
+)
+from fullscale.reporting.results import read_results
+from fullscale.reporting.sections import (
+    gain_charts,
+    score_section,
+    surface_section,
+    verdict_section,
+    verdict_words,
+)
+from fullscale.reporting.style import DARK, LOOKS, looks, new_chart, to_png_uri, to_svg_uri
+from fullscale.reporting.tables import (
     ablation_table,
     calibration_table,
     clause_table,
@@ -44,10 +63,16 @@ from tasks.report_tables import (
     score_table,
     surface_table,
 )
-from tasks.report_verdict import gain_charts, verdict_section, verdict_words
-from tasks.results import read_results
-from tasks.tracking import WEIGHTS_TAG, training_run
-from tasks.trained import build, describe, save_trained
+from fullscale.runtime.errors import StageError
+from fullscale.runtime.files import file_sha256
+from fullscale.scans.cohort import read_cohort
+from fullscale.tracking.runs import training_run
+from fullscale.tracking.store import WEIGHTS_TAG
+from fullscale.training.history import write_history
+from fullscale.versioning.provenance import Provenance, digest_test_set, library_versions
+from tasks.cli import app
+from tasks.register import write_verdict
+from tasks.report import track_report, write_report
 
 ORGANS = ("liver", "spleen")
 NETWORKS = ("unet", "unet3plus")

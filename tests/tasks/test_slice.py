@@ -12,12 +12,19 @@ import numpy as np
 import pytest
 import yaml
 
-from scans.cohort import Case, image_path, label_path, read_cohort, write_cases, write_json
-from scans.files import file_sha256
-from scans.store import SliceStore
-from scans.volume import write_volume
-from tasks.console import StageError
-from tasks.params import Params, load_params
+from fullscale.params import Params, load_params
+from fullscale.runtime.errors import StageError
+from fullscale.runtime.files import file_sha256
+from fullscale.scans.cohort import (
+    Case,
+    image_path,
+    label_path,
+    read_cohort,
+    write_cases,
+    write_json,
+)
+from fullscale.scans.slice_store import SliceStore
+from fullscale.scans.volume import write_volume
 from tasks.slice import slice_cohort
 
 ROOT = Path(__file__).parents[2]

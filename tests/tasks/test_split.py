@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.console import StageError
-from tasks.params import SplitParams
-from tasks.provenance import digest_test_set
+from fullscale.params import SplitParams
+from fullscale.runtime.errors import StageError
+from fullscale.versioning.provenance import digest_test_set
 from tasks.split import is_test_patient, split_cases
 
 ANNOTATIONS = ("liver;spleen", "liver", "spleen")

@@ -7,15 +7,15 @@ import pandas as pd
 import pytest
 import torch
 
-from scans.files import file_sha256
-from tasks.console import StageError
-from tasks.dataset import SliceDataset
-from tasks.history import read_history, write_history
-from tasks.interruption import StopRequest
-from tasks.params import Params
-from tasks.tracking import training_run
+from fullscale.params import Params
+from fullscale.prediction.network_files import WEIGHTS_NAME, TrainedOn, load_trained
+from fullscale.runtime.errors import StageError
+from fullscale.runtime.files import file_sha256
+from fullscale.runtime.signals import StopRequest
+from fullscale.tracking.runs import training_run
+from fullscale.training.dataset import SliceDataset
+from fullscale.training.history import read_history, write_history
 from tasks.train import flatten, identify, only_trainer, train_network
-from tasks.trained import WEIGHTS_NAME, TrainedOn, load_trained
 
 SPLIT = pd.DataFrame(
     {

@@ -1,0 +1,60 @@
+"""The event `scans.landed`: what is told of a new data version, and if a retraining is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+from prefect.events import Event, Resource
+from prefect.events.clients import get_events_client
+
+from fullscale.versioning.data_version import Announcement
+
+EVENT = "scans.landed"
+RESOURCE_ID = "fullscale.inbox"
+RETRAINING = "fullscale.retraining"
+WANTED, WAITING = "wanted", "waiting"
+RETRAIN = "retrain"
+SOON = timedelta(seconds=60)
+
+
+def emit(announcement: Announcement) -> None:
+    """Emit `scans.landed`; returns when the server has it.
+
+    The label `fullscale.retraining` of its resource is "wanted", which starts the deployment
+    `retrain`, or "waiting" where a run of it waits to begin, and will find the newest scans. So
+    scans that land during hours of training leave one run waiting, not one for each landing.
+    """
+    asyncio.run(_emit(announcement))
+
+
+async def _emit(announcement: Announcement) -> None:
+    async with get_client() as client:
+        retraining = WAITING if await _is_retraining_waiting(client) else WANTED
+    event = Event(
+        event=EVENT,
+        resource=Resource({"prefect.resource.id": RESOURCE_ID, RETRAINING: retraining}),
+        payload={
+            "data_version": announcement.data_version,
+            "num_accepted": len(announcement.cases),
+            "num_quarantined": announcement.num_quarantined,
+            "cases": list(announcement.cases),
+        },
+    )
+    # emit_event() hands over to a thread, and tells nobody when that fails.
+    async with get_events_client(reconnection_attempts=3, checkpoint_every=1) as client:
+        await client.emit(event)
+
+
+async def _is_retraining_waiting(client: PrefectClient) -> bool:
+    """Whether a run of the deployment is due, and not yet taken by a worker."""
+    due = {"before_": datetime.now(UTC) + SOON}
+    is_due = {"state": {"type": {"any_": ["SCHEDULED"]}}, "expected_start_time": due}
+    runs = await client.read_flow_runs(
+        deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [RETRAIN]}}),
+        flow_run_filter=FlowRunFilter.model_validate(is_due),
+        limit=1,
+    )
+    return bool(runs)

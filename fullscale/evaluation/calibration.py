@@ -1,0 +1,123 @@
+"""Do voxels with probability 0.8 belong to the organ eight times in ten?
+
+Probabilities are counted into bins as scans pass by; no volume is kept. Z Y X voxels, N bins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullscale.evaluation.surface import Box, Mask, bounding_box
+
+NUM_BINS = 10
+MARGIN_MM = 10.0
+
+
+class ReliabilityCurve:
+    """Counts of one organ's voxels by their probability.
+
+    A scan is mostly voxels far from the organ, of which every network is sure, and which would
+    make any network look calibrated. So only those in the box around the true organ, widened by
+    `MARGIN_MM`, count; false positives elsewhere show in the false-positive rates.
+
+    Attributes:
+        num_voxels_N: voxels in each bin.
+        probability_sum_N: sum of their probabilities.
+        num_true_N: how many of them belong to the organ.
+    """
+
+    def __init__(self, num_bins: int = NUM_BINS) -> None:
+        self.num_voxels_N = np.zeros(num_bins, dtype=np.int64)
+        self.probability_sum_N = np.zeros(num_bins)
+        self.num_true_N = np.zeros(num_bins, dtype=np.int64)
+
+    def add(
+        self,
+        probability_ZYX: NDArray[np.float32],
+        true_ZYX: Mask,
+        spacing_mm: Sequence[float],
+    ) -> None:
+        """Count one scan; without the organ it adds nothing.
+
+        Args:
+            probability_ZYX: in [0, 1]; a bin holds its lower end, the last its upper end, too.
+            true_ZYX: boolean mask of the annotation, same shape.
+            spacing_mm: distance of voxels along Z, Y, X.
+
+        Raises:
+            ValueError: shapes differ.
+        """
+        if probability_ZYX.shape != true_ZYX.shape:
+            raise ValueError(
+                f"probabilities {probability_ZYX.shape} and truth {true_ZYX.shape} must have one "
+                "shape"
+            )
+        box = neighbourhood(true_ZYX, spacing_mm)
+        if box is None:
+            return
+        num_bins = len(self.num_voxels_N)
+        for probability_YX, true_YX in zip(probability_ZYX[box], true_ZYX[box], strict=True):
+            values = probability_YX.ravel().astype(np.float64)
+            bins = np.clip((values * num_bins).astype(np.int64), 0, num_bins - 1)
+            self.num_voxels_N += np.bincount(bins, minlength=num_bins)
+            self.probability_sum_N += np.bincount(bins, values, num_bins)
+            self.num_true_N += np.bincount(bins[true_YX.ravel()], minlength=num_bins)
+
+    @property
+    def num_voxels(self) -> int:
+        """Voxels counted."""
+        return int(self.num_voxels_N.sum())
+
+    @property
+    def expected_error(self) -> float:
+        """Expected calibration error, 0 to 1; NaN when nothing was counted.
+
+        The distance between mean probability and share of true voxels in a bin, averaged over
+        voxels (Naeini et al. 2015; Guo et al. 2017).
+        """
+        if not self.num_voxels:
+            return math.nan
+        gaps_N = np.abs(self.probability_sum_N - self.num_true_N)
+        return float(gaps_N.sum() / self.num_voxels)
+
+    def rows(self) -> list[dict[str, float]]:
+        """The curve: bin_low, bin_high, num_voxels, mean_probability and fraction_true of each bin.
+
+        Bins without voxels have no row.
+        """
+        num_bins = len(self.num_voxels_N)
+        return [
+            {
+                "bin_low": index / num_bins,
+                "bin_high": (index + 1) / num_bins,
+                "num_voxels": int(num),
+                "mean_probability": float(self.probability_sum_N[index] / num),
+                "fraction_true": float(self.num_true_N[index] / num),
+            }
+            for index, num in enumerate(self.num_voxels_N)
+            if num
+        ]
+
+
+def neighbourhood(true_ZYX: Mask, spacing_mm: Sequence[float]) -> Box | None:
+    """The box around a mask, `MARGIN_MM` wider on each side but within the scan.
+
+    Args:
+        true_ZYX: boolean.
+        spacing_mm: distance of voxels along Z, Y, X.
+
+    Returns:
+        None for an empty mask.
+    """
+    box = bounding_box(true_ZYX)
+    if box is None:
+        return None
+    z, y, x = (
+        slice(max(0, side.start - margin), side.stop + margin)
+        for side, margin in zip(box, (math.ceil(MARGIN_MM / s) for s in spacing_mm), strict=True)
+    )
+    return z, y, x

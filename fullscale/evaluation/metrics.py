@@ -1,0 +1,186 @@
+"""Scores of a predicted mask against the truth, for one organ of one scan on the scan's own grid.
+
+Z slices, Y X pixels; masks are boolean. Where prediction and truth are both empty there is nothing
+to score: overlap, distances and volume are NaN. An organ that only one of them holds is missed:
+Dice, IoU and surface Dice are 0, and distances are the scan's diagonal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullscale.evaluation.surface import Mask, diagonal_mm, surface_distances
+from model.overlap import dice_score, share
+
+
+@dataclass(frozen=True)
+class OverlapScores:
+    """What counting voxels says.
+
+    Attributes:
+        dice: overlap in 3D, 0 to 1; NaN when prediction and truth are both empty.
+        iou: intersection over union, likewise.
+        num_true_voxels: voxels of the organ in the truth.
+        num_predicted_voxels: voxels of the organ in the prediction.
+        num_organ_slices: slices in which the truth holds the organ.
+        num_free_slices: slices in which it does not.
+        num_false_positive_slices: organ-free slices with at least k predicted pixels.
+        num_false_positive_voxels: predicted voxels outside the organ.
+        num_free_voxels: voxels outside the organ.
+    """
+
+    dice: float
+    iou: float
+    num_true_voxels: int
+    num_predicted_voxels: int
+    num_organ_slices: int
+    num_free_slices: int
+    num_false_positive_slices: int
+    num_false_positive_voxels: int
+    num_free_voxels: int
+
+    @property
+    def slice_fpr(self) -> float:
+        """Share of organ-free slices with a false positive; NaN when no slice is free."""
+        return share(self.num_false_positive_slices, self.num_free_slices)
+
+    @property
+    def voxel_fpr(self) -> float:
+        """Share of voxels outside the organ that were predicted to be inside."""
+        return share(self.num_false_positive_voxels, self.num_free_voxels)
+
+
+@dataclass(frozen=True)
+class PhysicalScores:
+    """What takes the size of voxels to say.
+
+    Attributes:
+        hd95_mm: Hausdorff distance, the larger of the two directed 95th percentiles.
+        mean_surface_distance_mm: average symmetric surface distance.
+        surface_dice_1mm: share of both surfaces within 1 mm of the other, 0 to 1.
+        surface_dice_3mm: within 3 mm.
+        volume_difference_ml: predicted less true volume.
+    """
+
+    hd95_mm: float
+    mean_surface_distance_mm: float
+    surface_dice_1mm: float
+    surface_dice_3mm: float
+    volume_difference_ml: float
+
+
+@dataclass(frozen=True)
+class GateScores:
+    """What the classifier said of each slice.
+
+    Attributes:
+        num_false_closings: organ slices whose gate was closed.
+        num_closed_voxels: organ voxels in those slices.
+        num_false_openings: organ-free slices whose gate was open.
+        gate_sensitivity: share of organ slices whose gate was open; NaN when there is none.
+        gate_specificity: share of organ-free slices whose gate was closed; NaN when there is none.
+    """
+
+    num_false_closings: int
+    num_closed_voxels: int
+    num_false_openings: int
+    gate_sensitivity: float
+    gate_specificity: float
+
+
+def score_overlap(predicted_ZYX: Mask, true_ZYX: Mask, min_false_positive_px: int) -> OverlapScores:
+    """Count voxels and slices.
+
+    Args:
+        predicted_ZYX: boolean mask, after the gate.
+        true_ZYX: boolean mask of the annotation, same shape.
+        min_false_positive_px: predicted pixels that make an organ-free slice a false positive.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    if predicted_ZYX.shape != true_ZYX.shape:
+        raise ValueError(
+            f"prediction {predicted_ZYX.shape} and truth {true_ZYX.shape} must be (Z, Y, X) alike"
+        )
+    predicted_Z, true_Z = _num_pixels(predicted_ZYX), _num_pixels(true_ZYX)
+    overlap = int(np.count_nonzero(predicted_ZYX & true_ZYX))
+    num_predicted, num_true = int(predicted_Z.sum()), int(true_Z.sum())
+    false_positive_Z = (true_Z == 0) & (predicted_Z >= min_false_positive_px)
+    return OverlapScores(
+        dice=dice_score(overlap, num_predicted, num_true),
+        iou=share(overlap, num_predicted + num_true - overlap),
+        num_true_voxels=num_true,
+        num_predicted_voxels=num_predicted,
+        num_organ_slices=int(np.count_nonzero(true_Z)),
+        num_free_slices=int(np.count_nonzero(true_Z == 0)),
+        num_false_positive_slices=int(np.count_nonzero(false_positive_Z)),
+        num_false_positive_voxels=num_predicted - overlap,
+        num_free_voxels=true_ZYX.size - num_true,
+    )
+
+
+def score_physical(
+    predicted_ZYX: Mask, true_ZYX: Mask, spacing_mm: Sequence[float]
+) -> PhysicalScores:
+    """Measure distances of surfaces and the difference of volumes.
+
+    Args:
+        predicted_ZYX: boolean mask, after the gate.
+        true_ZYX: boolean mask of the annotation, same shape.
+        spacing_mm: distance of voxels along Z, Y, X.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    num_predicted, num_true = np.count_nonzero(predicted_ZYX), np.count_nonzero(true_ZYX)
+    if not num_predicted and not num_true:
+        return PhysicalScores(math.nan, math.nan, math.nan, math.nan, math.nan)
+    difference_ml = float(num_predicted - num_true) * math.prod(spacing_mm) / 1000
+    if not num_predicted or not num_true:
+        far_mm = diagonal_mm(true_ZYX.shape, spacing_mm)
+        return PhysicalScores(far_mm, far_mm, 0.0, 0.0, difference_ml)
+    distances = surface_distances(predicted_ZYX, true_ZYX, spacing_mm)
+    return PhysicalScores(
+        hd95_mm=distances.hd95_mm,
+        mean_surface_distance_mm=distances.mean_mm,
+        surface_dice_1mm=distances.dice_within(1),
+        surface_dice_3mm=distances.dice_within(3),
+        volume_difference_ml=difference_ml,
+    )
+
+
+def score_gate(open_Z: NDArray[np.bool_], true_ZYX: Mask) -> GateScores:
+    """Compare a classifier's gates with the slices that hold the organ.
+
+    Args:
+        open_Z: boolean, whether the gate was open in each slice.
+        true_ZYX: boolean mask of the annotation.
+
+    Raises:
+        ValueError: the numbers of slices differ.
+    """
+    if open_Z.shape != true_ZYX.shape[:1]:
+        raise ValueError(f"gates of shape {open_Z.shape} for {len(true_ZYX)} slices of truth")
+    true_Z = _num_pixels(true_ZYX)
+    has_organ_Z = true_Z > 0
+    num_organ = int(np.count_nonzero(has_organ_Z))
+    num_false_closings = int(np.count_nonzero(has_organ_Z & ~open_Z))
+    num_false_openings = int(np.count_nonzero(~has_organ_Z & open_Z))
+    num_free = len(true_Z) - num_organ
+    return GateScores(
+        num_false_closings=num_false_closings,
+        num_closed_voxels=int(true_Z[~open_Z].sum()),
+        num_false_openings=num_false_openings,
+        gate_sensitivity=share(num_organ - num_false_closings, num_organ),
+        gate_specificity=share(num_free - num_false_openings, num_free),
+    )
+
+
+def _num_pixels(mask_ZYX: Mask) -> NDArray[np.int64]:
+    return np.asarray(np.count_nonzero(mask_ZYX, axis=(1, 2)), dtype=np.int64)

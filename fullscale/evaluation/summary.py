@@ -1,0 +1,216 @@
+"""Scores of cases, their means and intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from fullscale.evaluation.calibration import ReliabilityCurve
+from fullscale.evaluation.case_scores import CLEANED, NO_GATE, SOFT_GATE, score_case
+from fullscale.evaluation.statistics import UNBOUNDED, Interval, mean_over_cases, pooled_mean
+from fullscale.params import RegisterParams
+from fullscale.prediction.network_files import Trained
+from fullscale.prediction.predictor import Predictor
+from fullscale.runtime.console import track
+from fullscale.runtime.errors import StageError
+from fullscale.scans.cohort import Case, Cohort
+from model.overlap import share
+
+SUFFIXES = ("", NO_GATE, SOFT_GATE, CLEANED)
+MEANS = {
+    "dice": (0.0, 1.0),
+    "iou": (0.0, 1.0),
+    "hd95_mm": (0.0, math.inf),
+    "mean_surface_distance_mm": (0.0, math.inf),
+    "surface_dice_1mm": (0.0, 1.0),
+    "surface_dice_3mm": (0.0, 1.0),
+    "volume_difference_ml": UNBOUNDED,
+}
+"""Averaged over cases, and the lowest and highest value that each can take."""
+RATES = {
+    "slice_fpr": ("num_false_positive_slices", "num_free_slices"),
+    "voxel_fpr": ("num_false_positive_voxels", "num_free_voxels"),
+    "false_closings": ("num_false_closings", "num_organ_slices"),
+    "false_openings": ("num_false_openings", "num_free_slices"),
+    "closed_volume": ("num_closed_voxels", "num_true_voxels"),
+}
+"""Pooled over cases: the sum of one count over the sum of the other, which no suffix changes."""
+
+
+def score_cases(
+    predictor: Predictor,
+    cases: Sequence[Case],
+    cohort: Cohort,
+    *,
+    min_false_positive_px: int,
+    largest_component: bool = False,
+    ablate_gate: bool = False,
+    calibration: Mapping[str, ReliabilityCurve] | None = None,
+) -> pd.DataFrame:
+    """Score every annotated organ of every case, one scan at a time.
+
+    Args:
+        predictor: a network ready to segment.
+        cases: the cases to score.
+        cohort: the cohort they come from.
+        min_false_positive_px: predicted pixels that make an organ-free slice a false positive.
+        largest_component: score the largest component of each organ, too.
+        ablate_gate: score Dice and false-positive slices under other gates, too.
+        calibration: organ to the curve to which its voxels are added.
+
+    Returns:
+        One row per case and organ, as `score_case` makes them. Organs that a case does not
+        annotate have no row.
+    """
+    rows = []
+    for case in track(cases, f"scoring {predictor.description.name}", len(cases)):
+        rows += score_case(
+            predictor,
+            case,
+            cohort,
+            min_false_positive_px=min_false_positive_px,
+            keep_largest=largest_component,
+            ablate_gate=ablate_gate,
+            calibration=calibration,
+        )
+    return pd.DataFrame(rows)
+
+
+def summarise(
+    scores: pd.DataFrame, organs: Sequence[str], params: RegisterParams | None = None
+) -> dict[str, float]:
+    """Metrics over cases: means, pooled rates, and how much each rests on.
+
+    Keys are `test/<metric>/<organ>`, the same in reports and in MLflow. A metric that cannot be
+    measured is left out.
+
+    Args:
+        scores: as `score_cases` returns them.
+        organs: in the order wanted.
+        params: confidence, num_bootstrap and seed of intervals, whose ends are called
+            `test/<metric>_low/<organ>` and `_high`; None makes none. An interval is left out
+            where it has no width or no end: the cases are too few or too equal to give one.
+
+    Returns:
+        For each organ the means over `num_cases` cases, the rates over the slices or voxels
+        counted beside them, and the number of missed organs, which prediction or truth lacks.
+    """
+    metrics: dict[str, float] = {
+        "test/dice": float(scores["dice"].mean()),
+        "test/num_pairs": int(scores["dice"].notna().sum()),
+    }
+    if params is not None:
+        overall = mean_over_cases(scores["dice"], scores["patient"], params)
+        metrics |= _ends("test/dice", overall, MEANS["dice"])
+    for organ in organs:
+        rows = scores[scores["organ"] == organ]
+        missed = (rows["num_true_voxels"] == 0) != (rows["num_predicted_voxels"] == 0)
+        found = {
+            "num_cases": int(rows["dice"].notna().sum()),
+            "num_missed": int(missed.sum()),
+            "num_organ_slices": int(rows["num_organ_slices"].sum()),
+            "num_free_slices": int(rows["num_free_slices"].sum()),
+            "num_free_voxels": int(rows["num_free_voxels"].sum()),
+        } | _summarise_organ(rows, params)
+        metrics |= {f"test/{metric}/{organ}": value for metric, value in found.items()}
+    return {key: value for key, value in metrics.items() if not math.isnan(value)}
+
+
+def _summarise_organ(rows: pd.DataFrame, params: RegisterParams | None) -> dict[str, float]:
+    found: dict[str, float] = {}
+    patients = rows["patient"]
+    for suffix in SUFFIXES:
+        for metric, limits in MEANS.items():
+            name = f"{metric}{suffix}"
+            if name in rows:
+                found[name] = float(rows[name].mean())
+                if params is not None:
+                    found |= _ends(name, mean_over_cases(rows[name], patients, params), limits)
+        for metric, (part, whole) in RATES.items():
+            name, parts = f"{metric}{suffix}", f"{part}{suffix}"
+            if parts in rows:
+                found[name] = share(rows[parts].sum(), rows[whole].sum())
+                if params is not None:
+                    pooled = pooled_mean(rows[parts], rows[whole], patients, params)
+                    found |= _ends(name, pooled, (0.0, 1.0))
+    if "false_closings" in found:
+        found["gate_sensitivity"] = 1 - found["false_closings"]
+        found["gate_specificity"] = 1 - found["false_openings"]
+    return found
+
+
+def _ends(metric: str, interval: Interval, limits: tuple[float, float]) -> dict[str, float]:
+    if not (interval.low < interval.high and math.isfinite(interval.high - interval.low)):
+        return {}
+    low, high = limits
+    return {f"{metric}_low": max(low, interval.low), f"{metric}_high": min(high, interval.high)}
+
+
+def evaluate_network(
+    trained: Trained,
+    cohort: Cohort,
+    test_cases: Sequence[str],
+    *,
+    threshold: float,
+    batch_size: int,
+    min_false_positive_px: int,
+    largest_component: bool = False,
+    ablate_gate: bool = False,
+    calibration: Mapping[str, ReliabilityCurve] | None = None,
+) -> tuple[Predictor, pd.DataFrame]:
+    """Score a trained network on named cases of a cohort; arguments as `score_cases` takes them.
+
+    Raises:
+        StageError: there is no case to score, or the cohort lacks one.
+    """
+    by_name = {case.name: case for case in cohort.cases}
+    missing = sorted(set(test_cases) - set(by_name))
+    if missing or not test_cases:
+        raise StageError(
+            f"data/ lacks test cases {', '.join(missing)}; run `dvc repro` so that the split "
+            "follows the data"
+            if missing
+            else "the split holds no test cases; add scans or change split.test_fraction"
+        )
+    predictor = Predictor(trained, threshold, batch_size)
+    cases = [by_name[name] for name in test_cases]
+    scores = score_cases(
+        predictor,
+        cases,
+        cohort,
+        min_false_positive_px=min_false_positive_px,
+        largest_component=largest_component,
+        ablate_gate=ablate_gate,
+        calibration=calibration,
+    )
+    return predictor, scores
+
+
+def tabulate(calibration: Mapping[str, ReliabilityCurve]) -> pd.DataFrame:
+    """Reliability curves as one table: organ, and the columns of `ReliabilityCurve.rows`."""
+    rows = [{"organ": organ, **row} for organ, curve in calibration.items() for row in curve.rows()]
+    return pd.DataFrame(
+        rows,
+        columns=["organ", "bin_low", "bin_high", "num_voxels", "mean_probability", "fraction_true"],
+    )
+
+
+def summarise_calibration(calibration: Mapping[str, ReliabilityCurve]) -> dict[str, float]:
+    """Expected calibration error of each organ that was seen, and the voxels it rests on."""
+    metrics: dict[str, float] = {}
+    for organ, curve in calibration.items():
+        if curve.num_voxels:
+            metrics[f"test/ece/{organ}"] = curve.expected_error
+            metrics[f"test/num_calibration_voxels/{organ}"] = curve.num_voxels
+    return metrics
+
+
+def picture_cases(scores: pd.DataFrame) -> dict[str, str]:
+    """The best, the median and the worst case by mean Dice over organs."""
+    ranked = scores.groupby("case")["dice"].mean().dropna().sort_values()
+    names = list(ranked.index)
+    if not names:
+        return {}
+    return {"worst": names[0], "median": names[len(names) // 2], "best": names[-1]}

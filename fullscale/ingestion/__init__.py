@@ -1,0 +1,1 @@
+"""From what people have to a checked cohort: layouts, checks, report, inbox. No torch."""

@@ -1,0 +1,163 @@
+"""Layouts of DICOM series with masks beside them: 3D-IRCADb and CHAOS CT."""
+
+# pydicom's data sets and highdicom carry no types for what is called here.
+# mypy: allow-untyped-calls
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from fullscale.ingestion.source import Source, SourceCase, paint_masks
+from fullscale.scans.checks import failure
+from fullscale.scans.cohort import safe_name
+from fullscale.scans.dicom import (
+    READ_ERRORS,
+    SeriesOrder,
+    dicom_files,
+    order_series,
+    read_series,
+)
+from fullscale.scans.volume import Volume
+
+
+def matches_ircadb(folder: Path) -> bool:
+    """Whether there are PATIENT_DICOM and MASKS_DICOM, here or one folder down."""
+    return bool(_ircadb_cases(folder))
+
+
+def read_ircadb(folder: Path) -> Source:
+    """One folder per patient; each folder in MASKS_DICOM is one organ.
+
+    Folders that differ by a number at the end, such as livertumor01, are one organ.
+    """
+    masks: dict[Path, dict[str, list[Path]]] = {}
+    for case in _ircadb_cases(folder):
+        found = defaultdict[str, list[Path]](list)
+        for path in sorted((case / "MASKS_DICOM").iterdir()):
+            if path.is_dir():
+                found[re.sub(r"[\s\d]+$", "", path.name).lower()].append(path)
+        masks[case] = dict(found)
+    names = sorted({organ for found in masks.values() for organ in found})
+    labels = {organ: number for number, organ in enumerate(names, start=1)}
+    cases = []
+    for case, organs in masks.items():
+        number = re.search(r"(\d+)$", case.name)
+        name = f"ircadb_{int(number[1]):02d}" if number else safe_name(case.name)
+        scan = dicom_files(case / "PATIENT_DICOM")
+        drawn = {labels[organ]: tuple(paths) for organ, paths in organs.items()}
+        files = (
+            *scan,
+            *(p for paths in drawn.values() for path in paths for p in dicom_files(path)),
+        )
+        load = partial(_load_ircadb, name, scan, drawn)
+        cases.append(SourceCase(name, name, tuple(organs), files, load))
+    return Source("ircadb", "3D-IRCADb", labels, tuple(sorted(cases, key=lambda case: case.name)))
+
+
+def _ircadb_cases(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in (folder, *sorted(folder.glob("*")))
+        if (path / "PATIENT_DICOM").is_dir() and (path / "MASKS_DICOM").is_dir()
+    ]
+
+
+def _load_ircadb(
+    name: str, files: Sequence[Path], masks: Mapping[int, Sequence[Path]]
+) -> tuple[Volume, Volume]:
+    order = order_series(files, name)
+    scan = read_series(order, name)
+    packed = {}
+    for label_id, folders in masks.items():
+        drawn = np.zeros(order.geometry.own_shape, dtype=bool, order="F")
+        for folder in folders:
+            drawn |= _read_mask_folder(folder, order)
+        packed[label_id] = np.packbits(order.geometry.to_canonical(drawn))
+    painted = paint_masks(packed, scan.values_ZYX.shape)
+    return scan, Volume(painted, scan.geometry)
+
+
+def _read_mask_folder(folder: Path, order: SeriesOrder) -> NDArray[np.bool_]:
+    """Masks lie in files named as the slices they belong to."""
+    drawn = np.zeros(order.geometry.own_shape, dtype=bool, order="F")
+    for k, slice_file in enumerate(order.files):
+        path = folder / slice_file.name
+        if not path.is_file():
+            raise failure("file_missing", f"no mask {path}")
+        try:
+            plane = pydicom.dcmread(path).pixel_array
+        except READ_ERRORS as error:
+            raise failure("unreadable", f"{path}: {error}") from error
+        if plane.shape != order.geometry.own_shape[1::-1]:
+            raise failure("shape_differs", f"{path}: {plane.shape} px")
+        drawn[..., k] = plane.T > 0
+    known = {path.name for path in order.files}
+    if extra := [path.name for path in dicom_files(folder) if path.name not in known]:
+        raise failure("file_missing", f"no slice for the masks {', '.join(extra[:5])} of {folder}")
+    return drawn
+
+
+def matches_chaos(folder: Path) -> bool:
+    """Whether there are DICOM_anon and Ground, here or up to two folders down."""
+    return bool(_chaos_cases(folder))
+
+
+def read_chaos(folder: Path) -> Source:
+    """One folder per patient; the n-th picture belongs to the n-th slice by file name."""
+    cases = []
+    for case in _chaos_cases(folder):
+        name = f"chaos_{safe_name(case.name)}"
+        scan = dicom_files(case / "DICOM_anon")
+        pictures = tuple(sorted((case / "Ground").glob("*.png")))
+        load = partial(_load_chaos, name, scan, pictures)
+        cases.append(SourceCase(name, name, ("liver",), (*scan, *pictures), load))
+    return Source(
+        "chaos",
+        "CHAOS CT",
+        {"liver": 1},
+        tuple(cases),
+        licence="CC BY-SA 4.0",
+        reference="Kavur et al., CHAOS Challenge, Medical Image Analysis 2021",
+    )
+
+
+def _chaos_cases(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in (folder, *sorted(folder.glob("*")), *sorted(folder.glob("*/*")))
+        if (path / "DICOM_anon").is_dir() and (path / "Ground").is_dir()
+    ]
+
+
+def _load_chaos(
+    name: str, files: Sequence[Path], pictures: Sequence[Path]
+) -> tuple[Volume, Volume]:
+    if len(files) != len(pictures):
+        raise failure("shape_differs", f"{name}: {len(files)} slices, {len(pictures)} pictures")
+    order = order_series(files, name)
+    picture_of = dict(zip(files, pictures, strict=True))
+    drawn = np.zeros(order.geometry.own_shape, dtype=np.uint8, order="F")
+    for k, path in enumerate(order.files):
+        plane = _read_picture(picture_of[path])
+        if plane.shape != drawn.shape[1::-1]:
+            raise failure("shape_differs", f"{picture_of[path]}: {plane.shape} px")
+        drawn[..., k] = plane.T > 0
+    scan = read_series(order, name)
+    return scan, Volume(order.geometry.to_canonical(drawn), order.geometry)
+
+
+def _read_picture(path: Path) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("L"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise failure("unreadable", f"{path}: {error}") from error

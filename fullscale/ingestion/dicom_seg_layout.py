@@ -1,0 +1,184 @@
+"""The layout of CT series with DICOM segmentation objects, in any folders."""
+
+# pydicom's data sets and highdicom carry no types for what is called here.
+# mypy: allow-untyped-calls
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from fullscale.ingestion.source import Source, SourceCase, paint_masks
+from fullscale.runtime.errors import ScanError
+from fullscale.scans.checks import failure
+from fullscale.scans.cohort import safe_name
+from fullscale.scans.dicom import (
+    CT_CLASSES,
+    READ_ERRORS,
+    SeriesOrder,
+    is_dicom,
+    order_series,
+    read_header,
+    read_series,
+)
+from fullscale.scans.volume import Volume
+
+SEG_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
+
+Part = tuple[Path, int]
+"""A file and the number of a segment in it."""
+
+
+def matches_dicom_seg(folder: Path) -> bool:
+    """Whether there is a DICOM segmentation anywhere."""
+    for path in folder.rglob("*"):
+        if is_dicom(path):
+            try:
+                if _text(read_header(path), "SOPClassUID") == SEG_CLASS:
+                    return True
+            except ScanError:
+                continue
+    return False
+
+
+def read_dicom_seg(folder: Path) -> Source:
+    """CT series anywhere, with the DICOM segmentations that refer to them.
+
+    A patient is named after the first of his or her cases, never by an id from the header.
+    """
+    found = _look_through(folder)
+    names = {label for series in found.series.values() for label in series.segments}
+    labels = {label: number for number, label in enumerate(sorted(names), start=1)}
+    cases, case_of_patient, taken = list[SourceCase](), dict[str, str](), set[str]()
+    for uid, series in sorted(found.series.items(), key=lambda item: str(item[1].first_file)):
+        name = _free_name(series.first_file.relative_to(folder), taken)
+        taken.add(name)
+        if not series.files:
+            error = failure("file_missing", f"{name}: no CT series {uid or 'that it refers to'}")
+            found.refused.append((name, error))
+        elif not series.segments:
+            error = failure("file_missing", f"{name}: no segmentation of CT series {uid}")
+            found.refused.append((name, error))
+        else:
+            drawn = {labels[label]: parts for label, parts in series.segments.items()}
+            files = (*series.files, *series.segmentations)
+            load = partial(_load, name, tuple(series.files), drawn)
+            patient = case_of_patient.setdefault(series.patient_id or name, name)
+            cases.append(SourceCase(name, patient, tuple(series.segments), files, load))
+    return Source("dicom-seg", folder.name, labels, tuple(cases), tuple(found.refused))
+
+
+@dataclass
+class _Series:
+    """One CT series: its files, the segmentations that refer to it, and parts of each label."""
+
+    files: list[Path] = field(default_factory=list)
+    segmentations: list[Path] = field(default_factory=list)
+    segments: dict[str, list[Part]] = field(default_factory=dict)
+    patient_id: str = ""
+
+    @property
+    def first_file(self) -> Path:
+        return (self.segmentations or self.files)[0]
+
+
+@dataclass
+class _Found:
+    series: defaultdict[str, _Series] = field(default_factory=lambda: defaultdict(_Series))
+    refused: list[tuple[str, ScanError]] = field(default_factory=list)
+
+
+def _look_through(folder: Path) -> _Found:
+    found = _Found()
+    for path in sorted(folder.rglob("*")):
+        if not is_dicom(path):
+            continue
+        try:
+            header = read_header(path)
+            kind = _text(header, "SOPClassUID")
+            if kind == SEG_CLASS:
+                _add_segmentation(found, path, header)
+            elif kind in CT_CLASSES:
+                series = found.series[_text(header, "SeriesInstanceUID")]
+                series.files.append(path)
+                series.patient_id = series.patient_id or _text(header, "PatientID")
+        except ScanError as error:
+            found.refused.append((str(path.relative_to(folder)), error))
+    return found
+
+
+def _add_segmentation(found: _Found, path: Path, header: pydicom.Dataset) -> None:
+    try:
+        references = header.get("ReferencedSeriesSequence") or [pydicom.Dataset()]
+        uid = _text(references[0], "SeriesInstanceUID")
+        segments = [
+            (safe_name(str(part.SegmentLabel)).lower(), int(part.SegmentNumber))
+            for part in header.SegmentSequence
+        ]
+    except READ_ERRORS as error:
+        raise failure("unreadable", f"{path}: {error}") from error
+    found.series[uid].segmentations.append(path)
+    for label, number in segments:
+        if not label:
+            raise failure("unreadable", f"{path}: segment {number} without a label")
+        found.series[uid].segments.setdefault(label, []).append((path, number))
+
+
+def _load(
+    name: str, files: Sequence[Path], segments: Mapping[int, Sequence[Part]]
+) -> tuple[Volume, Volume]:
+    order = order_series(files, name)
+    scan = read_series(order, name)
+    packed = {}
+    for label_id, parts in segments.items():
+        drawn = np.zeros(order.geometry.own_shape, dtype=bool, order="F")
+        for path, number in parts:
+            drawn |= _read_segment(path, number, order)
+        packed[label_id] = np.packbits(order.geometry.to_canonical(drawn))
+    return scan, Volume(paint_masks(packed, scan.values_ZYX.shape), scan.geometry)
+
+
+def _read_segment(path: Path, number: int, order: SeriesOrder) -> NDArray[np.bool_]:
+    """One segment on the slices it was drawn on, own axes columns, rows, slices."""
+    import highdicom
+
+    try:
+        segmentation = highdicom.seg.segread(path)
+        sources = {str(uids[2]) for uids in segmentation.get_source_image_uids()}
+        pixels = segmentation.get_pixels_by_source_instance(
+            source_sop_instance_uids=list(order.instance_uids),
+            segment_numbers=[number],
+            assert_missing_frames_are_empty=True,
+        )
+    except READ_ERRORS as error:
+        raise failure("unreadable", f"{path}, segment {number}: {error}") from error
+    if missing := sources - set(order.instance_uids):
+        raise failure(
+            "slices_missing", f"{path} drawn on {len(missing)} slices that are not in the series"
+        )
+    if pixels.shape[:3] != order.geometry.own_shape[::-1]:
+        raise failure("shape_differs", f"{path}: {pixels.shape[:3]} voxels")
+    return np.asarray(pixels[..., 0] > 0).transpose(2, 1, 0)
+
+
+def _text(header: pydicom.Dataset, tag: str) -> str:
+    try:
+        return str(header.get(tag, ""))
+    except READ_ERRORS as error:
+        raise failure("unreadable", f"the element {tag}: {error}") from error
+
+
+def _free_name(path: Path, taken: set[str]) -> str:
+    """The top folder's name, with a number where it has several cases."""
+    base = safe_name(path.parts[0] if len(path.parts) > 1 else path.stem)
+    name, count = base, 1
+    while name in taken:
+        count += 1
+        name = f"{base}_{count}"
+    return name

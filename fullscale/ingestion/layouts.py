@@ -1,0 +1,122 @@
+"""The layouts in which annotated scans arrive, in one table; docs/data.md is made from it, too."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fullscale.ingestion import dicom_layouts, dicom_seg_layout, nifti_layouts
+from fullscale.ingestion.source import Source
+from fullscale.scans.checks import failure
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to arrange annotated scans.
+
+    Attributes:
+        name: for `--layout`.
+        title: what people call it.
+        files: what lies where.
+        notes: which labels it has, and what a user should know.
+        matches: whether a folder looks like it.
+        read: describes the folder.
+    """
+
+    name: str
+    title: str
+    files: str
+    notes: str
+    matches: Callable[[Path], bool] = field(repr=False)
+    read: Callable[[Path], Source] = field(repr=False)
+
+
+_TABLE = (
+    Layout(
+        "msd",
+        "Medical Segmentation Decathlon",
+        "`dataset.json` whose `training` lists pairs of image and label",
+        "Labels from `dataset.json`. Old nnU-Net folders are of this kind, too. A `cases.csv` "
+        "with case, patient, annotated is honoured.",
+        nifti_layouts.matches_msd,
+        nifti_layouts.read_msd,
+    ),
+    Layout(
+        "nnunet",
+        "nnU-Net raw",
+        "`dataset.json`, `imagesTr/<case>_0000.nii.gz`, `labelsTr/<case>.nii.gz`",
+        "Labels from `dataset.json`. A `cases.csv` with case, patient, annotated is honoured.",
+        nifti_layouts.matches_nnunet,
+        nifti_layouts.read_nnunet,
+    ),
+    Layout(
+        "lits",
+        "LiTS",
+        "`volume-N.nii[.gz]` and `segmentation-N.nii[.gz]`, in any folders",
+        "Labels liver = 1 and tumour = 2; a tumour is part of the liver: organs liver = [1, 2].",
+        nifti_layouts.matches_lits,
+        nifti_layouts.read_lits,
+    ),
+    Layout(
+        "totalsegmentator",
+        "TotalSegmentator",
+        "`<case>/ct.nii.gz`, `<case>/segmentations/<organ>.nii.gz`",
+        "A case annotates the organs it has a file for. Where masks overlap the smaller one wins.",
+        nifti_layouts.matches_totalsegmentator,
+        nifti_layouts.read_totalsegmentator,
+    ),
+    Layout(
+        "ircadb",
+        "3D-IRCADb",
+        "`<case>/PATIENT_DICOM/*`, `<case>/MASKS_DICOM/<organ>/*`, unzipped; a mask has the file "
+        "name of its slice",
+        "A case annotates the organs it has a folder for; livertumor01, livertumor02 are one "
+        "organ. Where masks overlap the smaller one wins. These patients are in LiTS, too.",
+        dicom_layouts.matches_ircadb,
+        dicom_layouts.read_ircadb,
+    ),
+    Layout(
+        "chaos",
+        "CHAOS CT",
+        "`<case>/DICOM_anon/*.dcm`, `<case>/Ground/*.png`",
+        "Annotates the liver. The n-th picture belongs to the n-th slice by file name.",
+        dicom_layouts.matches_chaos,
+        dicom_layouts.read_chaos,
+    ),
+    Layout(
+        "dicom-seg",
+        "DICOM with DICOM SEG",
+        "CT series and segmentation objects in any folders",
+        "A case is a CT series with the segmentations that refer to it; it annotates their "
+        "segments. A patient is named after the first of the cases, not by an id of the header; a "
+        "case after its top folder, which should not name a person.",
+        dicom_seg_layout.matches_dicom_seg,
+        dicom_seg_layout.read_dicom_seg,
+    ),
+)
+
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _TABLE}
+
+
+def read_source(folder: Path, layout: str | None = None) -> Source:
+    """Describe a folder of annotated scans.
+
+    Args:
+        folder: the source; it is only read.
+        layout: key of `LAYOUTS`; None finds out.
+
+    Raises:
+        ScanError: no such folder, an unknown layout, or tables that cannot be used.
+    """
+    if not folder.is_dir():
+        raise failure("layout_unknown", f"no folder {folder}")
+    if layout is not None and layout not in LAYOUTS:
+        raise failure("layout_unknown", f"the layout {layout!r}, not among {list(LAYOUTS)}")
+    known = [LAYOUTS[layout]] if layout else LAYOUTS.values()
+    with warnings.catch_warnings(action="ignore"):  # parsers quote what may be private
+        for candidate in known:
+            if layout or candidate.matches(folder):
+                return candidate.read(folder)
+    raise failure("layout_unknown", f"none of {', '.join(LAYOUTS)} in {folder}")

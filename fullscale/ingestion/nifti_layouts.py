@@ -1,0 +1,208 @@
+"""Layouts of NIfTI files: nnU-Net, Medical Segmentation Decathlon, LiTS, TotalSegmentator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fullscale.ingestion.source import Source, SourceCase, masks_case, nifti_case
+from fullscale.runtime.errors import ScanError
+from fullscale.scans.checks import failure
+from fullscale.scans.cohort import (
+    BACKGROUND,
+    check_annotated,
+    parse_labels,
+    read_json,
+    read_table,
+    safe_name,
+    split_names,
+)
+
+_NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+_LITS_IMAGE = re.compile(r"volume-(\d+)\.nii(\.gz)?", re.IGNORECASE)
+_LITS_LABEL = re.compile(r"segmentation-(\d+)\.nii(\.gz)?", re.IGNORECASE)
+
+Pairs = dict[str, tuple[Path, Path]]
+Refused = list[tuple[str, ScanError]]
+
+
+def matches_msd(folder: Path) -> bool:
+    """Whether dataset.json lists its pairs under `training`."""
+    if not (folder / "dataset.json").is_file():
+        return False
+    return bool(read_json(folder / "dataset.json").get("training"))
+
+
+def read_msd(folder: Path) -> Source:
+    """Pairs that dataset.json lists; old nnU-Net folders are of this kind, too."""
+    dataset = read_json(folder / "dataset.json")
+    listed = dataset.get("training")
+    if not isinstance(listed, list):
+        raise failure("dataset_json", f"{folder / 'dataset.json'} without a list `training`")
+    pairs: Pairs = {}
+    refused: Refused = []
+    for entry in listed:
+        if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
+            raise failure("dataset_json", f"{folder / 'dataset.json'} with training entry {entry}")
+        name = _NIFTI.sub("", Path(str(entry["label"])).name)
+        try:
+            image, label = (_within(folder, str(entry[key])) for key in ("image", "label"))
+        except ScanError as error:
+            refused.append((name, error))
+            continue
+        if not image.is_file():
+            with_channel = image.with_name(_NIFTI.sub(r"_0000\g<0>", image.name))
+            image = with_channel if with_channel.is_file() else image
+        pairs[name] = (image, label)
+    return _from_dataset("msd", folder, dataset, pairs, refused)
+
+
+def matches_nnunet(folder: Path) -> bool:
+    """Whether there are dataset.json and imagesTr."""
+    return (folder / "dataset.json").is_file() and (folder / "imagesTr").is_dir()
+
+
+def read_nnunet(folder: Path) -> Source:
+    """Pairs found by name in imagesTr and labelsTr."""
+    dataset = read_json(folder / "dataset.json")
+    ending = str(dataset.get("file_ending", ".nii.gz"))
+    images = {
+        path.name.removesuffix("_0000" + ending): path
+        for path in _visible(folder / "imagesTr", "*_0000" + ending)
+    }
+    labels = {
+        path.name.removesuffix(ending): path for path in _visible(folder / "labelsTr", "*" + ending)
+    }
+    pairs = {
+        name: (
+            images.get(name, folder / "imagesTr" / f"{name}_0000{ending}"),
+            labels.get(name, folder / "labelsTr" / f"{name}{ending}"),
+        )
+        for name in {*images, *labels}
+    }
+    return _from_dataset("nnunet", folder, dataset, pairs, [])
+
+
+def matches_lits(folder: Path) -> bool:
+    """Whether there is a volume-N.nii or volume-N.nii.gz anywhere."""
+    return any(_LITS_IMAGE.fullmatch(path.name) for path in folder.rglob("volume-*.nii*"))
+
+
+def read_lits(folder: Path) -> Source:
+    """Volumes and segmentations of the same number, in any folders."""
+    images, masks = _lits_files(folder, _LITS_IMAGE), _lits_files(folder, _LITS_LABEL)
+    if not images:
+        raise failure("file_missing", f"{folder} without volume-N.nii or volume-N.nii.gz")
+    labels = {"liver": 1, "tumour": 2}
+    cases = []
+    for number in sorted({*images, *masks}):
+        name = f"lits_{number:03d}"
+        image = images.get(number, folder / f"volume-{number}.nii")
+        label = masks.get(number, folder / f"segmentation-{number}.nii")
+        cases.append(nifti_case(name, name, tuple(labels), image, label))
+    return Source(
+        "lits",
+        "LiTS",
+        labels,
+        tuple(cases),
+        licence="CC BY-NC-ND 4.0",
+        reference="Bilic et al., The Liver Tumor Segmentation Benchmark (LiTS)",
+    )
+
+
+def matches_totalsegmentator(folder: Path) -> bool:
+    """Whether there is a <case>/ct.nii.gz with a folder of segmentations."""
+    return any((path.parent / "segmentations").is_dir() for path in folder.glob("*/ct.nii*"))
+
+
+def read_totalsegmentator(folder: Path) -> Source:
+    """One folder per case; every file in `segmentations` is one organ."""
+    masks = {
+        image.parent: {
+            _NIFTI.sub("", path.name): path
+            for path in _visible(image.parent / "segmentations", "*.nii*")
+        }
+        for image in sorted(folder.glob("*/ct.nii*"))
+    }
+    names = sorted({organ for files in masks.values() for organ in files})
+    labels = {organ: number for number, organ in enumerate(names, start=1)}
+    cases, refused = list[SourceCase](), Refused()
+    for case, files in masks.items():
+        image = next(iter(sorted(case.glob("ct.nii*"))))
+        if files:
+            cases.append(masks_case(safe_name(case.name), image, files, labels))
+        else:
+            error = failure("file_missing", f"no mask in {case / 'segmentations'}")
+            refused.append((case.name, error))
+    return Source("totalsegmentator", folder.name, labels, tuple(cases), tuple(refused))
+
+
+def _from_dataset(
+    layout: str, folder: Path, dataset: dict[str, Any], pairs: Pairs, refused: Refused
+) -> Source:
+    path = folder / "dataset.json"
+    labels = {k: v for k, v in parse_labels(path, dataset).items() if k != BACKGROUND}
+    _check_modality(path, dataset)
+    if not pairs and not refused:
+        raise failure("file_missing", f"{folder} without a scan")
+    rows = _case_rows(folder)
+    cases = list[SourceCase]()
+    for name, (image, label) in sorted(pairs.items()):
+        row = rows.get(name, {})
+        annotated = split_names(row["annotated"]) if "annotated" in row else tuple(labels)
+        try:
+            check_annotated(name, annotated, {BACKGROUND: 0, **labels})
+        except ScanError as error:
+            refused.append((name, error))
+        else:
+            cases.append(nifti_case(name, row.get("patient") or name, annotated, image, label))
+    return Source(
+        layout,
+        str(dataset.get("name", folder.name)),
+        labels,
+        tuple(cases),
+        tuple(refused),
+        str(dataset.get("licence", dataset.get("license", ""))),
+        str(dataset.get("reference", "")),
+    )
+
+
+def _check_modality(path: Path, dataset: Mapping[str, Any]) -> None:
+    channels = dataset.get("channel_names", dataset.get("modality", {"0": "CT"}))
+    if not isinstance(channels, dict) or len(channels) != 1:
+        raise failure("modality", f"{path} with channels {channels}")
+    if (channel := str(next(iter(channels.values())))).upper() != "CT":
+        raise failure("modality", f"{path} with channel {channel!r}")
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """Files of a folder by name, without the hidden twins that some archives carry."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
+def _within(folder: Path, name: str) -> Path:
+    """A path that a table names, if it stays in the folder."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise failure("case_name", f"the path {name!r}, which leaves {folder}")
+    return path
+
+
+def _case_rows(folder: Path) -> dict[str, dict[str, str]]:
+    path = folder / "cases.csv"
+    if not path.is_file():
+        return {}
+    return {row["case"]: row for row in read_table(path, ("case", "patient", "annotated"))}
+
+
+def _lits_files(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+    found: dict[int, Path] = {}
+    for path in sorted(folder.rglob("*.nii*")):
+        if match := pattern.fullmatch(path.name):
+            number = int(match[1])
+            if number in found:
+                raise failure("layout_unknown", f"number {number} twice: {found[number]}, {path}")
+            found[number] = path
+    return found

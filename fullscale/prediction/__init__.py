@@ -1,0 +1,1 @@
+"""Trained networks on disk, and a scan through one of them."""

@@ -1,0 +1,154 @@
+"""A trained network on disk: weights without pickle, and a description that rebuilds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from fullscale.params import Params, Section, SliceParams
+from fullscale.runtime.errors import StageError
+from fullscale.runtime.files import write_atomically
+from fullscale.scans.slicing import Grid
+from model.networks import build_network
+from model.preprocessing import NUM_ADJACENT_SLICES
+from model.segmentation import SegmentationNetwork
+
+WEIGHTS_NAME = "weights.safetensors"
+DESCRIPTION_NAME = "network.json"
+
+
+class TrainedOn(Section):
+    """What the training cases were like; each field is the lowest and the highest of them, in mm.
+
+    Attributes:
+        slice_spacing_mm: distance of neighbouring slices.
+        pixel_spacing_mm: distance of neighbouring voxels in a slice, along either axis.
+        height_mm: from the lower edge of the lowest slice to the upper edge of the highest.
+        field_of_view_mm: sides of a slice, along either axis.
+    """
+
+    slice_spacing_mm: tuple[float, float]
+    pixel_spacing_mm: tuple[float, float]
+    height_mm: tuple[float, float]
+    field_of_view_mm: tuple[float, float]
+
+    @classmethod
+    def of(cls, grids: Sequence[Grid]) -> TrainedOn:
+        """What scans with these grids are like; at least one."""
+        spacing_mm = np.array([grid.spacing_mm for grid in grids])
+        extent_mm = spacing_mm * [grid.shape_ZYX for grid in grids]
+        return cls(
+            slice_spacing_mm=_range(spacing_mm[:, 0]),
+            pixel_spacing_mm=_range(spacing_mm[:, 1:]),
+            height_mm=_range(extent_mm[:, 0]),
+            field_of_view_mm=_range(extent_mm[:, 1:]),
+        )
+
+
+def _range(values: NDArray[np.float64]) -> tuple[float, float]:
+    return round(float(values.min()), 4), round(float(values.max()), 4)
+
+
+class Description(Section):
+    """All that is needed, besides the weights, to segment a scan with a network.
+
+    Attributes:
+        name: the network's name in params.yaml.
+        architecture, encoder, width, deep_supervision, cgm: arguments of `build_network`.
+        organs: organ to its label ids; the order is that of the network's channels, and an
+            organ's first id is written into predicted label maps.
+        slice: how scans become slices.
+        epoch: the epoch whose weights these are, counted from 1.
+        val_dice: mean 3D Dice of the validation cases at that epoch, on the slices' grid.
+        trained_on: what the training cases were like; None if it is not known.
+    """
+
+    name: str
+    architecture: str
+    encoder: str
+    width: int
+    deep_supervision: bool | None
+    cgm: bool | None
+    organs: dict[str, tuple[int, ...]]
+    slice: SliceParams
+    epoch: int = 0
+    val_dice: float = 0.0
+    trained_on: TrainedOn | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in eval mode and its description."""
+
+    network: SegmentationNetwork
+    description: Description
+
+
+def describe(name: str, params: Params) -> Description:
+    """The description of network `name` as params.yaml wants it built."""
+    recipe = params.recipes[name]
+    return Description(
+        name=name,
+        architecture=recipe.architecture,
+        encoder=recipe.encoder,
+        width=params.train.width,
+        deep_supervision=recipe.deep_supervision,
+        cgm=recipe.cgm,
+        organs=params.organs,
+        slice=params.slice,
+    )
+
+
+def build(description: Description) -> SegmentationNetwork:
+    """The untrained network of a description.
+
+    Raises:
+        StageError: the description asks for what no network offers.
+    """
+    try:
+        return build_network(
+            description.architecture,
+            in_channels=NUM_ADJACENT_SLICES,
+            num_organs=len(description.organs),
+            width=description.width,
+            encoder=description.encoder,
+            deep_supervision=description.deep_supervision,
+            cgm=description.cgm,
+        )
+    except ValueError as error:
+        raise StageError(f"recipes.{description.name}: {error}") from None
+
+
+def save_trained(folder: Path, network: SegmentationNetwork, description: Description) -> None:
+    """Write weights and description; each file is whole or absent whenever the run is killed."""
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    write_atomically(folder / WEIGHTS_NAME, save(state))
+    write_atomically(folder / DESCRIPTION_NAME, description.model_dump_json(indent=2) + "\n")
+
+
+def load_trained(folder: Path) -> Trained:
+    """Read back what `save_trained` wrote, ready for inference.
+
+    Raises:
+        StageError: a file is missing, damaged, or does not fit the other.
+    """
+    cure = "train it again with `dvc repro`, or fetch it with `dvc pull dvc.yaml`"
+    for name in (WEIGHTS_NAME, DESCRIPTION_NAME):
+        if not (folder / name).is_file():
+            raise StageError(f"no trained network in {folder}: {name} is missing; {cure}")
+    try:
+        text = (folder / DESCRIPTION_NAME).read_text(encoding="utf-8")
+        description = Description.model_validate_json(text)
+        network = build(description)
+        network.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    except (ValidationError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise StageError(f"the trained network in {folder} is damaged: {reason}; {cure}") from None
+    return Trained(network.eval(), description)

@@ -1,0 +1,246 @@
+"""One scan through one trained network: the same steps in evaluation, serving and by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fullscale.prediction.network_files import Description, Trained
+from fullscale.runtime.errors import StageError
+from fullscale.scans.slicing import Grid, plan_grid, restore, slice_image
+from fullscale.scans.volume import Volume
+from model.inference import (
+    BatchPrediction,
+    Prediction,
+    predict_batches,
+    predict_slices,
+    prepare,
+)
+from model.output import Gate
+from model.preprocessing import NUM_ADJACENT_SLICES, normalise
+
+MAX_SLAB_SLICES = 8
+"""Restored at a time: a hundred organs of 512 x 512 voxels take 840 MB."""
+
+
+@dataclass(frozen=True)
+class SlicePrediction:
+    """What a network says of a scan's slices; organs are brought to the scan one at a time.
+
+    Attributes:
+        grid: how the slices lie on the scan.
+        organs: in the order of the network's channels.
+        prediction: probabilities on the slices, and the classifier's.
+    """
+
+    grid: Grid
+    organs: tuple[str, ...]
+    prediction: Prediction
+
+    def restore(self, organ: str) -> np.ndarray:
+        """Probability of an organ on the scan's own voxels in canonical orientation.
+
+        Returns:
+            float32 (Z, Y, X), in [0, 1].
+        """
+        index = self.organs.index(organ)
+        return restore(self.prediction.probabilities[index].numpy(), self.grid)
+
+    def organ_probability(self, organ: str) -> np.ndarray | None:
+        """The classifier's probability that a slice holds the organ; the gate is open above 0.5.
+
+        Returns:
+            float32 (Z,), or None for a network without a classifier.
+        """
+        found_ZK = self.prediction.organ_probability
+        return None if found_ZK is None else found_ZK[:, self.organs.index(organ)].numpy()
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Some consecutive slices of a scan, on its own voxels in canonical orientation.
+
+    Attributes:
+        z: which slices.
+        probability_KZYX: float32, in [0, 1], organs in the order of the network's channels.
+        organ_probability_ZK: float32, the classifier's "slice contains the organ"; None for a
+            network without one.
+    """
+
+    z: slice
+    probability_KZYX: np.ndarray
+    organ_probability_ZK: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Organs found in a scan, on the scan's own voxels in canonical orientation.
+
+    Attributes:
+        masks: organ to boolean array (Z, Y, X).
+        label_map: uint8 (Z, Y, X), each organ's first label id; where two organs claim a voxel
+            the more probable one has it.
+    """
+
+    masks: dict[str, np.ndarray]
+    label_map: np.ndarray
+
+
+Progress = Callable[[Iterable[BatchPrediction], str, int], Iterable[BatchPrediction]]
+"""Shows how far a scan is, as `fullscale.runtime.console.track` does."""
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of a name; "auto" is a GPU when there is one, else the CPU.
+
+    Raises:
+        StageError: no such device here.
+    """
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    available = {"auto": True, "cpu": True, "cuda": has_cuda, "mps": has_mps}
+    if name not in available:
+        raise StageError(f"found device {name!r}; wanted one of {', '.join(available)}")
+    if not available[name]:
+        usable = ", ".join(each for each, is_here in available.items() if is_here)
+        raise StageError(f"torch finds no device {name} here; use one of {usable}")
+    if name == "auto":
+        name = "cuda" if has_cuda else "cpu"
+    return torch.device(name)
+
+
+class Predictor:
+    """A trained network made ready once, for any number of scans.
+
+    A GPU that has bf16 computes in it, as in training.
+
+    Args:
+        trained: network and description.
+        threshold: probability from which a voxel belongs to an organ.
+        batch_size: slices computed at a time.
+        device: where to compute; None takes a GPU when there is one.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        threshold: float,
+        batch_size: int,
+        device: torch.device | None = None,
+    ) -> None:
+        self.description: Description = trained.description
+        self.threshold = threshold
+        self._network = prepare(trained.network)
+        self._batch_size = batch_size
+        self._device = device or pick_device()
+        has_bf16 = self._device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self._precision = torch.bfloat16 if has_bf16 else torch.float32
+
+    def predict(self, scan: Volume, gate: Gate = "hard") -> SlicePrediction:
+        """Compute probabilities on a scan's slices, and keep all of them.
+
+        Args:
+            scan: HU in canonical orientation.
+            gate: see `model.output.probabilities`; with "none" the decoder runs for every slice.
+
+        Raises:
+            ScanError: the scan shows no body.
+        """
+        grid, image_ZHW = self._slice(scan)
+        prediction = predict_slices(
+            self._network,
+            image_ZHW,
+            num_adjacent=NUM_ADJACENT_SLICES,
+            batch_size=self._batch_size,
+            device=self._device,
+            gate=gate,
+            precision=self._precision,
+        )
+        return SlicePrediction(grid, tuple(self.description.organs), prediction)
+
+    def slabs(self, scan: Volume, progress: Progress | None = None) -> Iterator[Slab]:
+        """Segment a scan from the feet up; beside its slices, memory holds one batch.
+
+        Args:
+            scan: HU in canonical orientation.
+            progress: shows how far it is.
+
+        Raises:
+            ScanError: the scan shows no body.
+        """
+        grid, image_ZHW = self._slice(scan)
+        batches: Iterable[BatchPrediction] = predict_batches(
+            self._network,
+            image_ZHW,
+            num_adjacent=NUM_ADJACENT_SLICES,
+            batch_size=self._batch_size,
+            device=self._device,
+            precision=self._precision,
+        )
+        if progress is not None:
+            batches = progress(batches, "slices", -(-len(image_ZHW) // self._batch_size))
+        for batch in batches:
+            first, end = batch.slices.start, batch.slices.stop
+            for start in range(first, end, MAX_SLAB_SLICES):
+                z = slice(start, min(start + MAX_SLAB_SLICES, end))
+                part = slice(z.start - first, z.stop - first)
+                found_BK = batch.organ_probability
+                yield Slab(
+                    z,
+                    restore(batch.probabilities[:, part].numpy(), _part_of(grid, z)),
+                    None if found_BK is None else found_BK[part].numpy(),
+                )
+
+    def segment(self, scan: Volume) -> Segmentation:
+        """Segment a scan.
+
+        Args:
+            scan: HU in canonical orientation.
+
+        Raises:
+            ScanError: the scan shows no body.
+        """
+        shape_ZYX = scan.values_ZYX.shape
+        label_map = np.zeros(shape_ZYX, dtype=np.uint8)
+        masks = {organ: np.zeros(shape_ZYX, dtype=bool) for organ in self.description.organs}
+        for slab in self.slabs(scan):
+            label_map[slab.z] = self.to_labels(slab)
+            for mask_ZYX, found_ZYX in zip(masks.values(), slab.probability_KZYX, strict=True):
+                np.greater_equal(found_ZYX, self.threshold, out=mask_ZYX[slab.z])
+        return Segmentation(masks, label_map)
+
+    def to_labels(self, slab: Slab) -> np.ndarray:
+        """The label map of some slices, uint8 (Z, Y, X); see `Segmentation`."""
+        label_ZYX = np.zeros(slab.probability_KZYX.shape[1:], dtype=np.uint8)
+        highest_ZYX = np.full(label_ZYX.shape, self.threshold, dtype=np.float32)
+        for label_ids, found_ZYX in zip(
+            self.description.organs.values(), slab.probability_KZYX, strict=True
+        ):
+            label_ZYX[found_ZYX >= highest_ZYX] = label_ids[0]
+            np.maximum(highest_ZYX, found_ZYX, out=highest_ZYX)
+        return label_ZYX
+
+    def _slice(self, scan: Volume) -> tuple[Grid, Tensor]:
+        """How slices lie on a scan, and the slices, float32 Z x H x W in [0, 1]."""
+        settings = self.description.slice
+        grid = plan_grid(
+            scan,
+            settings.size_px,
+            body_threshold_hu=settings.body_threshold_hu,
+            body_margin_mm=settings.body_margin_mm,
+        )
+        hu_ZHW = torch.from_numpy(slice_image(scan, grid, settings.window_hu))
+        image_ZHW = torch.empty(hu_ZHW.shape)
+        for image_HW, hu_HW in zip(
+            image_ZHW, hu_ZHW, strict=True
+        ):  # all at once takes thrice as much
+            image_HW.copy_(normalise(hu_HW, settings.window_hu))
+        return grid, image_ZHW
+
+
+def _part_of(grid: Grid, z: slice) -> Grid:
+    """The same grid on some of the scan's slices only."""
+    return replace(grid, shape_ZYX=(z.stop - z.start, *grid.shape_ZYX[1:]))

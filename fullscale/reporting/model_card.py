@@ -1,0 +1,226 @@
+"""The page of a registered version in MLflow's UI, as Markdown.
+
+Pure functions: nothing here knows a store. MLflow's UI shows GitHub's Markdown, without attributes
+that set a width, breaks a line where the text does, and takes a picture's address as relative to
+its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from fullscale.evaluation.promotion_gate import VERDICT_WORDS
+from fullscale.reporting.numbers import NOT_MEASURED
+from fullscale.tracking.generated_text import _sign
+
+MAX_CHARS = 5000
+"""What a description may be long in MLflow's database."""
+MAX_SCORES_CHARS = 1500
+PICTURE_WIDTH_PX = 1000
+"""What fits beside the UI's menu; it shows pictures as wide as they are."""
+PICTURES_PATH = "page"
+"""Where the run has the page's pictures."""
+PICTURES = {
+    "median": "The median test case",
+    "worst": "The test case with the lowest Dice",
+    "best": "The test case with the highest Dice",
+}
+"""Names of stage evaluate's pictures, in the order shown."""
+TIED = "\u00a0"
+"""A space at which no line breaks."""
+GAP = "&nbsp;"
+"""What keeps a cell from touching the next."""
+NO_COMMIT = "none"
+"""The git commit that a verdict states outside of git."""
+
+
+def make_page(
+    verdict: Mapping[str, Any],
+    summaries: Mapping[str, Mapping[str, Any]],
+    organs: Sequence[str],
+    run_id: str,
+    pictures: Sequence[str],
+) -> str:
+    """The description of a version that passed the gate, not longer than MAX_CHARS.
+
+    Args:
+        verdict: the content of reports/gate.json.
+        summaries: of candidate and baseline, by network: the content of reports/NAME/summary.json.
+        organs: in the order wanted.
+        run_id: the MLflow run that has `pictures` under PICTURES_PATH.
+        pictures: those of PICTURES that there are.
+    """
+    rest = [
+        _scores(verdict, summaries, organs),
+        _pictures(run_id, pictures),
+        _promotion(),
+        _provenance(verdict),
+    ]
+    sections = [each for each in rest if each]
+    room = MAX_CHARS - len(_sign("\n\n".join(["", *sections])))
+    return _sign("\n\n".join([_verdict(verdict, room), *sections]))
+
+
+def describe_model(organs: Sequence[str]) -> str:
+    """The description of the registered model: what it is, what its aliases mean, how to promote.
+
+    Args:
+        organs: what it segments.
+    """
+    return "\n".join(
+        (
+            f"Segmentation of {_enumerate(organs)} in CT. Stage `register` adds a version when a "
+            "candidate passes the gate; the version's page says why.",
+            "",
+            "- `champion`: the version in use. `fullscale predict` and `fullscale serve` take it.",
+            "- `challenger`: the newest version that passed.",
+            "",
+            "To promote a version, open it and add `champion` to its aliases; it leaves the "
+            "version that had it. To roll back, do the same on the earlier version.",
+        )
+    )
+
+
+def _verdict(verdict: Mapping[str, Any], max_chars: int) -> str:
+    title = f"{VERDICT_WORDS[verdict['status']]}\n---\n| holds | found | wanted |\n|---|---|---|"
+    rows = [
+        f"| {'yes' if clause['passed'] else 'NO'} | {_escape(clause['found'])}{GAP} "
+        f"| {_escape(clause['wanted'])} |"
+        for clause in verdict["clauses"]
+    ]
+    note = "\nA candidate passes if all of these hold."
+    return "\n".join([title, *_cut(rows, max_chars - len(title) - len(note) - 1), note])
+
+
+def _scores(
+    verdict: Mapping[str, Any],
+    summaries: Mapping[str, Mapping[str, Any]],
+    organs: Sequence[str],
+) -> str:
+    candidate, baseline, champion = (verdict[key] for key in ("candidate", "baseline", "champion"))
+    columns = {
+        f"{candidate} (this)": summaries[candidate],
+        f"{baseline} (baseline)": summaries[baseline],
+    }
+    note = "No other version was champion then, so there is none to compare with."
+    if champion is not None:
+        columns["champion then"] = champion["scores"]
+        note = f"Champion then: version {champion['version']}, scored again on the same test set."
+    headings = [
+        _escape(f"{metric}, {name}") + GAP for metric in ("Dice", "slice FPR") for name in columns
+    ]
+    rows = [
+        f"| {' | '.join([_escape(organ) + GAP, *_cells(list(columns.values()), organ)])} |"
+        for organ in organs
+    ]
+    return "\n".join(
+        [
+            "### Test set, scored in 3D on each scan's own grid",
+            f"| organ | {' | '.join(headings)} |",
+            "|---" * (len(headings) + 1) + "|",
+            *_cut(rows, MAX_SCORES_CHARS),
+            "",
+            "Dice: mean over n cases. Slice FPR: share of n organ-free slices in which the organ "
+            f"was seen. {note}",
+        ]
+    )
+
+
+def _cells(summaries: Sequence[Mapping[str, Any]], organ: str) -> list[str]:
+    """Dice of each network, then the slice false-positive rate of each, with what it rests on."""
+    cells = []
+    for metric, count in (("dice", "num_cases"), ("slice_fpr", "num_free_slices")):
+        for summary in summaries:
+            value = summary.get(f"test/{metric}/{organ}")
+            number = summary.get(f"test/{count}/{organ}", 0)
+            shown = NOT_MEASURED if value is None else f"{value:.4f}"
+            cells.append(f"{shown} (n = {number})".replace(" ", TIED))
+    return cells
+
+
+def _pictures(run_id: str, names: Sequence[str]) -> str:
+    shown = [
+        f"{title}: truth in green, prediction in red\n\n![{title}]({_address(run_id, name)})"
+        for name, title in PICTURES.items()
+        if name in names
+    ]
+    note = "Larger ones: under `test/` in the artifacts of the source run, linked above."
+    return "\n\n".join(["### Pictures", *shown, note]) if shown else ""
+
+
+def _address(run_id: str, name: str) -> str:
+    """Where MLflow's server has a picture, as its own UI asks for it."""
+    query = urlencode({"path": f"{PICTURES_PATH}/{name}.png", "run_uuid": run_id})
+    return f"get-artifact?{query}"
+
+
+def _promotion() -> str:
+    return "\n".join(
+        (
+            "### Promote, roll back",
+            "- Promote: add `champion` to this version's aliases (the pencil, or Add, beside "
+            "Aliases above). It leaves the version that had it. The button Promote model does "
+            "something else: it copies the version into another registered model.",
+            "- Roll back: do the same on the page of the earlier version.",
+            "- What follows: the next `fullscale predict` and, within seconds, `fullscale serve` "
+            "segment with it, the gate compares with it, and `promote-check` tells of the move.",
+        )
+    )
+
+
+def _provenance(verdict: Mapping[str, Any]) -> str:
+    """What it was made from, and commands that make it again.
+
+    The scans' version comes from the commit that brought it, which may be a later one.
+    """
+    data, found = verdict["data_version"], verdict["git_commit"]
+    commit = found.removesuffix("-dirty")
+    checkouts = [
+        f"git checkout {commit}",
+        f"git checkout $(git log --all --format=%h -S {data[:8]} -- data.dvc | tail -1) data.dvc",
+    ]
+    return "\n".join(
+        [
+            "### Reproduce",
+            f"- data version: `{data}`",
+            f"- git commit: `{commit}`"
+            + (", with changes that were not committed" if found != commit else ""),
+            f"- test set: `{verdict['test_set']}`",
+            f"- SHA-256 of the weights: `{verdict['weights_sha256']}`",
+            "",
+            "In a clone of the project; the last line prints that SHA-256 on a processor that "
+            "rounds alike:",
+            "```",
+            *(checkouts if commit != NO_COMMIT else ()),
+            "make setup && source .venv/bin/activate",
+            "dvc pull data.dvc",
+            "dvc repro",
+            f"sha256sum artifacts/train/{verdict['candidate']}/weights.safetensors",
+            "```",
+        ]
+    )
+
+
+def _cut(rows: Sequence[str], max_chars: int) -> list[str]:
+    """The rows that fit, each on a line of its own, and one that counts the others."""
+    kept: list[str] = []
+    room = max_chars - len("\n| and 9999 more: reports/gate.json |")
+    for place, row in enumerate(rows):
+        room -= len(row) + 1
+        if room < 0:
+            return [*kept, f"| and {len(rows) - place} more: reports/gate.json |"]
+        kept.append(row)
+    return kept
+
+
+def _enumerate(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _escape(text: str) -> str:
+    """Text in which Markdown sees no markup."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", text)

@@ -1,0 +1,194 @@
+"""Rows of the UNet 3+ paper's tables: what it published, and what was measured here."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fullscale.evaluation.statistics import Gain, holm, paired_gain
+from fullscale.params import Params
+from fullscale.prediction.network_files import build, describe, load_trained
+from fullscale.prediction.predictor import Predictor
+from fullscale.runtime.console import track
+from fullscale.scans.volume import Volume
+from fullscale.versioning.provenance import Provenance
+from fullscale.workspace import Workspace
+from model.networks import NETWORKS, compute_cost
+from model.preprocessing import NUM_ADJACENT_SLICES
+
+PUBLISHED = Path("paper/published.csv")
+NUM_TIMED = 3
+CRF_REASON = (
+    "no maintained library: pydensecrf 1.0 does not build with current Cython, its fork "
+    "pydensecrf2 1.1 and SimpleCRF 0.2.1.1 have had no release for years and come as source that "
+    "needs a C++ compiler"
+)
+CLAIMS = (
+    ("unet3plus", "unet", "UNet 3+ over UNet, plain encoder"),
+    ("unet3plus", "unetplusplus", "UNet 3+ over UNet++, plain encoder"),
+    ("unet3plus-resnet101", "unet-resnet101", "UNet 3+ over UNet, ResNet-101"),
+    ("unet3plus", "unet3plus-no-ds", "deep supervision, plain encoder"),
+    ("unet3plus-resnet101", "unet3plus-no-ds-resnet101", "deep supervision, ResNet-101"),
+    ("unet3plus-hybrid", "unet3plus-resnet101", "hybrid loss over focal loss"),
+    ("unet3plus-hybrid-cgm", "unet3plus-hybrid", "CGM"),
+)
+"""What the paper says is better: one row than another, and what differs between them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network of the comparison.
+
+    Attributes:
+        network: its key in params, or "unet-crf".
+        title, encoder: as the paper has them.
+        published: organ to Dice in the paper; NaN where it gives none.
+        summary: of stage evaluate; empty where the row was not run.
+        parameters, published_parameters_m: learned ones, here and in millions in the paper.
+        gmac: 10^9 multiplications for a slice, at the size and width used here.
+        seconds_per_scan: median over the scan that was timed.
+        reason: why it was not run; empty where it was.
+    """
+
+    network: str
+    title: str
+    encoder: str
+    published: dict[str, float]
+    summary: dict[str, Any] = field(default_factory=dict)
+    parameters: int = 0
+    published_parameters_m: float = math.nan
+    gmac: float = math.nan
+    seconds_per_scan: float = math.nan
+    reason: str = ""
+
+    def measured(self, metric: str, organ: str) -> float:
+        """A figure of stage evaluate for an organ; NaN where there is none."""
+        return float(self.summary.get(f"test/{metric}/{organ}", math.nan))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper, measured here.
+
+    Attributes:
+        title: what differs between the two rows.
+        better, worse: networks, as the paper has them.
+        gain: paired difference in Dice, over all organs.
+        p_holm: its p-value, corrected for the number of claims.
+    """
+
+    title: str
+    better: str
+    worse: str
+    gain: Gain
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the figures of a table rest on.
+
+    Attributes:
+        cohort: name of the data set.
+        organs: in the order of params.
+        num_cases: tested.
+        is_lits: whether all cases tested are of LiTS.
+        params: of the profile.
+        timed_slices: of the scan whose segmentation was timed.
+        provenance: code and scans that made them.
+    """
+
+    cohort: str
+    organs: tuple[str, ...]
+    num_cases: int
+    is_lits: bool
+    params: Params
+    timed_slices: int
+    provenance: Provenance
+
+
+def read_rows(workspace: Workspace, params: Params, scan: Volume) -> list[Row]:
+    """Every row of the paper's tables, with what was measured here.
+
+    Args:
+        workspace: of the profile.
+        params: its parameters.
+        scan: every network is timed on it, one after the other.
+    """
+    published = pd.read_csv(workspace.root / PUBLISHED, index_col="network")
+    facts = [(str(name), facts) for name, facts in published.iterrows()]
+    return [
+        _read_row(name, fact, workspace, params, scan)
+        for name, fact in track(facts, "table", len(facts))
+    ]
+
+
+def _read_row(
+    name: str, facts: pd.Series[Any], workspace: Workspace, params: Params, scan: Volume
+) -> Row:
+    row = Row(
+        network=name,
+        title=str(facts["title"]),
+        encoder=str(facts["encoder"]),
+        published={organ: float(facts.get(organ, math.nan)) for organ in params.organs},
+    )
+    if name not in params.networks:
+        return replace(row, reason=CRF_REASON)
+    path = workspace.reports / name / "summary.json"
+    if not path.is_file():
+        return replace(row, reason=f"there is no {path}")
+    description = describe(name, params)
+    cost = compute_cost(lambda: build(description), NUM_ADJACENT_SLICES, params.slice.size_px)
+    published_m = NETWORKS[description.architecture].published_parameters_m
+    return replace(
+        row,
+        summary=json.loads(path.read_text(encoding="utf-8")),
+        parameters=cost.parameters,
+        published_parameters_m=published_m.get(description.encoder, math.nan),
+        gmac=cost.gmac,
+        seconds_per_scan=time_scan(workspace.trained(name), params, scan),
+    )
+
+
+def time_scan(folder: Path, params: Params, scan: Volume) -> float:
+    """Seconds to segment a scan, reading excluded: the median of several after a first.
+
+    Args:
+        folder: of a trained network.
+        params: section evaluate.
+        scan: HU in canonical orientation.
+    """
+    settings = params.evaluate
+    predictor = Predictor(load_trained(folder), settings.threshold, settings.batch_size)
+    took_s = []
+    for _ in range(1 + NUM_TIMED):
+        start = time.perf_counter()
+        predictor.segment(scan)
+        took_s.append(time.perf_counter() - start)
+    return statistics.median(took_s[1:])
+
+
+def measure_claims(workspace: Workspace, params: Params, rows: Sequence[Row]) -> list[Claim]:
+    """The paper's claims as paired differences of Dice, p-values corrected for their number."""
+    titles = {row.network: f"{row.title} ({row.encoder})" for row in rows if not row.reason}
+    scores = {
+        network: pd.read_csv(
+            workspace.reports / network / "cases.csv", dtype={"case": str, "patient": str}
+        )
+        for network in titles
+    }
+    claims = [claim for claim in CLAIMS if claim[0] in titles and claim[1] in titles]
+    gains = [paired_gain(scores[one], scores[two], params.register_) for one, two, _ in claims]
+    corrected = holm([gain.p_value for gain in gains])
+    return [
+        Claim(title, titles[one], titles[two], gain, p)
+        for (one, two, title), gain, p in zip(claims, gains, corrected, strict=True)
+    ]

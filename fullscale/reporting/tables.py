@@ -1,0 +1,198 @@
+"""The tables of the report, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from fullscale.reporting.numbers import Metric, count, number, p_value, part_of, with_interval
+from fullscale.reporting.results import Results
+
+DICE = Metric("dice", "Dice", 3)
+SLICE_FPR = Metric("slice_fpr", "slice FPR", 4)
+OVERLAP = (DICE, Metric("iou", "IoU", 3), SLICE_FPR, Metric("voxel_fpr", "voxel FPR", 5))
+SURFACE = (
+    Metric("hd95_mm", "HD95, mm", 1),
+    Metric("mean_surface_distance_mm", "mean surface distance, mm", 2),
+    Metric("surface_dice_1mm", "surface Dice at 1 mm", 3),
+    Metric("surface_dice_3mm", "surface Dice at 3 mm", 3),
+    Metric("volume_difference_ml", "volume difference, ml", 1),
+)
+ERROR = Metric("ece", "expected calibration error", 4)
+GATES = {"_no_gate": "none", "_soft_gate": "soft", "": "hard"}
+"""How names of scores end under a gate, and what it is called."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page.
+
+    Attributes:
+        caption: what it shows.
+        headings: of its columns.
+        rows: a text for each column.
+        num_names: columns from the left that say what a row is about.
+        notes: what is not in it, and why.
+    """
+
+    caption: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    num_names: int = 2
+    notes: tuple[str, ...] = ()
+
+
+def clause_table(results: Results) -> Table:
+    """The conditions of the gate, none without a verdict."""
+    clauses = results.verdict["clauses"] if results.verdict else ()
+    rows = tuple(
+        (clause["found"], clause["wanted"], "yes" if clause["passed"] else "no")
+        for clause in clauses
+    )
+    return Table("Conditions of the gate", ("found", "wanted", "holds"), rows)
+
+
+def comparison_table(results: Results) -> Table | None:
+    """Paired differences in Dice; None where the verdict tells of none."""
+    rows = []
+    for each in (results.verdict or {}).get("comparisons", []):
+        gain = each["gain"]
+        rows.append(
+            (
+                f"{each['first']} less {each['second']}",
+                each["organ"],
+                with_interval(gain["mean"], gain["low"], gain["high"], 4, sign=True),
+                p_value(gain["p_value"]),
+                p_value(each["p_holm"]),
+                count(gain["num_patients"]),
+                count(gain["num_pairs"]),
+            )
+        )
+    headings = ("networks", "organ", "difference in Dice", "p", "p (Holm)", "patients", "pairs")
+    caption = "Paired differences in Dice"
+    return Table(caption, headings, tuple(rows)) if rows else None
+
+
+def score_table(results: Results) -> Table | None:
+    """Overlap and false positives of every organ and network."""
+    counts = (
+        Metric("num_cases", "cases", 0),
+        Metric("num_missed", "missed", 0),
+        Metric("num_free_slices", "organ-free slices", 0),
+    )
+    return metric_table(results, "Scores of the test set", OVERLAP, counts)
+
+
+def surface_table(results: Results) -> Table | None:
+    """Distances and volumes of every organ and network; None where nothing was measured."""
+    counts = (Metric("num_cases", "cases", 0),)
+    return metric_table(results, "Surfaces and volumes", SURFACE, counts)
+
+
+def calibration_table(results: Results) -> Table | None:
+    """Expected calibration error; None where it was not measured."""
+    counts = (Metric("num_calibration_voxels", "voxels", 0),)
+    return metric_table(results, "Expected calibration error", (ERROR,), counts)
+
+
+def metric_table(
+    results: Results, caption: str, metrics: Sequence[Metric], counts: Sequence[Metric]
+) -> Table | None:
+    """Metrics with intervals, then counts, for every organ and network.
+
+    A metric that no summary has loses its column, and a note says so.
+
+    Returns:
+        None where no summary has any of the metrics.
+    """
+    pairs = [(organ, name) for organ in results.organs for name in results.networks]
+
+    def is_known(metric: Metric) -> bool:
+        return any(f"test/{metric.key}/{organ}" in results.summaries[name] for organ, name in pairs)
+
+    known, numbers = ([each for each in group if is_known(each)] for group in (metrics, counts))
+    if not known:
+        return None
+    rows = [
+        (
+            organ,
+            name,
+            *(metric.write(results.summaries[name], organ) for metric in known),
+            *(count(metric.read(results.summaries[name], organ)) for metric in numbers),
+        )
+        for organ, name in pairs
+    ]
+    headings = ("organ", "network", *(metric.title for metric in (*known, *numbers)))
+    lost = [metric.title for metric in (*metrics, *counts) if not is_known(metric)]
+    notes = (f"Not in these results: {', '.join(lost)}.",) if lost else ()
+    return Table(caption, headings, tuple(rows), notes=notes)
+
+
+def gate_table(results: Results) -> Table | None:
+    """What the classifiers closed and opened wrongly; None where no network has a classifier."""
+    rows = []
+    for organ in results.organs:
+        for name, scores in results.scores.items():
+            if "num_false_closings" not in scores:
+                continue
+            sums = scores.loc[scores["organ"] == organ].sum(numeric_only=True)
+            rows.append(
+                (
+                    organ,
+                    name,
+                    _share(sums, "num_false_closings", "num_organ_slices"),
+                    _share(sums, "num_closed_voxels", "num_true_voxels"),
+                    _share(sums, "num_false_openings", "num_free_slices"),
+                )
+            )
+    headings = (
+        "organ",
+        "network",
+        "false closings, of organ slices",
+        "voxels lost by them, of the organ",
+        "false openings, of organ-free slices",
+    )
+    return Table("Wrongly closed and opened slices", headings, tuple(rows)) if rows else None
+
+
+def _share(sums: pd.Series[float], part: str, whole: str) -> str:
+    if part not in sums or whole not in sums:
+        return number(None, 4)
+    return part_of(float(sums[part]), float(sums[whole]))
+
+
+def ablated_networks(results: Results) -> tuple[str, ...]:
+    """Networks that were scored under other gates, too."""
+    return tuple(
+        name
+        for name, summary in results.summaries.items()
+        if any(f"test/dice_no_gate/{organ}" in summary for organ in results.organs)
+    )
+
+
+def under_gate(metric: Metric, suffix: str) -> Metric:
+    """The same metric under another gate."""
+    return Metric(f"{metric.key}{suffix}", metric.title, metric.digits)
+
+
+def ablation_table(results: Results) -> Table | None:
+    """Dice and slice FPR under each gate; None where no network was scored so."""
+    rows = [
+        (
+            organ,
+            name,
+            gate,
+            *(
+                under_gate(metric, suffix).write(results.summaries[name], organ)
+                for metric in (DICE, SLICE_FPR)
+            ),
+        )
+        for organ in results.organs
+        for name in ablated_networks(results)
+        for suffix, gate in GATES.items()
+    ]
+    headings = ("organ", "network", "gate", DICE.title, SLICE_FPR.title)
+    caption = "The same predictions under other gates"
+    return Table(caption, headings, tuple(rows), num_names=3) if rows else None

@@ -1,0 +1,1 @@
+"""CT on disk: read, write, geometry, cohort, slice store. No torch."""

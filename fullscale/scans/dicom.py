@@ -1,0 +1,272 @@
+"""One DICOM series of CT slices as a volume.
+
+Slices are put in order by their position along the normal of the slice plane, never by file name
+or instance number. What cannot be a regular volume is refused with the positions in question.
+"""
+
+# pydicom's data sets carry no types for their elements.
+# mypy: allow-untyped-calls
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from fullscale.runtime.errors import ScanError
+from fullscale.scans.checks import failure
+from fullscale.scans.geometry import Geometry, check_affine
+from fullscale.scans.volume import Volume, to_hu
+
+POSITION_TOLERANCE_MM = 0.1
+MAX_TILT_MM = 0.1
+TEXT_TAGS = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientAddress",
+    "PatientTelephoneNumbers",
+    "OtherPatientIDs",
+    "AccessionNumber",
+    "InstitutionName",
+    "InstitutionAddress",
+    "ReferringPhysicianName",
+    "PerformingPhysicianName",
+    "OperatorsName",
+    "StudyDescription",
+    "StudyID",
+    "StudyDate",
+)
+READ_ERRORS = (Exception,)
+"""On damaged bytes the parsers of pydicom and highdicom raise almost anything; only their calls
+stand under this."""
+CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")
+_TO_RAS = np.array([-1.0, -1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class SeriesOrder:
+    """The slices of a series in order.
+
+    Attributes:
+        files: sorted along the normal.
+        instance_uids: SOP instance of each file.
+        geometry: own axes are columns, rows, slices of the series.
+    """
+
+    files: tuple[Path, ...]
+    instance_uids: tuple[str, ...]
+    geometry: Geometry
+
+
+def dicom_files(folder: Path) -> tuple[Path, ...]:
+    """All files of a folder that are DICOM by content, by name in order."""
+    if not folder.is_dir():
+        raise failure("file_missing", f"no folder {folder}")
+    return tuple(path for path in sorted(folder.iterdir()) if is_dicom(path))
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file has the mark of DICOM; an unreadable one may have, and is named later."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return True
+
+
+def read_header(path: Path) -> pydicom.Dataset:
+    """All of a DICOM file but its pixels.
+
+    Raises:
+        ScanError: unreadable.
+    """
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True)
+    except READ_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def order_series(files: Sequence[Path], name: str) -> SeriesOrder:
+    """Put the slices of a series in order, and find its grid.
+
+    Args:
+        files: of one series; scout views are left out.
+        name: of the case, for the message.
+
+    Raises:
+        ScanError: unreadable, not CT, slices of different planes or sizes, twice at a place,
+            missing, unevenly spaced, or of a tilted gantry.
+    """
+    planes = [plane for path in files if (plane := _read_plane(path)) is not None]
+    if len(planes) < 2:
+        raise failure("not_3d", f"{name}: {len(planes)} CT slices")
+    _check_same_plane(planes, name)
+    normal = planes[0].normal
+    planes.sort(key=lambda plane: (float(normal @ plane.position), str(plane.path)))
+    step_mm = _check_positions([float(normal @ plane.position) for plane in planes], name)
+    _check_tilt(planes, normal, name)
+    first = planes[0]
+    rows, columns = first.size
+    affine = np.eye(4)
+    affine[:3, 0] = first.along_row * first.spacing[1] * _TO_RAS
+    affine[:3, 1] = first.along_column * first.spacing[0] * _TO_RAS
+    affine[:3, 2] = normal * step_mm * _TO_RAS
+    affine[:3, 3] = first.position * _TO_RAS
+    geometry = Geometry((columns, rows, len(planes)), affine)
+    check_affine(geometry, name)
+    return SeriesOrder(
+        tuple(plane.path for plane in planes),
+        tuple(plane.instance_uid for plane in planes),
+        geometry,
+    )
+
+
+def read_series(order: SeriesOrder, name: str) -> Volume:
+    """Read the pixels of a series in HU, rescale slope and intercept applied.
+
+    Raises:
+        ScanError: unreadable, or a compression that no installed decoder knows.
+    """
+    values: NDArray[Any] = np.empty(order.geometry.own_shape, dtype=np.int16, order="F")
+    text_fields = set[str]()
+    for k, path in enumerate(order.files):
+        try:
+            slice_ = pydicom.dcmread(path)
+            plane = slice_.pixel_array
+            slope = float(slice_.get("RescaleSlope", 1))
+            intercept = float(slice_.get("RescaleIntercept", 0))
+        except READ_ERRORS as error:
+            raise _unreadable(path, error) from error
+        if plane.shape != order.geometry.own_shape[1::-1]:
+            raise failure("unreadable", f"{path}: pixels of shape {plane.shape}")
+        text_fields.update(tag for tag in TEXT_TAGS if str(slice_.get(tag, "")).strip())
+        hu = to_hu(plane.T[..., None], slope, intercept, str(path))
+        if hu.dtype != np.int16 and values.dtype == np.int16:
+            values = values.astype(np.float32, order="F")
+        values[..., k : k + 1] = hu
+    return Volume(order.geometry.to_canonical(values), order.geometry, tuple(sorted(text_fields)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Plane:
+    path: Path
+    instance_uid: str
+    position: NDArray[np.float64]
+    along_row: NDArray[np.float64]
+    along_column: NDArray[np.float64]
+    spacing: tuple[float, float]
+    size: tuple[int, int]
+
+    @property
+    def normal(self) -> NDArray[np.float64]:
+        return np.cross(self.along_row, self.along_column)
+
+    @classmethod
+    def of(cls, path: Path, header: pydicom.Dataset) -> _Plane:
+        if str(header.get("SOPClassUID", "")) not in CT_CLASSES:
+            raise failure("modality", f"{path} of modality {header.get('Modality', 'none')}")
+        if int(header.get("NumberOfFrames", 1)) > 1:
+            raise failure("modality", f"{path} with {header.NumberOfFrames} frames in one file")
+        for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+            if header.get(tag) is None:
+                raise failure("unreadable", f"{path} without {tag}")
+        orientation = np.array(header.ImageOrientationPatient, dtype=np.float64)
+        down, across = (float(step) for step in header.PixelSpacing)
+        return cls(
+            path,
+            str(header.SOPInstanceUID),
+            np.array(header.ImagePositionPatient, dtype=np.float64),
+            orientation[:3],
+            orientation[3:],
+            (down, across),
+            (int(header.Rows), int(header.Columns)),
+        )
+
+
+def _read_plane(path: Path) -> _Plane | None:
+    """Where one slice lies; None for a scout view."""
+    header = read_header(path)
+    try:
+        return None if _is_scout(header) else _Plane.of(path, header)
+    except ScanError:
+        raise
+    except READ_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def _is_scout(header: pydicom.Dataset) -> bool:
+    return "LOCALIZER" in [str(part).upper() for part in header.get("ImageType", [])]
+
+
+def _check_same_plane(planes: Iterable[_Plane], name: str) -> None:
+    first, *others = planes
+    for other in others:
+        same = (
+            other.size == first.size
+            and np.allclose(other.spacing, first.spacing, atol=1e-3)
+            and np.allclose(other.along_row, first.along_row, atol=1e-3)
+            and np.allclose(other.along_column, first.along_column, atol=1e-3)
+        )
+        if not same:
+            raise failure(
+                "slices_differ",
+                f"{name}: {first.path.name} has {first.size} px of {first.spacing} mm, "
+                f"{other.path.name} has {other.size} px of {other.spacing} mm, or other axes",
+            )
+
+
+def _check_positions(along_mm: Sequence[float], name: str) -> float:
+    """The one distance between neighbours."""
+    gaps = np.diff(along_mm)
+    if (gaps < POSITION_TOLERANCE_MM).any():
+        twice = [f"{along_mm[i]:g}" for i in np.flatnonzero(gaps < POSITION_TOLERANCE_MM).tolist()]
+        raise failure("slices_twice", f"{name}: several slices at {_few(twice)} mm")
+    step_mm = float(np.median(gaps))
+    odd = np.flatnonzero(np.abs(gaps - step_mm) > POSITION_TOLERANCE_MM).tolist()
+    if not odd:
+        return float((along_mm[-1] - along_mm[0]) / len(gaps))
+    between = [f"{along_mm[i]:g} and {along_mm[i + 1]:g}" for i in odd]
+    multiples = gaps[odd] / step_mm
+    if np.abs(gaps[odd] - np.rint(multiples) * step_mm).max() <= POSITION_TOLERANCE_MM:
+        num_missing = int((np.rint(multiples) - 1).sum())
+        raise failure(
+            "slices_missing", f"{name}: {num_missing} slices missing between {_few(between)} mm"
+        )
+    raise failure(
+        "slices_uneven", f"{name}: steps of {step_mm:g} mm, but not between {_few(between)} mm"
+    )
+
+
+def _check_tilt(planes: Sequence[_Plane], normal: NDArray[np.float64], name: str) -> None:
+    first, last = planes[0], planes[-1]
+    shift = last.position - first.position
+    height_mm = float(normal @ shift)
+    drift_mm = float(np.linalg.norm(shift - height_mm * normal))
+    if drift_mm > MAX_TILT_MM:
+        degrees = np.degrees(np.arctan2(drift_mm, height_mm))
+        raise failure(
+            "gantry_tilt",
+            f"{name}: slices shifted by {drift_mm:.1f} mm between "
+            f"{np.round(first.position, 2).tolist()} and {np.round(last.position, 2).tolist()}, "
+            f"a tilt of {degrees:.1f} degrees",
+        )
+
+
+def _few(parts: Sequence[str]) -> str:
+    more = f" and {len(parts) - 5} more places" if len(parts) > 5 else ""
+    return ", ".join(parts[:5]) + more
+
+
+def _unreadable(path: Path, error: Exception) -> ScanError:
+    return failure("unreadable", f"{path}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,341 @@
+"""One volume in memory, read from and written to NIfTI files."""
+
+# nibabel and isal carry no types for what is called here.
+# mypy: allow-untyped-calls
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel as nib
+import numpy as np
+from isal import igzip, isal_zlib
+from numpy.typing import NDArray
+
+from fullscale.runtime.errors import ScanError
+from fullscale.scans.checks import failure
+from fullscale.scans.geometry import Geometry, check_affine, check_spacing
+
+GZIP_LEVEL = 3
+_GZIP_MAX_RATIO = 1100
+_SPACING_TOLERANCE = 0.01
+_SILENT = logging.Logger("header repairs", level=logging.CRITICAL + 1)
+_TEXT_FIELDS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
+READ_ERRORS: tuple[Any, ...] = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    zlib.error,
+    isal_zlib.error,
+    nib.spatialimages.HeaderDataError,
+    nib.filebasedimages.ImageFileError,
+    nib.wrapstruct.WrapStructError,
+)
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A CT scan or its label map in canonical orientation.
+
+    Attributes:
+        values_ZYX: HU as int16 (float32 where HU are fractional), or label ids as uint8.
+        geometry: the file's own grid and the way back to it.
+        text_fields: names of header fields that hold free text, which may name the patient.
+    """
+
+    values_ZYX: Array
+    geometry: Geometry
+    text_fields: tuple[str, ...] = ()
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance of neighbouring voxels along Z, Y, X in mm."""
+        return self.geometry.spacing_mm
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """4 x 4, canonical voxel (x, y, z) to RAS+ millimetres."""
+        return self.geometry.affine
+
+    def to_own_grid(self, values_ZYX: Array) -> Array:
+        """An array on this volume's grid, back in the file's own axis order."""
+        return self.geometry.to_own_grid(values_ZYX)
+
+
+def read_image(path: Path) -> Volume:
+    """Read a CT scan in HU.
+
+    Args:
+        path: .nii or .nii.gz.
+
+    Returns:
+        HU as int16 where that loses nothing, otherwise float32.
+
+    Raises:
+        ScanError: unreadable, not 3D, not real-valued, not finite, bad affine or spacing.
+    """
+    file = _read(path)
+    values = to_hu(file.voxels, file.slope, file.intercept, str(path))
+    return Volume(file.geometry.to_canonical(values), file.geometry, file.text_fields)
+
+
+def read_labels(path: Path) -> Volume:
+    """Read a label map.
+
+    Args:
+        path: .nii or .nii.gz.
+
+    Returns:
+        Label ids as uint8.
+
+    Raises:
+        ScanError: as `read_image`, and if a value is not a whole number from 0 to 255.
+    """
+    file = _read(path)
+    values = _to_label_ids(path, file.voxels, file.slope, file.intercept)
+    return Volume(file.geometry.to_canonical(values), file.geometry, file.text_fields)
+
+
+def write_volume(path: Path, own_values: Array, affine: Array) -> None:
+    """Write a NIfTI file whose bytes depend on its voxels and affine alone.
+
+    The header carries no text. A name in .gz is compressed without time or file name. The file
+    appears under its name only when it is complete and on disk.
+
+    Args:
+        path: .nii or .nii.gz, overwritten.
+        own_values: int16, uint8 or float32 in the file's own axis order.
+        affine: 4 x 4, voxel to RAS+ millimetres; written as sform and qform.
+    """
+    image = nib.Nifti1Image(own_values, affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1, strip_shears=True)
+    image.header.set_xyzt_units("mm")
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as raw:
+        if path.suffix == ".gz":
+            with igzip.IGzipFile("", "wb", GZIP_LEVEL, raw, mtime=0) as stream:
+                image.to_stream(stream)
+        else:
+            image.to_stream(raw)
+        raw.flush()
+        os.fsync(raw.fileno())
+    temporary.replace(path)
+
+
+def open_nifti(path: Path) -> BinaryIO:
+    """A file's uncompressed bytes, whatever its name says.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    with path.open("rb") as stream:
+        zipped = stream.read(2) == b"\x1f\x8b"
+    opened: BinaryIO = igzip.open(path, "rb") if zipped else path.open("rb")
+    return opened
+
+
+def read_header(stream: BinaryIO) -> nib.Nifti1Header:
+    """The NIfTI-1 or NIfTI-2 header of an open file, in either byte order.
+
+    nibabel repairs small faults; its repairs of the spacing would hide that there is none.
+
+    Args:
+        stream: at its beginning, as `open_nifti` gives it.
+
+    Raises:
+        READ_ERRORS: there is no header; which of them, depends on what is there instead.
+    """
+    size = stream.read(4)
+    stream.seek(0)
+    wide = size in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
+    kind = nib.Nifti2Header if wide else nib.Nifti1Header
+    header: nib.Nifti1Header = kind.from_fileobj(stream, check=False)
+    stored_spacing = np.array(header["pixdim"][1:4], dtype=np.float64)
+    header.check_fix(logger=_SILENT, error_level=40)
+    header["pixdim"][1:4] = stored_spacing
+    return header
+
+
+def to_hu(stored: Array, slope: float, intercept: float, name: str) -> Array:
+    """Stored voxels as HU: int16 where that loses nothing, otherwise float32.
+
+    Args:
+        stored: three axes in any order; returned as it is where it is HU in int16 already.
+        slope: HU per stored unit.
+        intercept: HU of a stored zero.
+        name: of the file, for the message.
+
+    Raises:
+        ScanError: values are not finite, or none that HU can have.
+    """
+    dtype = stored.dtype.newbyteorder("=")
+    if dtype.kind == "f" and not _all_finite(stored):
+        raise failure("not_finite", f"{name}: NaN or Inf in the image")
+    low, high = sorted(float(v) * slope + intercept for v in (stored.min(), stored.max()))
+    if not (np.isfinite([low, high]).all() and max(abs(low), abs(high)) < 1e6):
+        raise failure("voxel_type", f"{name}: values from {low:.4g} to {high:.4g}")
+    limits = np.iinfo(np.int16)
+    fits = limits.min <= low and high <= limits.max
+    whole = dtype.kind in "iu" and slope == round(slope) and intercept == round(intercept)
+    if not (fits and (whole or _all_whole(stored, slope, intercept))):
+        return _converted(stored, np.dtype(np.float32), slope, intercept)
+    if dtype == np.int16 and (slope, intercept) == (1, 0):
+        return stored.astype(dtype, copy=False)
+    return _converted(stored, np.dtype(np.int16), slope, intercept)
+
+
+@dataclass(frozen=True, eq=False)
+class _File:
+    """What a NIfTI file holds: value = slope * voxel + intercept, voxels in order I J K."""
+
+    voxels: Array
+    slope: float
+    intercept: float
+    geometry: Geometry
+    text_fields: tuple[str, ...]
+
+
+def _read(path: Path) -> _File:
+    """Everything in a file, which is read to its end so that its checksum is tried."""
+    if not path.is_file():
+        raise failure("file_missing", f"no file {path}")
+    try:
+        with open_nifti(path) as stream:
+            header = read_header(stream)
+            geometry = _geometry(path, header)
+            slope, intercept = header.get_slope_inter()
+            voxels = _read_voxels(path, stream, header, geometry.own_shape)
+            while stream.read(1 << 20):
+                pass
+    except ScanError:
+        raise
+    except READ_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise failure("unreadable", f"{path}: {reason}") from error
+    return _File(
+        voxels,
+        1.0 if slope is None else float(slope),
+        0.0 if intercept is None else float(intercept),
+        geometry,
+        _text_fields(header),
+    )
+
+
+def _geometry(path: Path, header: nib.Nifti1Header) -> Geometry:
+    shape = _check_shape(path, tuple(int(n) for n in header.get_data_shape()))
+    stored_mm = np.array(header["pixdim"][1:4], dtype=np.float64)
+    check_spacing(stored_mm, str(path))
+    geometry = Geometry(shape, np.asarray(header.get_best_affine(), dtype=np.float64))
+    check_affine(geometry, str(path))
+    affine_mm = np.linalg.norm(geometry.own_affine[:3, :3], axis=0)
+    if np.abs(stored_mm / affine_mm - 1).max() > _SPACING_TOLERANCE:
+        pair = " and ".join(", ".join(f"{s:.4g}" for s in mm) for mm in (stored_mm, affine_mm))
+        raise failure("spacing", f"{path}: {pair} mm in the fields pixdim and srow of one header")
+    return geometry
+
+
+def _read_voxels(
+    path: Path, stream: BinaryIO, header: nib.Nifti1Header, shape: tuple[int, int, int]
+) -> Array:
+    dtype = header.get_data_dtype()
+    _check_dtype(path, dtype)
+    offset = int(header.get_data_offset())
+    _check_size(path, offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+    stream.seek(offset)
+    voxels = np.empty(shape, dtype=dtype, order="F")
+    _fill(path, stream, voxels)
+    return voxels
+
+
+def _text_fields(header: nib.Nifti1Header) -> tuple[str, ...]:
+    found = [
+        name
+        for name in _TEXT_FIELDS
+        if name in header.keys() and bytes(header[name].item()).strip(b"\0 ")  # noqa: SIM118
+    ]
+    return tuple([*found, "extension"] if len(header.extensions) else found)
+
+
+def _fill(path: Path, stream: BinaryIO, array: Array) -> None:
+    view = array.reshape(-1, order="F").view(np.uint8).data
+    done = 0
+    while done < len(view):
+        count = stream.readinto(view[done : done + (1 << 24)])  # type: ignore[attr-defined]
+        if not count:
+            raise failure("unreadable", f"{path}: ends after {done} of {len(view)} bytes of voxels")
+        done += count
+
+
+def _check_shape(path: Path, shape: Sequence[int]) -> tuple[int, int, int]:
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3 or min(shape) < 2:
+        raise failure("not_3d", f"{path}: shape {tuple(shape)}")
+    return shape[0], shape[1], shape[2]
+
+
+def _check_dtype(path: Path, dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "iuf":
+        kind = "colours" if dtype.kind == "V" else str(dtype)
+        raise failure("voxel_type", f"{path}: voxels of type {kind}")
+
+
+def _check_size(path: Path, num_bytes: int) -> None:
+    """Refuse a header that promises more than the file can hold, before memory is taken."""
+    if num_bytes > path.stat().st_size * _GZIP_MAX_RATIO:
+        raise failure(
+            "unreadable",
+            f"{path}: {path.stat().st_size} bytes cannot hold the {num_bytes} of its header",
+        )
+
+
+def _to_label_ids(path: Path, stored: Array, slope: float, intercept: float) -> Array:
+    if stored.dtype == np.uint8 and (slope, intercept) == (1, 0):
+        return stored
+    if stored.dtype.kind == "f" and not _all_finite(stored):
+        raise failure("label_not_integer", f"{path}: NaN or Inf in the label")
+    if not _all_whole(stored, slope, intercept, tolerance=1e-4):
+        raise failure("label_not_integer", f"{path}: values that are not whole numbers")
+    low, high = sorted(float(v) * slope + intercept for v in (stored.min(), stored.max()))
+    if low < -0.5 or high > 255.5:
+        raise failure("label_not_integer", f"{path}: values from {low:g} to {high:g}")
+    return _converted(stored, np.dtype(np.uint8), slope, intercept)
+
+
+def _slabs(stored: Array) -> range:
+    return range(stored.shape[2])
+
+
+def _all_finite(stored: Array) -> bool:
+    return all(bool(np.isfinite(stored[..., k]).all()) for k in _slabs(stored))
+
+
+def _all_whole(stored: Array, slope: float, intercept: float, tolerance: float = 1e-3) -> bool:
+    if stored.dtype.kind in "iu" and slope == round(slope) and intercept == round(intercept):
+        return True
+    for k in _slabs(stored):
+        slab = stored[..., k].astype(np.float64) * slope + intercept
+        if np.abs(slab - np.rint(slab)).max() > tolerance:
+            return False
+    return True
+
+
+def _converted(stored: Array, dtype: np.dtype[Any], slope: float, intercept: float) -> Array:
+    """Value = slope * stored + intercept in `dtype`, slab by slab, so that no wide copy is made."""
+    values = np.empty(stored.shape, dtype=dtype, order="F")
+    for k in _slabs(stored):
+        slab = stored[..., k].astype(np.float64) * slope + intercept
+        values[..., k] = np.rint(slab) if dtype.kind in "iu" else slab
+    return values

@@ -1,0 +1,1 @@
+"""Models by name, input checks, outputs, HTTP, pyfunc and the check of an ONNX export."""

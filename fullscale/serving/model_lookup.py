@@ -1,0 +1,148 @@
+"""The trained network that a person names: a registered version, or a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from fullscale.params import load_params
+from fullscale.prediction.network_files import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
+from fullscale.prediction.segmentation import Model
+from fullscale.runtime.errors import StageError
+from fullscale.runtime.files import file_sha256
+from fullscale.tracking.registry import (
+    CHAMPION,
+    FILES_TAG,
+    Registered,
+    digest_files,
+    download_model,
+    find_alias,
+    find_numbered,
+    model_settings,
+)
+from fullscale.tracking.store import Store, default_store
+
+DEFAULT_THRESHOLD = 0.5
+_REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+def default_model(root: Path) -> str:
+    """The champion of the model that params.yaml registers.
+
+    Raises:
+        StageError: there is no params.yaml, or it breaks a rule.
+    """
+    params_file = root / "params.yaml"
+    if not params_file.is_file():
+        raise StageError(
+            "no params.yaml here names a registered model; run from the project's root, or name a "
+            "model with --model"
+        )
+    return f"models:/{load_params(params_file).register_.model_name}@{CHAMPION}"
+
+
+def find_model(wanted: str, root: Path) -> Model:
+    """Load a model by its name.
+
+    Args:
+        wanted: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder that stage train wrote.
+        root: the project, whose own registry is used where MLFLOW_TRACKING_URI names none, and
+            whose threshold goes with a folder.
+
+    Raises:
+        StageError: there is no such model, or its files are missing, damaged or not those that
+            were registered.
+    """
+    if not wanted.startswith("models:"):
+        return _from_folder(Path(wanted), root)
+    return _from_registry(wanted, root)
+
+
+def _from_folder(folder: Path, root: Path) -> Model:
+    trained = load_trained(folder)
+    params_file = root / "params.yaml"
+    threshold = (
+        load_params(params_file).evaluate.threshold if params_file.is_file() else DEFAULT_THRESHOLD
+    )
+    digest = file_sha256(folder / WEIGHTS_NAME)
+    return Model(trained.description.name, None, digest, threshold, trained)
+
+
+def find_number(wanted: str, root: Path) -> str | None:
+    """The number of the version that a name stands for now.
+
+    Args:
+        wanted: as `find_model`.
+        root: as `find_model`.
+
+    Returns:
+        None for a folder, which has no versions.
+
+    Raises:
+        StageError: the registry has no such version, or does not answer.
+    """
+    if not wanted.startswith("models:"):
+        return None
+    _, version = _look_up(wanted, root)
+    return version.version
+
+
+def _open_registry(root: Path) -> Store:
+    """The registry; one that does not exist yet is not made."""
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (root / "mlruns/mlflow.db").is_file():
+        raise StageError(
+            "there is no registry in mlruns/; run from the project's root, set "
+            "MLFLOW_TRACKING_URI, or name the folder of a trained network with --model"
+        )
+    return default_store(root)
+
+
+def _look_up(wanted: str, root: Path) -> tuple[Store, Registered]:
+    parts = _REGISTERED.fullmatch(wanted)
+    if parts is None:
+        raise StageError(
+            f"found model {wanted!r}; wanted models:/NAME@ALIAS, models:/NAME/VERSION or the "
+            "folder of a trained network"
+        )
+    store = _open_registry(root)
+    version = (
+        find_alias(store, parts["name"], parts["alias"])
+        if parts["alias"]
+        else find_numbered(store, parts["name"], parts["version"])
+    )
+    if version is None:
+        raise StageError(
+            f"{store.uri} has no {wanted}; look at what is registered with `fullscale verdict`, "
+            "or name another one with --model"
+        )
+    return store, version
+
+
+def _from_registry(wanted: str, root: Path) -> Model:
+    store, version = _look_up(wanted, root)
+    known = version.tags.get(FILES_TAG)
+    if not known:
+        raise StageError(
+            f"{wanted} has no tag {FILES_TAG}, so its files cannot be told from others; "
+            "register it with `dvc repro register`"
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = download_model(store, version, Path(temporary))
+        for file in (folder / WEIGHTS_NAME, folder / DESCRIPTION_NAME, folder.parent / "MLmodel"):
+            if not file.is_file():
+                raise StageError(f"{wanted} has lost its file {file.name}; register it again")
+        digest = digest_files(folder.parent)
+        if digest != known:
+            raise StageError(
+                f"the files of {wanted} are not those that were registered: found SHA-256 "
+                f"{digest}, wanted {known}; restore the store's artefacts, or register it again"
+            )
+        return Model(
+            version.name,
+            version.version,
+            file_sha256(folder / WEIGHTS_NAME),
+            float(model_settings(folder).get("threshold", DEFAULT_THRESHOLD)),
+            load_trained(folder),
+        )

@@ -1,0 +1,59 @@
+"""The registered model: MLflow runs this file when it loads a version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow.models
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_EXHAUSTED
+from mlflow.pyfunc.model import PythonModel
+
+from fullscale.prediction.network_files import load_trained
+from fullscale.prediction.segmentation import Model
+from fullscale.runtime.errors import ScanError, StageError
+from fullscale.runtime.files import file_sha256
+from fullscale.serving.row_segmenter import RowSegmenter
+from fullscale.serving.upload import Limits
+
+
+class OrganSegmenter(PythonModel):
+    """Segments organs in CT scans; see `fullscale.serving.row_segmenter.RowSegmenter`."""
+
+    def load_context(self, context: Any) -> None:
+        """Rebuild the network from the version's own files."""
+        weights = Path(context.artifacts["weights"])
+        trained = load_trained(weights.parent)
+        model = Model(
+            name=trained.description.name,
+            version=None,  # MLflow does not tell what it loads
+            weights_sha256=file_sha256(weights),
+            threshold=context.model_config["threshold"],
+            trained=trained,
+        )
+        self._segmenter = RowSegmenter(model, Limits.from_environment())
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Segment each row's scan.
+
+        Args:
+            context: unused.
+            model_input: as `RowSegmenter.segment`.
+            params: unused.
+
+        Raises:
+            MlflowException: a scan cannot be used; a server answers with status 400.
+        """
+        try:
+            return self._segmenter.segment(model_input)
+        except ScanError as error:
+            raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
+        except StageError as error:
+            raise MlflowException(str(error), RESOURCE_EXHAUSTED) from None
+
+
+mlflow.models.set_model(OrganSegmenter())

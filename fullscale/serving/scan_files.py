@@ -1,0 +1,148 @@
+"""Scans that a person wants segmented: NIfTI files and DICOM series, alone or in folders."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fullscale.runtime.errors import ScanError, StageError
+from fullscale.scans.dicom import (
+    CT_CLASSES,
+    SeriesOrder,
+    dicom_files,
+    order_series,
+    read_header,
+    read_series,
+)
+from fullscale.scans.volume import Volume, read_image
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class ScanInput:
+    """One scan on disk.
+
+    Attributes:
+        name: where it lies in the folder that was given, without suffix; of a single scan its own
+            name.
+        files: one NIfTI file, or the files of one DICOM series in any order.
+        is_dicom: which of them.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    is_dicom: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A scan that was read.
+
+    Attributes:
+        volume: HU in canonical orientation.
+        order: of a DICOM series; None for NIfTI.
+    """
+
+    volume: Volume
+    order: SeriesOrder | None
+
+
+def strip_suffix(name: str) -> str:
+    """A file's name without .nii or .nii.gz."""
+    for suffix in NIFTI_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def find_inputs(source: Path) -> tuple[list[ScanInput], bool]:
+    """The scans that a path stands for.
+
+    Args:
+        source: a NIfTI file, the folder of one DICOM series, or a folder that holds either,
+            however deep. Scans named twice, such as a.nii and a.nii.gz, count as a mistake.
+
+    Returns:
+        The scans by name in order, and whether `source` is a single scan.
+
+    Raises:
+        StageError: there is none, or two would get the same name.
+    """
+    if source.is_file():
+        if not _is_nifti(source):
+            raise StageError(f"found {source}; wanted a .nii or .nii.gz file, or a folder of scans")
+        return [ScanInput(strip_suffix(source.name), (source,), is_dicom=False)], True
+    if not source.is_dir():
+        raise StageError(f"there is no {source}")
+    found = []
+    for place, folders, files in os.walk(source):
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        folder = Path(place)
+        paths = [folder / file for file in sorted(files) if not file.startswith(".")]
+        inside = folder.relative_to(source)
+        found += [
+            ScanInput(str(inside / strip_suffix(path.name)), (path,), is_dicom=False)
+            for path in paths
+            if _is_nifti(path)
+        ]
+        found += _series_of(folder, str(inside) if inside.parts else source.resolve().name)
+    if not found:
+        raise StageError(
+            f"{source} holds no scan: wanted .nii or .nii.gz files, or DICOM files of CT series"
+        )
+    names = [scan.name for scan in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise StageError(f"{source} has two scans named {', '.join(twice)}; rename one of them")
+    is_single = len(found) == 1 and found[0].is_dicom and found[0].files[0].parent == source
+    return sorted(found, key=lambda scan: scan.name), is_single
+
+
+def read_scan(scan: ScanInput) -> Scan:
+    """Read a scan; what parsers warn of is not shown, for it may quote the patient's name.
+
+    Raises:
+        ScanError: the scan cannot be used; the message says why.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        if not scan.is_dicom:
+            return Scan(read_image(scan.files[0]), None)
+        order = order_series(scan.files, scan.name)
+        return Scan(read_series(order, scan.name), order)
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(NIFTI_SUFFIXES)
+
+
+def _series_of(folder: Path, name: str) -> list[ScanInput]:
+    """The CT series among the DICOM files of one folder; several are numbered.
+
+    A file that is cut off or damaged stays with the series: it is named when that is read.
+    """
+    series: dict[str, list[Path]] = defaultdict(list)
+    unreadable: list[Path] = []
+    for path in dicom_files(folder):
+        try:
+            header = read_header(path)
+        except ScanError:
+            unreadable.append(path)
+            continue
+        # The file's own preamble says it, too, where the rest was lost.
+        kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+        uid = header.get("SeriesInstanceUID")
+        if kind in CT_CLASSES and uid:
+            series[str(uid)].append(path)
+        elif kind in CT_CLASSES or not kind:
+            unreadable.append(path)
+    groups: list[Sequence[Path]] = list(series.values())
+    if unreadable:
+        groups = [[*files, *unreadable] for files in groups] or [unreadable]
+    return [
+        ScanInput(name if len(groups) == 1 else f"{name}_{number}", tuple(files), is_dicom=True)
+        for number, files in enumerate(groups, start=1)
+    ]

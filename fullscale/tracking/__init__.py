@@ -1,0 +1,1 @@
+"""MLflow: runs, store and model registry."""

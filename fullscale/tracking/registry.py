@@ -1,0 +1,263 @@
+"""What a registration asks of MLflow: the run that made some weights, and registered models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from fullscale.runtime.errors import StageError
+from fullscale.runtime.files import file_sha256
+from fullscale.tracking.errors import shorten
+from fullscale.tracking.generated_text import is_ours
+from fullscale.tracking.journal import now_ms
+from fullscale.tracking.store import WEIGHTS_TAG, Store, connect, spoken_to
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow.entities.model_registry import ModelVersion
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+RESULTS_TAG = "fullscale.results_sha256"
+FILES_TAG = "fullscale.files_sha256"
+_WRITTEN_BY_DOWNLOAD = "registered_model_meta"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A registered version.
+
+    Attributes:
+        name: of the model.
+        version: its number.
+        tags: what the verdict wrote on it.
+    """
+
+    name: str
+    version: str
+    tags: Mapping[str, str]
+
+
+def find_training_run(store: Store, weights_sha256: str) -> str | None:
+    """The id of the newest run that made these weights, if this store knows one."""
+    client, experiment_id = connect(store)
+    runs = client.search_runs(
+        [experiment_id],
+        filter_string=f"tags.`{WEIGHTS_TAG}` = '{weights_sha256}' and status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return str(runs[0].info.run_id) if runs else None
+
+
+def run_url(store: Store, run_id: str) -> str | None:
+    """The page of a run on the store's server, without credentials; None where no server is."""
+    if not store.uri.startswith(("http://", "https://")):
+        return None
+    _, experiment_id = connect(store)
+    address = re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/")
+    return f"{address}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def add_test_results(store: Store, run_id: str, summary: Mapping[str, Any], folder: Path) -> None:
+    """Add test metrics, tables and pictures to a run; the same results are added once."""
+    client, _ = connect(store)
+    from mlflow.entities import Metric
+
+    text = json.dumps(dict(summary), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if client.get_run(run_id).data.tags.get(RESULTS_TAG) == digest:
+        return
+    time_ms = now_ms()
+    values = [
+        Metric(key, value, time_ms, 0)
+        for key, value in summary.items()
+        if isinstance(value, int | float) and not math.isnan(value)
+    ]
+    client.log_batch(run_id, metrics=values)
+    client.log_artifacts(run_id, str(folder), "test")
+    client.set_tag(run_id, "fullscale.test_set", str(summary["test_set"]))
+    client.set_tag(run_id, RESULTS_TAG, digest)
+
+
+def add_files(store: Store, run_id: str, folder: Path, path: str) -> None:
+    """Add a folder's files to a run, under an artifact path; of the same name the newest stays."""
+    client, _ = connect(store)
+    client.log_artifacts(run_id, str(folder), path)
+
+
+def find_version(store: Store, model_name: str, weights_sha256: str) -> str | None:
+    """The newest registered version with these weights, if there is one."""
+    client, _ = connect(store)
+    versions = client.search_model_versions(
+        f"name = '{model_name}' and tag.`{WEIGHTS_TAG}` = '{weights_sha256}'"
+    )
+    whole = (str(found.version) for found in versions if FILES_TAG in found.tags)
+    return max(whole, key=int, default=None)
+
+
+def list_aliases(store: Store, model_name: str, version: str) -> tuple[str, ...]:
+    """The aliases that point to a version."""
+    client, _ = connect(store)
+    aliases = client.get_registered_model(model_name).aliases
+    return tuple(sorted(alias for alias, target in aliases.items() if str(target) == version))
+
+
+def announce(store: Store, model_name: str, version: str, tags: Mapping[str, str]) -> None:
+    """Describe a version that passed the gate and make it the challenger.
+
+    It becomes the champion, too, where no version is.
+    """
+    client, _ = connect(store)
+    for key, value in tags.items():
+        client.set_model_version_tag(model_name, version, key, value)
+    client.set_registered_model_alias(model_name, CHALLENGER, version)
+    if find_alias(store, model_name, CHAMPION) is None:
+        client.set_registered_model_alias(model_name, CHAMPION, version)
+
+
+def describe_version(
+    store: Store, model_name: str, version: str, page: str, model_text: str
+) -> None:
+    """Describe a version, and the registered model where it has no description.
+
+    A version's description that a person wrote or changed is left as it is.
+    """
+    client, _ = connect(store)
+    if is_ours(client.get_model_version(model_name, version).description):
+        client.update_model_version(model_name, version, page)
+    if not client.get_registered_model(model_name).description:
+        client.update_registered_model(model_name, model_text)
+
+
+def find_alias(store: Store, model_name: str, alias: str) -> Registered | None:
+    """The version an alias points to, if there is one."""
+    client, _ = connect(store)
+    return _find(lambda: client.get_model_version_by_alias(model_name, alias))
+
+
+def find_numbered(store: Store, model_name: str, version: str) -> Registered | None:
+    """The version of this number, if there is one."""
+    client, _ = connect(store)
+    return _find(lambda: client.get_model_version(model_name, version))
+
+
+def _find(ask: Callable[[], ModelVersion]) -> Registered | None:
+    """What the registry answers, or None where it has no such thing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = ask()
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+    return Registered(found.name, str(found.version), dict(found.tags))
+
+
+def download_model(store: Store, version: Registered, folder: Path) -> Path:
+    """Fetch the trained network of a registered version into `folder`; returns its path.
+
+    Raises:
+        StageError: the store does not have its files.
+    """
+    connect(store)
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    uri = f"models:/{version.name}/{version.version}"
+    try:
+        with spoken_to(store):
+            fetched = download_artifacts(artifact_uri=uri, dst_path=str(folder))
+    except (MlflowException, OSError) as error:
+        raise StageError(
+            f"the files of {uri} cannot be fetched from {store.uri} ({shorten(error)}); restore "
+            "the store's artefacts, or register the model again"
+        ) from None
+    return Path(fetched) / "artifacts"
+
+
+def model_settings(folder: Path) -> dict[str, Any]:
+    """The settings that a version is loaded with, beside the network that was fetched."""
+    content = yaml.safe_load((folder.parent / "MLmodel").read_text(encoding="utf-8"))
+    return dict(content["flavors"]["python_function"].get("config") or {})
+
+
+def log_model(
+    store: Store,
+    run_id: str,
+    model_name: str,
+    trained_files: Mapping[str, Path],
+    code: tuple[Path, ...],
+    model_file: Path,
+    model_config: Mapping[str, Any],
+    pip_requirements: list[str],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    input_example: pd.DataFrame,
+) -> str:
+    """Log a model to a run and register it with the digest of its files; returns the new version.
+
+    Args:
+        store: where runs and models are kept.
+        run_id: the run that trained it.
+        model_name: the registered model's name.
+        trained_files: artifact name to file.
+        code: packages the model needs.
+        model_file: the Python file that defines the model.
+        model_config: settings the model is loaded with.
+        pip_requirements: pinned libraries the model needs.
+        inputs: columns of text that a row may fill.
+        outputs: columns of text that it is answered with.
+        input_example: rows as the model takes them.
+    """
+    client, _ = connect(store)
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    signature = ModelSignature(
+        Schema([ColSpec("string", name, required=False) for name in inputs]),
+        Schema([ColSpec("string", name) for name in outputs]),
+    )
+    with spoken_to(store), mlflow.start_run(run_id=run_id):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(model_file),
+            code_paths=[str(path) for path in code],
+            artifacts={name: str(path) for name, path in trained_files.items()},
+            model_config=dict(model_config),
+            signature=signature,
+            pip_requirements=pip_requirements,
+            input_example=input_example,
+            registered_model_name=model_name,
+        )
+    version = Registered(model_name, str(info.registered_model_version), {})
+    with tempfile.TemporaryDirectory() as folder:
+        digest = digest_files(download_model(store, version, Path(folder)).parent)
+    client.set_model_version_tag(model_name, version.version, FILES_TAG, digest)
+    return version.version
+
+
+def digest_files(folder: Path) -> str:
+    """SHA-256 of the names and checksums of a version's files, as they were fetched.
+
+    What Python compiled is left out: it writes that beside the code when somebody loads a version
+    from a store of this machine, where MLflow copies nothing.
+    """
+    lines = [
+        f"{file_sha256(path)} {path.relative_to(folder).as_posix()}\n"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.name != _WRITTEN_BY_DOWNLOAD
+        and not path.match("__pycache__/*.pyc")
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

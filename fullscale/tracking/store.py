@@ -1,0 +1,113 @@
+"""Which MLflow server, and a client for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from fullscale.tracking.errors import UnreachableError, shorten
+from fullscale.tracking.journal import RunDescription
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "fullscale"
+WEIGHTS_TAG = "fullscale.weights_sha256"
+# MLflow would ask for minutes before it says that a server is gone.
+REQUEST_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where runs and models are kept.
+
+    Attributes:
+        uri: an MLflow tracking URI.
+        artifact_location: folder URI for new experiments; None leaves it to the server.
+    """
+
+    uri: str
+    artifact_location: str | None = None
+
+
+def default_store(root: Path) -> Store:
+    """The store named by MLFLOW_TRACKING_URI, else SQLite in `root`/mlruns."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return Store(uri)
+    folder = root.resolve() / "mlruns"
+    folder.mkdir(exist_ok=True)
+    return Store(f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri())
+
+
+def connect(store: Store) -> tuple[MlflowClient, str]:
+    """Open the store, creating its database and experiment the first time.
+
+    Returns:
+        A client, and the id of the experiment.
+
+    Raises:
+        UnreachableError: the store does not answer, or somebody deleted the experiment in it.
+    """
+    for name, value in REQUEST_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # tells of every retry
+    client = MlflowClient(store.uri)
+    try:
+        with _first_start_lock(store):
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if experiment is None:
+                made = client.create_experiment(EXPERIMENT, store.artifact_location)
+                experiment = client.get_experiment(made)
+    except MlflowException as error:
+        raise UnreachableError(store.uri, shorten(error)) from None
+    if experiment.lifecycle_stage != "active":
+        raise UnreachableError(store.uri, f"experiment {EXPERIMENT} is deleted: restore it there")
+    return client, str(experiment.experiment_id)
+
+
+@contextmanager
+def spoken_to(store: Store) -> Iterator[None]:
+    """Have MLflow's functions that take no client use this store, and then what they used before.
+
+    MLflow hands the address on to programs started meanwhile, by MLFLOW_TRACKING_URI.
+    """
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(store.uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it
+
+
+def open_run(run: RunDescription) -> tuple[MlflowClient, str]:
+    """Open the store that a run is tracked in; as `connect`."""
+    return connect(Store(run.store_uri, run.artifact_location))
+
+
+@contextmanager
+def _first_start_lock(store: Store) -> Iterator[None]:
+    """Keep two first starts from racing to create one SQLite database."""
+    if not store.uri.startswith("sqlite:///"):
+        yield
+        return
+    with FileLock(store.uri.removeprefix("sqlite:///") + ".lock"):
+        yield

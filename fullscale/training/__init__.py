@@ -1,0 +1,1 @@
+"""Everything that decides a network's weights, and nothing else."""

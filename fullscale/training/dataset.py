@@ -1,0 +1,241 @@
+"""Slices from the store as batches of tensors.
+
+B batch, C adjacent slices, H W pixels, K organs.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fullscale.runtime.errors import StageError
+from fullscale.runtime.processes import die_with_parent
+from fullscale.scans.slice_store import SliceStore
+from fullscale.training.epoch_order import EpochOrder
+from model.preprocessing import NUM_ADJACENT_SLICES
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some slices of some cases.
+
+    Attributes:
+        image_BCHW: HU as int16; the middle channel is the slice to segment.
+        label_BHW: uint8, 0 for background, k + 1 for organ k.
+        annotated_BK: boolean, whether the case's annotators drew the organ.
+        case_B: position of each slice's case in the data set's `cases`.
+        position_B: where the slice stands in the order of its epoch; empty outside training.
+        epoch: counted from 0.
+        share: part of the annotated (slice, organ) pairs of its optimiser step that this batch
+            holds, 0 to 1.
+    """
+
+    image_BCHW: Tensor
+    label_BHW: Tensor
+    annotated_BK: Tensor
+    case_B: Tensor
+    position_B: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    epoch: int = 0
+    share: float = 1.0
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device; positions stay where they are."""
+        return replace(
+            self,
+            image_BCHW=self.image_BCHW.to(device, non_blocking=True),
+            label_BHW=self.label_BHW.to(device, non_blocking=True),
+            annotated_BK=self.annotated_BK.to(device, non_blocking=True),
+            case_B=self.case_B.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory that a GPU can fetch from by itself."""
+        return replace(
+            self, image_BCHW=self.image_BCHW.pin_memory(), label_BHW=self.label_BHW.pin_memory()
+        )
+
+
+class SliceDataset(Dataset[Batch]):
+    """Every slice of some cases, in the order of cases and z.
+
+    Indices are fetched a batch at a time, straight from the memory-mapped arrays.
+
+    Attributes:
+        cases: their names.
+        annotated: boolean, slices x organs: whether the slice's case annotates the organ.
+        organ_free: boolean, whether the slice holds no organ.
+    """
+
+    def __init__(self, store: SliceStore, cases: Sequence[str]) -> None:
+        self.cases = tuple(cases)
+        self._sliced = [store.load(case) for case in self.cases]
+        num_slices = [len(sliced.image) for sliced in self._sliced]
+        self._case = np.repeat(np.arange(len(self.cases)), num_slices)
+        self._z = np.concatenate([np.arange(count) for count in num_slices])
+        self.annotated = np.array(
+            [[organ in sliced.annotated for organ in store.organs] for sliced in self._sliced]
+        )[self._case]
+        pixels = store.index.set_index(["case", "z"])[list(store.organs)].sum(axis=1)
+        names = np.array(self.cases)[self._case]
+        self.organ_free = pixels.loc[list(zip(names, self._z, strict=True))].to_numpy() == 0
+
+    def __len__(self) -> int:
+        return len(self._case)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Fetch several slices as one batch."""
+        reach = NUM_ADJACENT_SLICES // 2
+        wanted = np.asarray(indices)
+        case_B = self._case[wanted]
+        images, labels = [], []
+        for case, z in zip(case_B, self._z[wanted], strict=True):
+            sliced = self._sliced[case]
+            neighbours = np.clip(np.arange(z - reach, z + reach + 1), 0, len(sliced.image) - 1)
+            images.append(sliced.image[neighbours])
+            labels.append(sliced.label[z])
+        return Batch(
+            torch.from_numpy(np.stack(images)),
+            torch.from_numpy(np.stack(labels)),
+            torch.from_numpy(self.annotated[wanted]),
+            torch.from_numpy(case_B),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the slices of an epoch are dealt out to steps, their parts and processes.
+
+    Every step takes the next `batch_size` slices; its parts are dealt to the processes in turn. So
+    a step holds the same slices however many processes and parts there are.
+
+    Attributes:
+        batch_size: slices in an optimiser step.
+        num_accumulated: parts that a process computes one after the other.
+        num_processes: processes that share a step.
+        rank: which of them this is.
+
+    Raises:
+        StageError: a step cannot be dealt out evenly.
+    """
+
+    batch_size: int
+    num_accumulated: int = 1
+    num_processes: int = 1
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        num_parts = self.num_processes * self.num_accumulated
+        if self.batch_size % num_parts:
+            raise StageError(
+                f"train.batch_size {self.batch_size} cannot be dealt out evenly to "
+                f"{self.num_processes} processes in {self.num_accumulated} parts each; make it a "
+                f"multiple of {num_parts}"
+            )
+
+    @property
+    def part_size(self) -> int:
+        """Slices in a part."""
+        return self.batch_size // (self.num_accumulated * self.num_processes)
+
+    def first_of(self, step: int, part: int) -> int:
+        """Position of the first slice of a part of this process."""
+        turn = part * self.num_processes + self.rank
+        return step * self.batch_size + turn * self.part_size
+
+
+class TrainingSlices(Dataset[Batch]):
+    """The parts of every step of every epoch, found by (epoch, step, part)."""
+
+    def __init__(self, slices: SliceDataset, order: EpochOrder, plan: Plan) -> None:
+        self._slices = slices
+        self._plan = plan
+        self._of_epoch = lru_cache(maxsize=2)(order.of_epoch)
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Batch:
+        epoch, step, part = key
+        order, plan = self._of_epoch(epoch), self._plan
+        first = plan.first_of(step, part)
+        positions = np.arange(first, first + plan.part_size)
+        of_step = order[step * plan.batch_size : (step + 1) * plan.batch_size]
+        num_pairs = self._slices.annotated[of_step].sum()
+        own_pairs = self._slices.annotated[order[positions]].sum()
+        return replace(
+            self._slices.__getitems__(order[positions].tolist()),
+            position_B=torch.from_numpy(positions),
+            epoch=epoch,
+            share=float(own_pairs / max(num_pairs, 1)),
+        )
+
+
+def training_batches(
+    slices: SliceDataset,
+    order: EpochOrder,
+    plan: Plan,
+    num_epochs: int,
+    start: tuple[int, int] = (0, 0),
+    *,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """This process's batches of a whole training, from any step on.
+
+    One loader serves all epochs, so that its workers read ahead into the next one.
+
+    Args:
+        slices: what there is.
+        order: of each epoch; slices that do not fill a last step are left out.
+        plan: how steps are dealt out.
+        num_epochs: of the training.
+        start: epoch and step of the first batch.
+        num_workers: processes that read; 0 reads in this one.
+        pin_memory: ready batches for a GPU.
+    """
+    num_steps = len(order) // plan.batch_size
+    keys = [
+        (epoch, step, part)
+        for epoch in range(start[0], num_epochs)
+        for step in range(start[1] if epoch == start[0] else 0, num_steps)
+        for part in range(plan.num_accumulated)
+    ]
+    loader = DataLoader(
+        TrainingSlices(slices, order, plan),
+        batch_size=None,
+        sampler=keys,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_become_worker,
+    )
+    return iter(loader)
+
+
+def _become_worker(number: int) -> None:
+    """A reader leaves signals to the trainer, and does not outlive it."""
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    die_with_parent()
+
+
+def whole_batches(
+    slices: SliceDataset, batch_size: int, *, rank: int = 0, num_processes: int = 1
+) -> DataLoader[Batch]:
+    """Every slice once, in order, each batch to one process."""
+    starts = range(rank * batch_size, len(slices), num_processes * batch_size)
+    batches = [list(range(start, min(start + batch_size, len(slices)))) for start in starts]
+
+    def keep(batch: Any) -> Any:
+        return batch
+
+    return DataLoader(slices, batch_sampler=batches, collate_fn=keep)

@@ -1,0 +1,104 @@
+"""What a training step computes: the loss of a batch, the optimiser, the learning rate.
+
+B batch, K organs, S side outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from fullscale.params import TrainParams
+from fullscale.training.augmentation import Augment
+from fullscale.training.dataset import Batch
+from model.losses import total_loss
+from model.output import Output
+from model.preprocessing import normalise, one_mask_per_organ
+
+POLY_POWER = 0.9
+
+
+class Learner:
+    """Computes losses of any network of the family on any set of organs.
+
+    Args:
+        network: maps B x 3 x H x W in 0..1 to `Output`.
+        num_organs: K.
+        window_hu: the window that becomes 0..1.
+        loss_terms: the terms of the segmentation loss.
+        augment: changes training slices at random.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[Tensor], Output],
+        num_organs: int,
+        window_hu: tuple[float, float],
+        loss_terms: tuple[str, ...],
+        augment: Augment,
+    ) -> None:
+        self._network = network
+        self._num_organs = num_organs
+        self._window_hu = window_hu
+        self._loss_terms = loss_terms
+        self._augment = augment
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Augmented image, B x 3 x H x W in 0..1, and masks, B x K x H x W, on the device."""
+        image_BCHW, label_BHW = self._augment(
+            normalise(batch.image_BCHW, self._window_hu),
+            batch.label_BHW,
+            batch.epoch,
+            batch.position_B,
+        )
+        return image_BCHW, one_mask_per_organ(label_BHW, self._num_organs)
+
+    def loss(
+        self, image_BCHW: Tensor, mask_BKHW: Tensor, annotated_BK: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised, and its terms by name, detached: `total`, `focal`, `side1/focal`..."""
+        output = self._network(image_BCHW)
+        terms = total_loss(output, mask_BKHW, annotated_BK, terms=self._loss_terms)
+        named = {name: value.detach() for name, value in terms._asdict().items() if name != "sides"}
+        for term, values_S in terms.sides.items():
+            for number, value in enumerate(values_S, start=1):
+                named[f"side{number}/{term}"] = value
+        return terms.total, named
+
+
+def make_optimizer(network: nn.Module, params: TrainParams) -> Optimizer:
+    """The optimiser that params name, over all weights of a network."""
+    rate, decay = params.learning_rate, params.weight_decay
+    if params.optimizer == "adamw":
+        return AdamW(network.parameters(), lr=rate, weight_decay=decay)
+    return SGD(network.parameters(), lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
+
+
+def learning_rate(params: TrainParams, step: int, num_steps: int) -> float:
+    """The rate of a step, counted from 0, of a training of `num_steps`.
+
+    "poly" is (1 - step / num_steps)^0.9, as DeepLab has it (Chen et al., 2017).
+    """
+    done = min(step / num_steps, 1.0)
+    factors: dict[str, float] = {
+        "constant": 1.0,
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        "poly": (1 - done) ** POLY_POWER,
+    }
+    return params.learning_rate * factors[params.schedule]
+
+
+def seed_step(seed: int, *key: int) -> None:
+    """Make what torch draws next a function of seed and key (epoch, step, part, process).
+
+    So a training that goes on after it was killed draws what it would have drawn, and no random
+    state has to be kept.
+    """
+    torch.manual_seed(
+        int(np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0] >> 1)
+    )

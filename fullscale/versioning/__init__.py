@@ -1,0 +1,1 @@
+"""Git and DVC: data versions, worktrees, provenance, retraining branches."""

@@ -1,1 +1,0 @@
-"""CT scans on disk: reading, checking, ingesting, slicing, storing, simulating. No torch."""

@@ -1,0 +1,147 @@
+import math
+
+import numpy as np
+import pytest
+
+from fullscale.evaluation.metrics import score_gate, score_overlap, score_physical
+from model.overlap import dice_score
+
+SPACING_MM = (5.0, 2.0, 1.0)
+
+
+def masks(*slices):
+    """Stack rows of '#' and '.' into a boolean volume: one string per slice, rows by '/'."""
+    return np.array(
+        [[[pixel == "#" for pixel in row] for row in text.split("/")] for text in slices]
+    )
+
+
+TRUE = masks("##/##", "#./..", "../..", "../..")
+PREDICTED = masks("##/#.", "../..", "##/..", "#./..")
+EMPTY = np.zeros_like(TRUE)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "predicted", "true", "expected"),
+    [
+        (4, 4, 4, 1.0),
+        (0, 3, 5, 0.0),
+        (2, 4, 4, 0.5),
+        (0, 0, 7, 0.0),
+        (0, 7, 0, 0.0),
+        (3, 4, 5, 2 / 3),
+    ],
+)
+def test_dice_matches_hand_computed_value(overlap, predicted, true, expected):
+    assert dice_score(overlap, predicted, true) == pytest.approx(expected)
+
+
+def test_dice_of_two_empty_masks_is_not_a_number():
+    assert math.isnan(dice_score(0, 0, 0))
+
+
+def test_overlap_matches_hand_count():
+    scores = score_overlap(PREDICTED, TRUE, min_false_positive_px=2)
+    assert scores.dice == pytest.approx(2 * 3 / (6 + 5))
+    assert scores.iou == pytest.approx(3 / 8)
+    assert (scores.num_true_voxels, scores.num_predicted_voxels) == (5, 6)
+    assert (scores.num_organ_slices, scores.num_free_slices) == (2, 2)
+    assert scores.num_false_positive_slices == 1
+    assert scores.slice_fpr == 0.5
+    assert scores.num_false_positive_voxels == 3
+    assert scores.num_free_voxels == 11
+    assert scores.voxel_fpr == pytest.approx(3 / 11)
+
+
+def test_gate_matches_hand_count():
+    scores = score_gate(np.array([True, False, True, False]), TRUE)
+    assert (scores.num_false_closings, scores.num_closed_voxels) == (1, 1)
+    assert scores.num_false_openings == 1
+    assert (scores.gate_sensitivity, scores.gate_specificity) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("gates", "sensitivity", "specificity"),
+    [([1, 1, 1, 1], 1, 0), ([0, 0, 0, 0], 0, 1), ([1, 1, 0, 0], 1, 1), ([0, 0, 1, 1], 0, 0)],
+)
+def test_gate_sensitivity_and_specificity(gates, sensitivity, specificity):
+    scores = score_gate(np.array(gates, dtype=bool), TRUE)
+    assert (scores.gate_sensitivity, scores.gate_specificity) == (sensitivity, specificity)
+
+
+def test_gate_rates_without_slices_to_judge_are_not_numbers():
+    everywhere = np.ones_like(TRUE)
+    assert math.isnan(score_gate(np.ones(4, dtype=bool), everywhere).gate_specificity)
+    assert math.isnan(score_gate(np.ones(4, dtype=bool), EMPTY).gate_sensitivity)
+
+
+@pytest.mark.parametrize(("k", "slices"), [(1, 2), (2, 1), (3, 0)])
+def test_false_positive_slices_need_k_pixels(k, slices):
+    scores = score_overlap(masks("##/..", "#./.."), masks("../..", "../.."), k)
+    assert scores.num_false_positive_slices == slices
+    assert scores.dice == 0.0
+
+
+def test_rates_without_free_slices_are_not_numbers():
+    true = masks("#./..")
+    scores = score_overlap(true, true, 1)
+    assert math.isnan(scores.slice_fpr)
+    assert scores.voxel_fpr == 0.0
+
+
+def test_volume_difference_is_in_millilitres_and_signed():
+    voxel_ml = 5 * 2 * 1 / 1000
+    more = score_physical(PREDICTED, TRUE, SPACING_MM).volume_difference_ml
+    less = score_physical(TRUE, PREDICTED, SPACING_MM).volume_difference_ml
+    assert more == pytest.approx(voxel_ml)
+    assert less == pytest.approx(-voxel_ml)
+
+
+def test_both_empty_is_not_counted():
+    overlap, physical = score_overlap(EMPTY, EMPTY, 1), score_physical(EMPTY, EMPTY, SPACING_MM)
+    values = [overlap.dice, overlap.iou, *vars(physical).values()]
+    assert len(values) == 7
+    assert all(math.isnan(value) for value in values)
+    assert overlap.slice_fpr == 0
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true", "difference_ml"), [(EMPTY, TRUE, -0.05), (PREDICTED, EMPTY, 0.06)]
+)
+def test_missed_organ_is_a_diagonal_away(predicted, true, difference_ml):
+    overlap, physical = (
+        score_overlap(predicted, true, 1),
+        score_physical(predicted, true, SPACING_MM),
+    )
+    assert overlap.dice == overlap.iou == 0
+    diagonal = math.sqrt(20**2 + 4**2 + 2**2)
+    assert physical.hd95_mm == pytest.approx(diagonal)
+    assert physical.mean_surface_distance_mm == pytest.approx(diagonal)
+    assert physical.surface_dice_1mm == physical.surface_dice_3mm == 0
+    assert physical.volume_difference_ml == pytest.approx(difference_ml)
+
+
+def test_no_distance_exceeds_that_of_a_missed_organ():
+    one, other = np.zeros_like(TRUE), np.zeros_like(TRUE)
+    one[0, 0, 0] = other[-1, -1, -1] = True
+    missed = score_physical(one, EMPTY, SPACING_MM).hd95_mm
+    assert score_physical(one, other, SPACING_MM).hd95_mm < missed
+
+
+def test_perfect_prediction_is_perfect_in_every_score():
+    overlap, physical = score_overlap(TRUE, TRUE, 1), score_physical(TRUE, TRUE, SPACING_MM)
+    assert (overlap.dice, overlap.iou, overlap.voxel_fpr) == (1, 1, 0)
+    assert tuple(vars(physical).values()) == (0, 0, 1, 1, 0)
+
+
+def test_surface_dice_at_three_millimetres_forgives_more():
+    moved = np.roll(TRUE, 1, axis=1)
+    scores = score_physical(moved, TRUE, SPACING_MM)
+    assert scores.surface_dice_1mm < scores.surface_dice_3mm == 1
+
+
+def test_scores_refuse_shapes_that_differ():
+    with pytest.raises(ValueError, match=r"prediction \(1, 2, 2\) and truth \(2, 2, 2\)"):
+        score_overlap(masks("#./.."), masks("#./..", "../.."), 1)
+    with pytest.raises(ValueError, match=r"gates of shape \(3,\) for 4 slices"):
+        score_gate(np.ones(3, dtype=bool), TRUE)

@@ -1,0 +1,84 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from project import ROOT
+
+from fullscale.params import load_params
+from fullscale.runtime.errors import StageError
+from fullscale.workspace import open_workspace, parse_command, parse_network_command
+
+PROFILES = ("paper/sample", "paper/paper")
+
+
+@pytest.fixture
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_main_pipeline_has_the_top_level_folders():
+    found = open_workspace(Path("p"))
+    assert found.params_files == (Path("p/params.yaml"),)
+    assert found.slices == Path("p/artifacts/slices")
+    assert found.split == Path("p/artifacts/split.csv")
+    assert found.trained("unet") == Path("p/artifacts/train/unet")
+    assert found.reports == Path("p/reports")
+    assert found.tracking("unet") == Path("p/.cache/train/unet/tracking")
+    assert found.profile == ""
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profile_shares_nothing_it_writes_with_another(profile):
+    found = open_workspace(ROOT, profile)
+    for other in (None, *(set(PROFILES) - {profile})):
+        strange = open_workspace(ROOT, other)
+        for one in (found.slices, found.split, found.trained("unet"), found.work, found.reports):
+            for two in (strange.slices, strange.split, strange.trained("unet"), strange.work):
+                assert not one.is_relative_to(two)
+                assert not two.is_relative_to(one)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profile_joins_two_files(profile):
+    params = open_workspace(ROOT, profile).load_params()
+    assert len(params.networks) == 15
+    assert set(params.networks) == set(params.recipes)
+
+
+@pytest.mark.parametrize("profile", ["paper/other", "sample", "../paper/sample", "/paper/sample"])
+def test_profile_that_is_none_is_refused(profile):
+    with pytest.raises(StageError, match="wanted PIPELINE/PROFILE such as paper/sample"):
+        open_workspace(ROOT, profile)
+
+
+def test_sections_in_two_files_are_refused(tmp_path):
+    for name in ("params.yaml", "sample.yaml"):
+        shutil.copy(ROOT / "paper" / name, tmp_path)
+    content = yaml.safe_load((tmp_path / "sample.yaml").read_text())
+    content["evaluate"] = {"batch_size": 1}
+    (tmp_path / "sample.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(StageError, match=r"sample\.yaml has evaluate, and so has another file"):
+        load_params(tmp_path / "params.yaml", tmp_path / "sample.yaml")
+
+
+def test_command_names_profile_and_network(in_root):
+    workspace, params, network = parse_network_command(
+        "train", ["pspnet", "--profile", "paper/sample"]
+    )
+    assert workspace.profile == "paper/sample"
+    assert params.recipes[network].architecture == "pspnet"
+    assert parse_command("slice", []).profile == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["pspnet"]])
+def test_command_with_no_network_of_the_pipeline_is_refused(in_root, arguments):
+    with pytest.raises(StageError, match=r"python -m tasks\.train NETWORK, one of unet, unet3plus"):
+        parse_network_command("train", arguments)
+
+
+def test_paper_profile_is_the_papers_split_and_size(in_root):
+    params = open_workspace(ROOT, "paper/paper").load_params()
+    lits = [name for name in params.split.test_patients if name.startswith("lits_")]
+    assert (len(lits), len(params.split.test_patients) - len(lits)) == (28, 9)
+    assert (params.train.width, params.slice.size_px, params.train.optimizer) == (64, 320, "sgd")

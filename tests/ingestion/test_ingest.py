@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bodies import make_body, save_nifti
+from cohorts import (
+    SPACING_MM,
+    write_dicom_seg,
+    write_lits,
+    write_msd,
+    write_nnunet,
+    write_totalsegmentator,
+)
+from test_layouts import WRITERS
+
+from fullscale.ingestion.ingest import ingest
+from fullscale.runtime.errors import ScanError
+from fullscale.runtime.files import file_sha256
+from fullscale.scans.cohort import image_path, label_path, read_cohort
+
+ROOT = Path(__file__).parents[2]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): file_sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_ingest_takes_every_layout_and_leaves_the_source_alone(tmp_path, layout):
+    source = WRITERS[layout](tmp_path / "in")
+    before = tree(source)
+    report = ingest(source, tmp_path / "data")
+    assert report.layout == layout
+    assert report.refused == []
+    cohort = read_cohort(tmp_path / "data")
+    assert [case.name for case in cohort.cases] == sorted(report.accepted)
+    assert len(cohort.cases) >= 2
+    assert tree(source) == before
+
+
+def test_ingest_keeps_voxels_axes_and_affine(tmp_path):
+    source = write_nnunet(tmp_path / "in", 4)
+    ingest(source, tmp_path / "data")
+    for case in read_cohort(tmp_path / "data").cases:
+        for ours, theirs in (
+            (case.image, source / "imagesTr" / case.image.name),
+            (case.label, source / "labelsTr" / case.label.name),
+        ):
+            written, given = nib.load(ours), nib.load(theirs)
+            np.testing.assert_array_equal(
+                np.asanyarray(written.dataobj), np.asanyarray(given.dataobj)
+            )
+            np.testing.assert_allclose(written.affine, given.affine, atol=1e-4)
+        assert nib.load(case.image).get_data_dtype() == np.int16
+        assert nib.load(case.label).get_data_dtype() == np.uint8
+
+
+def test_ingest_gives_the_same_bytes_again_and_for_any_number_of_workers(tmp_path):
+    source = write_nnunet(tmp_path / "in", 3)
+    ingest(source, tmp_path / "first/data")
+    ingest(source, tmp_path / "second/data", num_workers=2)
+    assert tree(tmp_path / "first/data") == tree(tmp_path / "second/data")
+
+
+def test_ingest_again_skips_what_is_there(tmp_path):
+    source = write_nnunet(tmp_path / "in", 3)
+    ingest(source, tmp_path / "data")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+    report = ingest(source, tmp_path / "data")
+    assert report.accepted == []
+    assert report.skipped == ["case_00", "case_01", "case_02"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == before
+
+
+def test_ingest_of_nnunet_rules_lets_nnunet_train_on_the_folder(tmp_path):
+    ingest(write_lits(tmp_path / "lits"), tmp_path / "data")
+    ingest(write_msd(tmp_path / "msd"), tmp_path / "data")
+    ingest(write_totalsegmentator(tmp_path / "ts"), tmp_path / "data")
+    data = tmp_path / "data"
+    dataset = json.loads((data / "dataset.json").read_text())
+    assert {"channel_names", "labels", "numTraining", "file_ending"} <= set(dataset)
+    assert dataset["channel_names"] == {"0": "CT"}
+    assert dataset["labels"]["background"] == 0
+    assert sorted(dataset["labels"].values()) == list(range(len(dataset["labels"])))
+    ending = dataset["file_ending"]
+    images = sorted(path.name for path in (data / "imagesTr").iterdir())
+    labels = sorted(path.name for path in (data / "labelsTr").iterdir())
+    assert len(images) == dataset["numTraining"] == 6
+    assert images == [name.removesuffix(ending) + "_0000" + ending for name in labels]
+    for name in labels:
+        label = nib.load(data / "labelsTr" / name)
+        image = nib.load(data / "imagesTr" / (name.removesuffix(ending) + "_0000" + ending))
+        assert label.shape == image.shape
+        np.testing.assert_array_equal(label.affine, image.affine)
+        assert set(np.unique(label.dataobj)) <= set(dataset["labels"].values())
+    assert {path.name for path in data.iterdir()} == {
+        "dataset.json",
+        "cases.csv",
+        "imagesTr",
+        "labelsTr",
+    }
+
+
+def test_ingest_maps_labels_by_name_and_says_so(tmp_path):
+    ingest(write_lits(tmp_path / "lits"), tmp_path / "data")
+    report = ingest(write_msd(tmp_path / "msd"), tmp_path / "data")
+    assert report.remapped == {"spleen": (1, 3)}
+    cohort = read_cohort(tmp_path / "data")
+    assert cohort.labels == {"background": 0, "liver": 1, "tumour": 2, "spleen": 3}
+    by_name = {case.name: case for case in cohort.cases}
+    spleen = np.asanyarray(nib.load(by_name["spleen_0"].label).dataobj)
+    given = np.asanyarray(nib.load(tmp_path / "msd/labelsTr/spleen_0.nii.gz").dataobj)
+    np.testing.assert_array_equal(spleen, 3 * given)
+    organs = {"liver": (1, 2), "spleen": (3,)}
+    assert cohort.annotated_organs(by_name["spleen_0"], organs) == ("spleen",)
+    assert cohort.annotated_organs(by_name["lits_000"], organs) == ("liver",)
+
+
+def test_ingest_honours_patients_and_annotation(tmp_path):
+    rows = "case_00,p1,liver\ncase_01,p1,liver;spleen\n"
+    source = write_nnunet(tmp_path / "in", 2, cases_csv=rows)
+    report = ingest(source, tmp_path / "data")
+    cohort = read_cohort(tmp_path / "data")
+    assert [case.patient for case in cohort.cases] == ["p1", "p1"]
+    assert [case.annotated for case in cohort.cases] == [("liver",), ("liver", "spleen")]
+    codes = {(finding.case, finding.code) for finding in report.warnings}
+    assert ("case_01", "patient_shared") in codes
+    assert ("case_00", "label_not_annotated") in codes
+
+
+def test_ingest_leaves_bad_pairs_out_and_says_why(tmp_path):
+    source = write_nnunet(tmp_path / "in", 4)
+    image = source / "imagesTr/case_01_0000.nii.gz"
+    image.write_bytes(image.read_bytes()[:-30])
+    (source / "labelsTr/case_02.nii.gz").unlink()
+    report = ingest(source, tmp_path / "data")
+    assert report.accepted == ["case_00", "case_03"]
+    assert [(r.case, r.code) for r in report.refused] == [
+        ("case_01", "unreadable"),
+        ("case_02", "file_missing"),
+    ]
+    assert {case.name for case in read_cohort(tmp_path / "data").cases} == {"case_00", "case_03"}
+    quarantine = json.loads((tmp_path / "quarantine.json").read_text())
+    assert [entry["code"] for entry in quarantine["refused"]] == ["unreadable", "file_missing"]
+    assert all(entry["wanted"] and entry["cure"] for entry in quarantine["refused"])
+    assert not list((tmp_path / "data").rglob("*case_01*"))
+
+
+def test_ingest_goes_on_after_a_file_the_disk_does_not_give(tmp_path, monkeypatch):
+    source = write_nnunet(tmp_path / "in", 2)
+
+    def broken_disk(path):
+        if path.name.startswith("case_00"):
+            raise OSError(5, "Input/output error")
+        return file_sha256(path)
+
+    monkeypatch.setattr("fullscale.scans.cohort.file_sha256", broken_disk)
+    report = ingest(source, tmp_path / "data")
+    assert report.accepted == ["case_01"]
+    assert report.refused[0].code == "unreadable"
+    assert "Input/output error" in report.refused[0].found
+
+
+def test_ingest_of_nothing_usable_makes_no_cohort(tmp_path):
+    source = write_nnunet(tmp_path / "in", 2)
+    for path in (source / "imagesTr").iterdir():
+        path.write_bytes(b"")
+    report = ingest(source, tmp_path / "data")
+    assert report.num_usable == 0
+    assert len(report.refused) == 2
+    assert not (tmp_path / "data/cases.csv").exists()
+
+
+def test_ingest_dry_run_writes_nothing(tmp_path):
+    source = write_nnunet(tmp_path / "in", 3)
+    (source / "imagesTr/case_02_0000.nii.gz").write_bytes(b"")
+    report = ingest(source, tmp_path / "data", dry_run=True)
+    assert report.accepted == ["case_00", "case_01"]
+    assert [finding.case for finding in report.refused] == ["case_02"]
+    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "quarantine.json").exists()
+
+
+def test_ingest_refuses_the_same_scan_under_another_name_and_orientation(tmp_path):
+    ingest(write_nnunet(tmp_path / "in", 2), tmp_path / "data")
+    again = write_nnunet(tmp_path / "again", 1, prefix="other", seed=1)
+    report = ingest(again, tmp_path / "data")
+    assert report.accepted == []
+    (finding,) = report.refused
+    assert finding.code == "content_twice"
+    assert "other_00 with the voxels of case_01" in finding.found
+
+
+def test_ingest_refuses_new_content_under_an_old_name_unless_told(tmp_path):
+    ingest(write_nnunet(tmp_path / "in", 2), tmp_path / "data")
+    before = tree(tmp_path / "data")
+    other = write_nnunet(tmp_path / "other", 2, seed=50)
+    report = ingest(other, tmp_path / "data")
+    assert [finding.code for finding in report.refused] == ["case_exists"] * 2
+    assert tree(tmp_path / "data") == before
+    report = ingest(other, tmp_path / "data", replace_changed=True)
+    assert report.accepted == ["case_00", "case_01"]
+    ingest(other, tmp_path / "fresh/data")
+    kept = tmp_path / "data" / "imagesTr/case_00_0000.nii.gz"
+    assert kept.read_bytes() == image_path(tmp_path / "fresh/data", "case_00").read_bytes()
+
+
+def test_ingest_refuses_names_that_are_no_file_names(tmp_path):
+    source = write_nnunet(tmp_path / "in", 1)
+    hu, labels = make_body(seed=9)
+    for name in ("a b", "-x", "a" * 70):
+        save_nifti(source / f"imagesTr/{name}_0000.nii.gz", hu, SPACING_MM)
+        save_nifti(source / f"labelsTr/{name}.nii.gz", labels, SPACING_MM)
+    report = ingest(source, tmp_path / "data")
+    assert report.accepted == ["case_00"]
+    assert {finding.code for finding in report.refused} == {"case_name"}
+    assert len(report.refused) == 3
+
+
+def test_ingest_leaves_private_text_behind_and_lists_it(tmp_path):
+    source = write_nnunet(tmp_path / "in", 1)
+    path = source / "imagesTr/case_00_0000.nii.gz"
+    image = nib.load(path)
+    image.header["descrip"], image.header["db_name"] = b"Jane Doe 1950", b"clinic"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
+    nib.save(image, path)
+    report = ingest(source, tmp_path / "data")
+    (note,) = report.warnings
+    assert (note.code, note.severity) == ("private_text", "note")
+    assert "descrip" in note.found
+    assert "extension" in note.found
+    content = nib.load(image_path(tmp_path / "data", "case_00"))
+    assert b"Jane" not in content.header.binaryblock
+    assert len(content.header.extensions) == 0
+    assert "Jane" not in (tmp_path / "quarantine.json").read_text()
+
+
+def test_ingest_of_dicom_keeps_no_patient_data(tmp_path):
+    report = ingest(write_dicom_seg(tmp_path / "in"), tmp_path / "data")
+    assert any("PatientName" in finding.found for finding in report.warnings)
+    text = (tmp_path / "data/cases.csv").read_text() + (tmp_path / "quarantine.json").read_text()
+    for private in ("Doe", "Jane", "ID-17", "Roe"):
+        assert private not in text
+
+
+def test_ingest_into_a_folder_that_is_no_cohort_is_refused(tmp_path):
+    source = write_nnunet(tmp_path / "in", 1)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/thesis.docx").write_text("mine")
+    with pytest.raises(ScanError, match=r"not_a_cohort: found .* holding thesis.docx"):
+        ingest(source, tmp_path / "data")
+    assert (tmp_path / "data/thesis.docx").read_text() == "mine"
+
+
+def test_ingest_reports_progress_over_every_case(tmp_path):
+    calls = []
+
+    def progress(items, description, total):
+        calls.append((description, total))
+        for item in items:
+            calls.append(item.case)
+            yield item
+
+    ingest(write_nnunet(tmp_path / "in", 2), tmp_path / "data", progress=progress)
+    assert calls == [("ingest", 2), "case_00", "case_01"]
+
+
+def test_ingest_survives_leftovers_of_a_killed_run(tmp_path):
+    source = write_nnunet(tmp_path / "in", 2)
+    ingest(source, tmp_path / "whole/data")
+    data = tmp_path / "data"
+    (data / ".incoming").mkdir(parents=True)
+    (data / ".incoming/case_00-ct.nii.gz.part").write_bytes(b"half")
+    label_path(data, "case_01").parent.mkdir()
+    label_path(data, "case_01").write_bytes(b"half")
+    (data / "dataset.json").write_text("{}")
+    ingest(source, data)
+    assert tree(data) == tree(tmp_path / "whole/data")
+
+
+@pytest.mark.slow
+def test_ingest_killed_at_any_moment_ends_in_the_same_cohort(tmp_path):
+    source = write_nnunet(tmp_path / "in", 12)
+    ingest(source, tmp_path / "whole/data")
+    command = (
+        "import sys; from pathlib import Path; from fullscale.ingestion.ingest import ingest;"
+        "ingest(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    data, num_killed = tmp_path / "data", 0
+    for attempt in range(40):
+        process = subprocess.Popen(
+            [sys.executable, "-c", command, str(source), str(data)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        deadline = time.monotonic() + 60
+        before = _num_rows(data)
+        while process.poll() is None and _num_rows(data) < before + 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(0.0007 * attempt)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            num_killed += 1
+        process.wait()
+        if (data / "cases.csv").exists():
+            for case in read_cohort(data).cases:
+                assert file_sha256(case.image) == case.image_sha256
+                assert file_sha256(case.label) == case.label_sha256
+        if process.returncode == 0:
+            break
+    assert num_killed >= 3
+    ingest(source, data)
+    assert tree(data) == tree(tmp_path / "whole/data")
+
+
+def _num_rows(data: Path) -> int:
+    path = data / "cases.csv"
+    return len(path.read_text().splitlines()) - 1 if path.exists() else 0
+
+
+def test_ingest_marks_new_cases_as_for_training_only_and_leaves_old_ones(tmp_path):
+    ingest(write_nnunet(tmp_path / "in", 2), tmp_path / "data")
+    write_nnunet(tmp_path / "in", 3)
+    report = ingest(tmp_path / "in", tmp_path / "data", training_only=True)
+    assert report.accepted == ["case_02"]
+    flags = {case.name: case.training_only for case in read_cohort(tmp_path / "data").cases}
+    assert flags == {"case_00": False, "case_01": False, "case_02": True}
+    write_nnunet(tmp_path / "in", 4)
+    ingest(tmp_path / "in", tmp_path / "data")
+    flags = [case.training_only for case in read_cohort(tmp_path / "data").cases]
+    assert flags == [False, False, True, False]

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from bodies import LABELS, make_body, save_nifti
+from cohorts import (
+    SPACING_MM,
+    write_chaos,
+    write_dataset_json,
+    write_dicom_seg,
+    write_ircadb,
+    write_lits,
+    write_msd,
+    write_nnunet,
+    write_totalsegmentator,
+)
+
+from fullscale.ingestion.layouts import LAYOUTS, read_source
+from fullscale.ingestion.source import paint_masks
+from fullscale.runtime.errors import ScanError
+from fullscale.scans.cohort import safe_name
+
+WRITERS = {
+    "msd": write_msd,
+    "nnunet": write_nnunet,
+    "lits": write_lits,
+    "totalsegmentator": write_totalsegmentator,
+    "ircadb": write_ircadb,
+    "chaos": write_chaos,
+    "dicom-seg": write_dicom_seg,
+}
+
+
+def load(source, name):
+    case = next(case for case in source.cases if case.name == name)
+    scan, labels = case.load()
+    return case, scan.values_ZYX, labels.values_ZYX
+
+
+def test_every_layout_is_tested():
+    assert set(WRITERS) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_read_source_knows_its_own_layout(tmp_path, layout):
+    WRITERS[layout](tmp_path)
+    source = read_source(tmp_path)
+    assert source.layout == layout
+    assert len(source.cases) >= 2
+    assert source.refused == ()
+    assert read_source(tmp_path, layout).labels == source.labels
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "seed", "labels", "annotated"),
+    [
+        ("msd", "spleen_1", 101, {"spleen": 2}, ("spleen",)),
+        ("nnunet", "case_02", 2, {"liver": 1, "spleen": 2}, ("liver", "spleen")),
+        ("totalsegmentator", "s0000", 300, {"liver": 1, "spleen": 2}, ("liver", "spleen")),
+        ("totalsegmentator", "s0001", 301, {"liver": 1}, ("liver",)),
+        ("ircadb", "ircadb_02", 401, {"liver": 1}, ("liver",)),
+        ("chaos", "chaos_2", 501, {"liver": 1}, ("liver",)),
+        ("dicom-seg", "subject-2", 601, {"liver": 1, "spleen": 2}, ("liver", "spleen")),
+    ],
+)
+def test_read_source_loads_scan_and_labels_voxel_by_voxel(
+    tmp_path, layout, name, seed, labels, annotated
+):
+    source = read_source(WRITERS[layout](tmp_path))
+    case, hu_ZYX, labels_ZYX = load(source, name)
+    made_hu, made_labels = make_body(seed=seed)
+    np.testing.assert_array_equal(hu_ZYX, made_hu)
+    assert hu_ZYX.dtype == np.int16
+    assert case.annotated == annotated
+    for organ, made_id in labels.items():
+        np.testing.assert_array_equal(labels_ZYX == source.labels[organ], made_labels == made_id)
+
+
+def test_lits_has_liver_and_tumour(tmp_path):
+    source = read_source(write_lits(tmp_path))
+    case, _, labels_ZYX = load(source, "lits_027")
+    assert source.labels == {"liver": 1, "tumour": 2}
+    assert case.annotated == ("liver", "tumour")
+    assert np.count_nonzero(labels_ZYX == 2) == 1
+
+
+def test_lits_with_one_number_twice_is_refused(tmp_path):
+    write_lits(tmp_path, numbers=(3,))
+    hu, _ = make_body()
+    save_nifti(tmp_path / "batch 2/volume-3.nii", hu, SPACING_MM)
+    with pytest.raises(ScanError, match="number 3 twice"):
+        read_source(tmp_path)
+
+
+def test_ircadb_joins_numbered_tumours_and_keeps_them_on_the_liver(tmp_path):
+    source = read_source(write_ircadb(tmp_path))
+    case, _, labels_ZYX = load(source, "ircadb_01")
+    assert case.annotated == ("liver", "livertumor", "spleen")
+    assert np.count_nonzero(labels_ZYX == source.labels["livertumor"]) == 9 + 6
+    _, made = make_body(seed=400)
+    whole = np.isin(labels_ZYX, [source.labels["liver"], source.labels["livertumor"]])
+    np.testing.assert_array_equal(whole, made == 1)
+
+
+def test_dicom_seg_groups_cases_of_one_patient_without_showing_the_id(tmp_path):
+    source = read_source(write_dicom_seg(tmp_path))
+    assert [case.patient for case in source.cases] == ["subject-1", "subject-1"]
+
+
+def test_dicom_seg_without_its_series_is_refused_by_name(tmp_path):
+    write_dicom_seg(tmp_path, 2)
+    for path in (tmp_path / "subject-1/ct").iterdir():
+        path.unlink()
+    source = read_source(tmp_path)
+    assert [case.name for case in source.cases] == ["subject-2"]
+    ((name, error),) = source.refused
+    assert name == "subject-1"
+    assert error.code == "file_missing"
+
+
+def test_dicom_seg_with_a_series_nobody_segmented_refuses_it_by_name(tmp_path):
+    write_dicom_seg(tmp_path, 2)
+    (tmp_path / "subject-2/seg.dcm").unlink()
+    source = read_source(tmp_path)
+    assert [case.name for case in source.cases] == ["subject-1"]
+    assert "subject-2: no segmentation of CT series" in source.refused[0][1].found
+
+
+def test_dicom_seg_drawn_on_slices_that_are_gone_is_refused(tmp_path):
+    write_dicom_seg(tmp_path, 1)
+    sorted((tmp_path / "subject-1/ct").iterdir())[0].unlink()
+    with pytest.raises(ScanError, match=r"slices_missing: found .* drawn on 1 slices that are"):
+        read_source(tmp_path).cases[0].load()
+
+
+def test_ircadb_with_masks_of_a_slice_that_is_gone_is_refused(tmp_path):
+    write_ircadb(tmp_path, 2)
+    (tmp_path / "3Dircadb1.1/PATIENT_DICOM/image_0").unlink()
+    with pytest.raises(ScanError, match="no slice for the masks image_0"):
+        read_source(tmp_path).cases[0].load()
+
+
+def test_nnunet_with_cases_csv_takes_patients_and_annotation(tmp_path):
+    write_nnunet(tmp_path, 2, cases_csv="case_00,p1,liver\ncase_01,p1,\n")
+    source = read_source(tmp_path)
+    assert [case.patient for case in source.cases] == ["p1", "p1"]
+    assert [case.annotated for case in source.cases] == [("liver",), ()]
+
+
+def test_nnunet_with_an_unknown_organ_in_cases_csv_refuses_that_case(tmp_path):
+    write_nnunet(tmp_path, 2, cases_csv="case_00,p1,liver\ncase_01,p2,kidney\n")
+    source = read_source(tmp_path)
+    assert [case.name for case in source.cases] == ["case_00"]
+    assert [(name, error.code) for name, error in source.refused] == [
+        ("case_01", "annotated_unknown")
+    ]
+
+
+@pytest.mark.parametrize("kept", ["imagesTr", "labelsTr"])
+def test_nnunet_with_half_a_pair_still_lists_the_case(tmp_path, kept):
+    write_nnunet(tmp_path, 2)
+    other = "labelsTr" if kept == "imagesTr" else "imagesTr"
+    next(iter((tmp_path / other).glob("case_01*"))).unlink()
+    source = read_source(tmp_path)
+    assert [case.name for case in source.cases] == ["case_00", "case_01"]
+    with pytest.raises(ScanError, match="file_missing"):
+        source.cases[1].load()
+
+
+@pytest.mark.parametrize("write", [write_nnunet, write_totalsegmentator])
+def test_hidden_twins_of_archives_are_not_cases(tmp_path, write):
+    before = read_source(write(tmp_path))
+    for path in list(tmp_path.rglob("*.nii.gz")):
+        path.with_name("._" + path.name).write_bytes(b"not a scan")
+    after = read_source(tmp_path)
+    assert [case.name for case in after.cases] == [case.name for case in before.cases]
+    assert after.labels == before.labels
+
+
+def test_msd_with_a_path_that_escapes_refuses_that_case(tmp_path):
+    folder = write_msd(tmp_path / "in")
+    text = (folder / "dataset.json").read_text().replace("./imagesTr/spleen_0", "../../etc/x")
+    (folder / "dataset.json").write_text(text)
+    source = read_source(folder)
+    assert [case.name for case in source.cases] == ["spleen_1"]
+    assert source.refused[0][1].code == "case_name"
+
+
+def test_msd_of_old_nnunet_finds_images_with_a_channel(tmp_path):
+    write_msd(tmp_path)
+    for path in (tmp_path / "imagesTr").iterdir():
+        path.rename(path.with_name(path.name.replace(".nii.gz", "_0000.nii.gz")))
+    _, hu_ZYX, _ = load(read_source(tmp_path), "spleen_0")
+    np.testing.assert_array_equal(hu_ZYX, make_body(seed=100)[0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"channel_names": {"0": "T1"}},
+        {"channel_names": {"0": "CT", "1": "PET"}},
+        {"channel_names": {}, "modality": {"0": "CT"}},
+    ],
+)
+def test_nnunet_of_another_modality_is_refused(tmp_path, changes):
+    write_nnunet(tmp_path, 1)
+    write_dataset_json(tmp_path, **changes)
+    with pytest.raises(ScanError, match="modality"):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [1, 2],
+        {"background": 0},
+        {"background": 0, "liver": "one"},
+        {"background": 0, "whole": [1, 2]},
+        {"background": 0, "liver": 1, "spleen": 1},
+        {"background": 0, "liver": 1, "ignore": 2},
+        {"background": 0, "liver": -1},
+        {"background": 0, "liver": 256},
+        {"background": 0, "a;b": 1},
+    ],
+)
+def test_nnunet_with_unusable_labels_is_refused(tmp_path, labels):
+    write_nnunet(tmp_path, 1)
+    write_dataset_json(tmp_path, labels=labels)
+    with pytest.raises(ScanError, match="dataset_json"):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "\xff"])
+def test_nnunet_with_a_broken_dataset_json_is_refused(tmp_path, text):
+    write_nnunet(tmp_path, 1)
+    (tmp_path / "dataset.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ScanError, match="dataset_json"):
+        read_source(tmp_path)
+
+
+def test_read_source_of_an_unknown_folder_names_the_layouts(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing here")
+    with pytest.raises(ScanError, match="none of msd, nnunet, lits"):
+        read_source(tmp_path)
+    with pytest.raises(ScanError, match="no folder"):
+        read_source(tmp_path / "absent")
+    with pytest.raises(ScanError, match="layout 'bids', not among"):
+        read_source(tmp_path, "bids")
+
+
+def test_paint_masks_puts_the_smaller_on_top():
+    large, small = np.ones((2, 4, 5), bool), np.zeros((2, 4, 5), bool)
+    small[1, 2, 3] = True
+    painted = paint_masks({1: np.packbits(small), 2: np.packbits(large)}, (2, 4, 5))
+    assert painted[1, 2, 3] == 1
+    assert (painted == 2).sum() == 39
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("3Dircadb1.1", "3Dircadb1_1"), ("../x", "x"), ("a b/c", "a_b_c"), ("é", ""), ("_x-", "x")],
+)
+def test_safe_name(text, name):
+    assert safe_name(text) == name
+
+
+def test_labels_of_bodies_are_what_the_tests_assume():
+    assert LABELS == {"background": 0, "liver": 1, "spleen": 2}

@@ -1,0 +1,165 @@
+import json
+
+import pytest
+from project import ROOT
+
+from fullscale.params import load_params
+from fullscale.reporting.model_card import MAX_CHARS, PICTURES, describe_model, make_page
+from fullscale.tracking.generated_text import is_ours
+
+RUN_ID = "f" * 32
+ORGANS = ("liver", "spleen")
+CHAMPION = {
+    "version": "3",
+    "scores": {
+        "test/num_cases/liver": 7,
+        "test/dice/liver": 0.90125,
+        "test/num_free_slices/liver": 110,
+        "test/slice_fpr/liver": 0.02,
+        "test/num_cases/spleen": 0,
+    },
+}
+
+
+@pytest.fixture
+def verdict():
+    """The published verdict."""
+    content = json.loads((ROOT / "reports/gate.json").read_text())
+    return {**content, "champion": None}
+
+
+@pytest.fixture(scope="module")
+def summaries():
+    return {
+        name: json.loads((ROOT / "reports" / name / "summary.json").read_text())
+        for name in ("unet3plus", "unet")
+    }
+
+
+def cells(page, start):
+    """The cells of the only line that starts so."""
+    (line,) = (line for line in page.splitlines() if line.startswith(start))
+    text = line.replace("&nbsp;", " ").replace("\u00a0", " ")
+    return [cell.strip() for cell in text.strip("|").split("|")]
+
+
+def test_page_begins_with_the_verdict_and_every_reason(verdict, summaries):
+    page = make_page(verdict, summaries, ORGANS, RUN_ID, list(PICTURES))
+    assert page.startswith("PASS: the candidate may be promoted\n---\n")
+    for clause in verdict["clauses"]:
+        assert f"| yes | {clause['found']}&nbsp; | {clause['wanted']} |" in page
+
+
+def test_page_compares_candidate_baseline_and_champion(verdict, summaries):
+    page = make_page({**verdict, "champion": CHAMPION}, summaries, ORGANS, RUN_ID, [])
+    assert cells(page, "| organ |") == [
+        *("organ", "Dice, unet3plus (this)", "Dice, unet (baseline)", "Dice, champion then"),
+        *("slice FPR, unet3plus (this)", "slice FPR, unet (baseline)"),
+        "slice FPR, champion then",
+    ]
+    scores = []
+    for metric, count in (("dice", "num_cases"), ("slice_fpr", "num_free_slices")):
+        for summary in (summaries["unet3plus"], summaries["unet"], CHAMPION["scores"]):
+            value, number = (summary[f"test/{key}/liver"] for key in (metric, count))
+            scores.append(f"{value:.4f} (n = {number})")
+    assert cells(page, "| liver&nbsp; |") == ["liver", *scores]
+    assert scores[2] == "0.9012 (n = 7)"
+    assert cells(page, "| spleen&nbsp; |")[3] == "not measured (n = 0)"
+    assert "Champion then: version 3, scored again on the same test set." in page
+
+
+def test_page_says_that_there_was_no_champion(verdict, summaries):
+    page = make_page(verdict, summaries, ORGANS, RUN_ID, [])
+    assert "No other version was champion then, so there is none to compare with." in page
+    assert len(cells(page, "| liver&nbsp; |")) == 5
+
+
+def test_page_shows_the_pictures_that_there_are(verdict, summaries):
+    page = make_page(verdict, summaries, ORGANS, RUN_ID, ["best", "median"])
+    shown = [line for line in page.splitlines() if line.startswith("![")]
+    address = "get-artifact?path=page%2F{}.png&run_uuid=" + RUN_ID
+    assert shown == [
+        f"![The median test case]({address.format('median')})",
+        f"![The test case with the highest Dice]({address.format('best')})",
+    ]
+    assert "### Pictures" not in make_page(verdict, summaries, ORGANS, RUN_ID, [])
+
+
+def test_page_says_what_it_was_made_from_and_how_to_make_it_again(verdict, summaries):
+    page = make_page(verdict, summaries, ORGANS, RUN_ID, [])
+    for key in ("data_version", "git_commit", "test_set", "weights_sha256"):
+        assert f": `{verdict[key]}`\n" in page
+    assert page.count("\n```\n") == 2
+    commands = page.split("\n```\n")[1].splitlines()
+    assert commands == [
+        f"git checkout {verdict['git_commit']}",
+        f"git checkout $(git log --all --format=%h -S {verdict['data_version'][:8]} -- data.dvc "
+        "| tail -1) data.dvc",
+        "make setup && source .venv/bin/activate",
+        "dvc pull data.dvc",
+        "dvc repro",
+        "sha256sum artifacts/train/unet3plus/weights.safetensors",
+    ]
+
+
+def test_page_says_that_the_code_was_not_committed(verdict, summaries):
+    commit = verdict["git_commit"]
+    dirty = make_page({**verdict, "git_commit": f"{commit}-dirty"}, summaries, ORGANS, RUN_ID, [])
+    assert f"- git commit: `{commit}`, with changes that were not committed\n" in dirty
+    assert f"\ngit checkout {commit}\n" in dirty
+    nowhere = make_page({**verdict, "git_commit": "none"}, summaries, ORGANS, RUN_ID, [])
+    assert "- git commit: `none`\n" in nowhere
+    assert "git checkout" not in nowhere
+
+
+@pytest.mark.parametrize("num_organs", [13, 104])
+def test_page_of_many_organs_fits_and_counts_what_it_leaves_out(verdict, summaries, num_organs):
+    organs = [f"a_rather_long_name_of_organ_number_{place:03d}" for place in range(num_organs)]
+    clause = {"passed": True, "wanted": "at most 0.01 below unet"}
+    verdict["clauses"] += [
+        {**clause, "found": f"{organ}: mean Dice 0.9308, unet 0.9106 (8 cases)"} for organ in organs
+    ]
+    verdict["champion"] = CHAMPION
+    page = make_page(verdict, summaries, organs, RUN_ID, list(PICTURES))
+    assert MAX_CHARS - 200 < len(page) <= MAX_CHARS
+    assert is_ours(page)
+    lines = page.splitlines()
+    notes = [
+        place for place, line in enumerate(lines) if line.endswith("more: reports/gate.json |")
+    ]
+    assert len(notes) == 2
+    for place, total in zip(notes, (len(verdict["clauses"]), num_organs), strict=True):
+        top = max(row for row in range(place) if lines[row].startswith("|---"))
+        num_left_out = int(lines[place].removeprefix("| and ").split()[0])
+        assert (place - top - 1) + num_left_out == total
+    assert "number\\_000" in page
+    assert page.count("```") == 2
+
+
+CHANGES = (
+    lambda page: f"{page} ",
+    lambda page: f"Mine. {page}",
+    lambda page: page.replace("yes", "no"),
+    lambda page: "Mine.",
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_page_that_a_person_changed_is_theirs(verdict, summaries, change):
+    page = make_page(verdict, summaries, ORGANS, RUN_ID, [])
+    assert is_ours(page)
+    assert not is_ours(change(page))
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_description_that_no_one_wrote_may_be_written(nothing):
+    assert is_ours(nothing)
+
+
+def test_model_says_what_it_segments_and_what_its_aliases_mean():
+    text = describe_model(tuple(load_params(ROOT / "params.yaml").organs))
+    assert text.startswith("Segmentation of liver and spleen in CT.")
+    assert "`champion`: the version in use" in text
+    assert "`challenger`: the newest version that passed" in text
+    assert describe_model(("liver",)).startswith("Segmentation of liver in CT.")
+    assert describe_model(("a", "b", "c")).startswith("Segmentation of a, b and c in CT.")

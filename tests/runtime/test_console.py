@@ -1,0 +1,50 @@
+import errno
+
+import pytest
+
+from fullscale.runtime.console import report_errors, track
+from fullscale.runtime.errors import ScanError, StageError
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (StageError("no data; run `dvc pull`"), "error: no data; run `dvc pull`"),
+        (ScanError("spacing", "0 mm", "0.2 to 10 mm", "mend it"), "error: spacing: found 0 mm; "),
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "error: [Errno 28] No space"),
+    ],
+)
+def test_expected_error_is_one_line_and_exit_code_1(error, line, capsys):
+    @report_errors
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith(line)
+    assert told.count("\n") == 1
+
+
+def test_defect_keeps_its_traceback():
+    @report_errors
+    def main():
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        main()
+
+
+def test_arguments_and_silence_pass_through(capsys):
+    seen = []
+    report_errors(lambda *args, **kwargs: seen.append((args, kwargs)))(1, b=2)
+    assert seen == [((1,), {"b": 2})]
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_goes_to_stderr_and_leaves_stdout_alone(capsys):
+    assert list(track(iter("abc"), "work", 3)) == ["a", "b", "c"]
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "work: 3/3" in told.err

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import threading
+
+import pandas as pd
+import pytest
+from fastapi.testclient import TestClient
+from payloads import base64_of, malformed, nifti, request
+from random_network import random_trained, save_random
+from watching import wait_until
+
+from fullscale.prediction.segmentation import Model
+from fullscale.serving.alias_follower import Served
+from fullscale.serving.http_app import Bounds, make_app
+from fullscale.serving.row_segmenter import RowSegmenter
+from fullscale.serving.upload import Limits
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_params, tmp_path_factory):
+    return save_random(tmp_path_factory.mktemp("trained"), tiny_params)
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    return Served(str(folder), folder, Limits(folder, 1 << 20), "cpu")
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with TestClient(make_app(served, Bounds(4 << 20, 2))) as client:
+        yield client
+
+
+def ask(client, body, **headers):
+    return client.post("/invocations", content=body, headers={**JSON, **headers})
+
+
+def test_scan_is_answered(client, served):
+    answer = ask(client, request(scan=base64_of(nifti())))
+    assert answer.status_code == 200
+    (prediction,) = answer.json()["predictions"]
+    expected = served.current.segment(pd.DataFrame({"scan": [base64_of(nifti())]}))
+    assert prediction == {name: expected[name][0] for name in ("mask", "statistics")}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"dataframe_split": {"columns": ["scan"], "data": [["{scan}"]]}},
+        {"inputs": {"scan": ["{scan}"]}},
+        {"instances": [{"scan": "{scan}"}]},
+        {"dataframe_records": [{"scan": "{scan}"}], "params": {"unused": 1}},
+    ],
+)
+def test_every_form_of_the_protocol_is_read(client, content):
+    body = json.dumps(content).replace("{scan}", base64_of(nifti()))
+    assert len(ask(client, body).json()["predictions"]) == 1
+
+
+def test_model_and_health_are_told(client, served):
+    assert client.get("/health").status_code == client.get("/ping").status_code == 200
+    told = client.get("/model").json()
+    assert told["name"] == "unet3plus"
+    assert told["version"] is None
+    assert told["weights_sha256"] == served.current.model.weights_sha256
+    assert told["organs"] == ["liver", "spleen"]
+
+
+@pytest.mark.parametrize("number", range(90))
+def test_malformed_request_is_refused_clearly(client, number):
+    *_, body = malformed(seed=number, num=number % 30 + 1)
+    answer = ask(client, body)
+    assert 400 <= answer.status_code < 500, answer.text
+    content = answer.json()
+    assert content["error_code"] == answer.status_code
+    assert 10 < len(content["message"]) <= 600
+    assert "Traceback" not in content["message"]
+    assert "scan.nii" not in content["message"]
+
+
+@pytest.mark.parametrize("kind", ["text/csv", "application/x-parquet", "", "multipart/form-data"])
+def test_other_content_is_not_read(client, kind):
+    answer = ask(client, b"scan\nQQ==\n", **{"Content-Type": kind})
+    assert answer.status_code == 415
+    assert "wanted application/json" in answer.json()["message"]
+
+
+def test_body_that_is_too_large_is_refused_with_and_without_its_length(client):
+    body = request(scan="A" * (4 << 20))
+    assert ask(client, body).status_code == 413
+    chunks = (body[start : start + 65536] for start in range(0, len(body), 65536))
+    answer = ask(client, chunks)
+    assert answer.status_code == 413
+    assert answer.json()["message"] == "a body of more than 4,194,304 bytes"
+
+
+class Slow(RowSegmenter):
+    """A segmenter that waits until it may go on."""
+
+    def __init__(self, model, go_on):
+        super().__init__(model, Limits(), "cpu")
+        self.began, self._go_on = threading.Semaphore(0), go_on
+
+    def segment(self, rows):
+        self.began.release()
+        self._go_on.wait(30)
+        return super().segment(rows)
+
+
+def test_more_requests_than_may_wait_are_turned_away_and_later_taken(served, tiny_params):
+    go_on = threading.Event()
+    slow = Slow(Model("organs", "1", "ab" * 32, 0.5, random_trained(tiny_params)), go_on)
+    another = Served(served.wanted, served._root, Limits(), "cpu")
+    another.current = slow
+    body = request(scan=base64_of(nifti()))
+    with (
+        TestClient(make_app(another, Bounds(max_waiting=2))) as client,
+        concurrent.futures.ThreadPoolExecutor(2) as threads,
+    ):
+        try:
+            first = threads.submit(ask, client, body)
+            assert slow.began.acquire(timeout=30)
+            second = threads.submit(ask, client, body)
+            # Whether there is a place is asked before what a body is.
+            assert wait_until(
+                lambda: ask(client, b"", **{"Content-Type": "none"}).status_code == 503, 30
+            )
+            assert ask(client, body).headers["Retry-After"] == "30"
+            assert client.get("/health").status_code == 200
+        finally:
+            go_on.set()
+        assert first.result(30).status_code == second.result(30).status_code == 200
+        assert ask(client, body).status_code == 200
+
+
+def test_defect_of_ours_is_told_as_one_and_the_next_request_is_answered(
+    served, folder, capsys, tiny_params
+):
+    another = Served(served.wanted, folder, Limits(), "cpu")
+    good = another.current
+    another.current = None
+    with TestClient(make_app(another, Bounds())) as client:
+        answer = ask(client, request(scan=base64_of(nifti())))
+        assert answer.status_code == 500
+        assert answer.json()["message"] == "this failed; the server's log says why"
+        assert "AttributeError" in capsys.readouterr().err
+        another.current = good
+        assert ask(client, request(scan=base64_of(nifti()))).status_code == 200

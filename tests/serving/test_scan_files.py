@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from bodies import make_body, save_nifti
+from cohorts import SPACING_MM, write_dicom_seg, write_series
+
+from fullscale.runtime.errors import ScanError, StageError
+from fullscale.serving.scan_files import find_inputs, read_scan, strip_suffix
+
+
+@pytest.fixture(scope="module")
+def hu():
+    return make_body()[0]
+
+
+def save(path, hu):
+    return save_nifti(path, hu, SPACING_MM)
+
+
+def names(source):
+    found, is_single = find_inputs(source)
+    return [scan.name for scan in found], is_single
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("a.nii", "a"), ("a.nii.gz", "a"), ("a.b.NII.GZ", "a.b"), ("a.gz", "a.gz"), ("a", "a")],
+)
+def test_suffix_is_stripped(name, stem):
+    assert strip_suffix(name) == stem
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nifti_file_is_a_single_scan(tmp_path, hu, suffix):
+    source = save(tmp_path / f"scan{suffix}", hu)
+    (found,), is_single = find_inputs(source)
+    assert (found.name, is_single, found.is_dicom) == ("scan", True, False)
+    scan = read_scan(found)
+    np.testing.assert_array_equal(scan.volume.values_ZYX, hu)
+    assert scan.order is None
+
+
+def test_folder_of_one_series_is_a_single_scan(tmp_path, hu):
+    (found,), is_single = find_inputs(write_series(tmp_path / "ct", hu))
+    assert (found.name, is_single, found.is_dicom) == ("ct", True, True)
+    scan = read_scan(found)
+    np.testing.assert_array_equal(scan.volume.values_ZYX, hu)
+    assert len(scan.order.files) == len(hu)
+
+
+def test_folder_holds_scans_however_deep(tmp_path, hu):
+    save(tmp_path / "b.nii.gz", hu)
+    save(tmp_path / "x/c.nii", hu)
+    write_series(tmp_path / "x/y/ct", hu)
+    write_series(tmp_path / "a", hu)
+    (tmp_path / "readme.txt").write_text("no scan")
+    assert names(tmp_path) == (["a", "b", "x/c", "x/y/ct"], False)
+
+
+def test_folder_with_one_nifti_file_is_a_folder(tmp_path, hu):
+    save(tmp_path / "b.nii.gz", hu)
+    assert names(tmp_path) == (["b"], False)
+
+
+def test_hidden_files_and_folders_are_left_alone(tmp_path, hu):
+    save(tmp_path / "b.nii", hu)
+    save(tmp_path / ".cache/c.nii", hu)
+    save(tmp_path / "._b.nii", hu)
+    assert names(tmp_path)[0] == ["b"]
+
+
+def test_two_series_in_one_folder_are_two_scans(tmp_path, hu):
+    write_series(tmp_path / "ct", hu)
+    write_series(tmp_path / "ct", hu[:8], name="second{:05d}.dcm")
+    found, is_single = find_inputs(tmp_path / "ct")
+    assert not is_single
+    assert [scan.name for scan in found] == ["ct_1", "ct_2"]
+    assert [len(scan.files) for scan in found] == [16, 8]
+    for scan in found:
+        read_scan(scan)
+
+
+def test_other_dicom_objects_are_no_scans(tmp_path):
+    write_dicom_seg(tmp_path, 1)
+    assert names(tmp_path)[0] == ["subject-1/ct"]
+
+
+@pytest.mark.parametrize("num_bytes", [140, 300, 420, 600, 900])
+def test_cut_off_slice_is_named_and_not_left_out(tmp_path, hu, num_bytes):
+    write_series(tmp_path / "ct", hu)
+    path = sorted((tmp_path / "ct").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    (found,), is_single = find_inputs(tmp_path / "ct")
+    assert is_single
+    with pytest.raises(ScanError, match=path.name):
+        read_scan(found)
+
+
+def test_parsers_warn_of_nothing(tmp_path, hu, recwarn):
+    write_series(tmp_path / "ct", hu, PatientBirthDate="Doe^Jane")
+    recwarn.clear()
+    (found,), _ = find_inputs(tmp_path / "ct")
+    read_scan(found)
+    assert [str(each.message) for each in recwarn if "Doe" in str(each.message)] == []
+
+
+def test_what_is_no_scan_is_refused(tmp_path, hu):
+    with pytest.raises(StageError, match=r"there is no .*nowhere"):
+        find_inputs(tmp_path / "nowhere")
+    (tmp_path / "a.txt").write_text("no scan")
+    with pytest.raises(StageError, match=r"wanted a \.nii or \.nii\.gz file"):
+        find_inputs(tmp_path / "a.txt")
+    with pytest.raises(StageError, match="holds no scan"):
+        find_inputs(tmp_path)
+
+
+def test_two_scans_of_one_name_are_refused(tmp_path, hu):
+    save(tmp_path / "a.nii", hu)
+    save(tmp_path / "a.nii.gz", hu)
+    with pytest.raises(StageError, match="two scans named a; rename one"):
+        find_inputs(tmp_path)

@@ -1,0 +1,40 @@
+"""The smallest parameters, cohort and store that a test of a stage works with."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import yaml
+from project import ROOT
+
+from fullscale.tracking.store import Store
+
+TINY = {
+    "slice": {"size_px": 32},
+    "train": {"width": 4, "num_epochs": 2, "batch_size": 8, "num_picture_slices": 2},
+    "register": {"num_bootstrap": 200, "min_cases": 2},
+}
+ANNOTATED = ["liver;spleen"] * 6 + ["liver", "spleen"]
+CASES = "".join(f"case_{i:02d},patient_{i:02d},{names}\n" for i, names in enumerate(ANNOTATED))
+
+
+def published() -> dict:
+    """The content of the project's own params.yaml, as a fresh copy."""
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def changed(changes: dict, base: dict | None = None) -> dict:
+    """params.yaml with some keys changed, section by section."""
+    content = published() if base is None else copy.deepcopy(base)
+    for section, values in changes.items():
+        if isinstance(values, dict) and isinstance(content.get(section), dict):
+            content[section] = {**content[section], **values}
+        else:
+            content[section] = values
+    return content
+
+
+def make_store(folder: Path) -> Store:
+    folder.mkdir()
+    return Store(f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri())

@@ -1,0 +1,166 @@
+import math
+
+import pandas as pd
+import pytest
+from project import ROOT
+
+from fullscale.evaluation.statistics import Gain
+from fullscale.reporting.paper_rows import (
+    CLAIMS,
+    CRF_REASON,
+    Claim,
+    Row,
+    Setting,
+    measure_claims,
+    read_rows,
+)
+from fullscale.reporting.paper_table import draw_table, tabulate, write_markdown
+from fullscale.versioning.provenance import Provenance
+from fullscale.workspace import Workspace, open_workspace
+from tasks.paper_table import choose_timed
+
+
+@pytest.fixture(scope="module")
+def params():
+    return open_workspace(ROOT, "paper/sample").load_params()
+
+
+@pytest.fixture
+def setting(params):
+    return Setting(
+        "Phantoms", ("liver", "spleen"), 9, False, params, 50, Provenance("c0ffee", "d1.dir")
+    )
+
+
+SUMMARY = {
+    "test/dice/liver": 0.9,
+    "test/dice_low/liver": 0.85,
+    "test/dice_high/liver": 0.93,
+    "test/num_cases/liver": 8,
+    "test/slice_fpr/liver": 0.0125,
+    "test/voxel_fpr/liver": 0.0003,
+    "test/false_closings/liver": 0.02,
+    "test/closed_volume/liver": 0.001,
+}
+RUN = Row(
+    "unet", "UNet", "plain", {"liver": 0.9206, "spleen": 0.9023}, SUMMARY, 617_506, 39.39, 0.25, 1.5
+)
+CRF = Row(
+    "unet-crf",
+    "UNet + dense CRF",
+    "plain",
+    {"liver": math.nan, "spleen": math.nan},
+    reason=CRF_REASON,
+)
+
+
+def lines_of(text, heading):
+    part = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return [line for line in part.splitlines() if line.startswith("|")]
+
+
+def test_markdown_holds_published_and_measured(setting):
+    text = write_markdown([RUN, CRF], [], setting)
+    liver = lines_of(text, "liver")[2]
+    for part in ("0.9206", "0.9000", "0.8500", "0.9300", "| 8 |", "0.0125", "0.00030", "0.0200"):
+        assert part in liver
+    assert liver.endswith("| not run |")
+    spleen = lines_of(text, "spleen")[2]
+    assert "0.9023" in spleen
+    assert "not measured" in spleen
+    assert "Not run on LiTS" in text
+    assert "Commit c0ffee, data version d1.dir." in text
+
+
+def test_markdown_of_lits_says_so(setting):
+    text = write_markdown([RUN], [], Setting(**{**vars(setting), "is_lits": True}))
+    assert "Dice on LiTS (95% interval)" in text
+    assert lines_of(text, "liver")[2].endswith("| 0.9000 |")
+    assert "Not run on LiTS" not in text
+
+
+def test_row_that_was_not_run_says_why(setting):
+    text = write_markdown([RUN, CRF], [], setting)
+    assert lines_of(text, "liver")[3] == ("| UNet + dense CRF | plain | none |" + " not run |" * 6)
+    assert f"- UNet + dense CRF (plain): {CRF_REASON}." in text
+
+
+def test_markdown_tells_what_networks_cost(setting):
+    cost = lines_of(write_markdown([RUN, CRF], [], setting), "What they cost")
+    assert cost[2] == "| UNet | plain | 0.62 | 39.39 | 0.25 | 1.50 |"
+    assert cost[3] == "| UNet + dense CRF | plain | not run | none | not run | not run |"
+
+
+def test_markdown_tells_how_sure_a_claim_is(setting):
+    gain = Gain(0.01, -0.02, 0.04, 0.3, 8, 17)
+    text = write_markdown([RUN], [Claim("CGM", "with", "without", gain, 0.9)], setting)
+    (line,) = lines_of(text, "What the paper says is better")[2:]
+    for part in ("CGM", "+0.0100", "-0.0200", "+0.0400", "| 0.3 |", "| 0.9 |", "| 8 |"):
+        assert part in line
+
+
+def test_table_has_a_line_for_each_row_and_organ(setting):
+    table = tabulate([RUN, CRF], setting)
+    assert list(zip(table["network"], table["organ"], strict=True)) == [
+        ("unet", "liver"), ("unet", "spleen"), ("unet-crf", "liver"), ("unet-crf", "spleen"),
+    ]  # fmt: skip
+    assert table.loc[0, "dice"] == 0.9
+    assert math.isnan(table.loc[1, "dice"])
+    assert table.loc[2, "not_run_because"] == CRF_REASON
+    assert math.isnan(table.loc[2, "parameters"])
+    assert set(table["on_lits"]) == {"not run"}
+
+
+def test_picture_shows_every_row(setting):
+    figure = draw_table([RUN, CRF], setting)
+    panels = figure.axes
+    assert [axes.get_xlabel() for axes in panels] == ["Dice, liver", "Dice, spleen"]
+    labels = [label.get_text() for label in panels[0].get_yticklabels()]
+    assert labels == ["UNet, plain", "UNet + dense CRF, plain"]
+    assert [text.get_text() for text in panels[0].texts] == ["not run"]
+
+
+def test_claims_are_about_rows_that_are_trained(params):
+    for better, worse, _ in CLAIMS:
+        assert {better, worse} <= set(params.networks)
+        ours, theirs = params.recipes[better].model_dump(), params.recipes[worse].model_dump()
+        differs = {key for key in ours if ours[key] != theirs[key]}
+        assert differs <= {"architecture", "deep_supervision", "cgm"} or differs == {"loss_terms"}
+
+
+def test_rows_without_results_are_not_run(params, tmp_path):
+    (tmp_path / "paper").mkdir()
+    published = (ROOT / "paper/published.csv").read_text()
+    (tmp_path / "paper/published.csv").write_text(published)
+    workspace = Workspace(tmp_path, (), tmp_path / "a", tmp_path / "r", tmp_path / "w", "paper/x")
+    rows = read_rows(workspace, params, None)
+    assert len(rows) == 16
+    assert all(row.reason for row in rows)
+    assert "summary.json" in rows[0].reason
+    assert rows[0].published == {"liver": 0.9206, "spleen": 0.9023}
+    assert measure_claims(workspace, params, rows) == []
+
+
+def test_claims_are_paired_and_corrected(params, tmp_path):
+    workspace = Workspace(tmp_path, (), tmp_path, tmp_path, tmp_path, "paper/x")
+    for network, dice in {"unet": 0.8, "unetplusplus": 0.85, "unet3plus": 0.9}.items():
+        (tmp_path / network).mkdir()
+        rows = [
+            {"case": f"c{i}", "patient": f"p{i}", "organ": "liver", "dice": dice + i / 200}
+            for i in range(8)
+        ]
+        pd.DataFrame(rows).to_csv(tmp_path / network / "cases.csv", index=False)
+    rows = [
+        Row(network, network, "plain", {}, SUMMARY)
+        for network in ("unet", "unetplusplus", "unet3plus")
+    ]
+    claims = measure_claims(workspace, params, rows)
+    assert [claim.worse for claim in claims] == ["unet (plain)", "unetplusplus (plain)"]
+    assert [round(claim.gain.mean, 6) for claim in claims] == [0.1, 0.05]
+    assert all(claim.p_holm >= claim.gain.p_value for claim in claims)
+
+
+def test_timed_scan_is_of_middle_size(tiny_cohort):
+    sizes = sorted(case.image.stat().st_size for case in tiny_cohort.cases)
+    assert choose_timed(tiny_cohort.cases).image.stat().st_size == sizes[len(sizes) // 2]
+    assert choose_timed(tiny_cohort.cases[:1]) == tiny_cohort.cases[0]

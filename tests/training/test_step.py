@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from fullscale.prediction.network_files import build, describe
+from fullscale.training.augmentation import Augment
+from fullscale.training.dataset import Plan, SliceDataset, training_batches
+from fullscale.training.epoch_order import EpochOrder
+from fullscale.training.step import Learner, learning_rate, make_optimizer, seed_step
+
+
+@pytest.fixture
+def network(tiny_params):
+    torch.manual_seed(0)
+    return build(describe("unet3plus", tiny_params))
+
+
+@pytest.fixture
+def learner(tiny_params, network):
+    params = tiny_params
+    return Learner(
+        network,
+        len(params.organs),
+        params.slice.window_hu,
+        params.recipes["unet3plus"].loss_terms,
+        Augment(params.train.augment, params.slice.window_hu, params.train.seed),
+    )
+
+
+def first_batch(store, cases, size=4):
+    slices = SliceDataset(store, cases)
+    order = EpochOrder(slices.organ_free, 1.0, 0)
+    return next(training_batches(slices, order, Plan(size), 1))
+
+
+def test_terms_are_named_and_add_up(learner, tiny_store):
+    batch = first_batch(tiny_store, ["case_00"])
+    total, terms = learner.loss(*learner.prepare(batch), batch.annotated_BK)
+    parts = [terms[name] for name in ("focal", "ms_ssim", "iou", "classification")]
+    torch.testing.assert_close(sum(parts), total.detach())
+    sides = [terms[f"side{number}/iou"] for number in range(1, 6)]
+    torch.testing.assert_close(torch.stack(sides).mean(), terms["iou"])
+    assert "side6/iou" not in terms
+    assert not any(value.requires_grad for value in terms.values())
+
+
+def test_unannotated_organ_gives_no_gradient(learner, network, tiny_store):
+    batch = first_batch(tiny_store, ["case_06"])
+    assert batch.annotated_BK.tolist() == [[True, False]] * 4
+    learner.loss(*learner.prepare(batch), batch.annotated_BK)[0].backward()
+    for head in network.heads:
+        assert head.weight.grad[0].abs().sum() > 0
+        assert head.weight.grad[1].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("cosine", [1, 0.5, 0, 0]),
+        ("poly", [1, 0.5**0.9, 0, 0]),
+    ],
+)
+def test_schedule_at_start_middle_end_and_beyond(tiny_params, schedule, factors):
+    train = tiny_params.train.model_copy(update={"schedule": schedule, "learning_rate": 0.2})
+    rates = [learning_rate(train, step, 20) for step in (0, 10, 20, 25)]
+    assert rates == pytest.approx([0.2 * factor for factor in factors])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+def test_optimizer_is_the_one_named(tiny_params, network, name, kind):
+    train = tiny_params.train.model_copy(update={"optimizer": name, "learning_rate": 0.25})
+    optimizer = make_optimizer(network, train)
+    assert isinstance(optimizer, kind)
+    assert optimizer.defaults["lr"] == 0.25
+
+
+def test_what_torch_draws_depends_on_seed_and_key_alone():
+    drawn = []
+    for key in [(0, 1, 2), (0, 1, 3), (0, 1, 2)]:
+        torch.rand(len(drawn))
+        seed_step(5, *key)
+        drawn.append(torch.rand(3).tolist())
+    assert drawn[0] == drawn[2]
+    assert drawn[0] != drawn[1]
+    seed_step(6, 0, 1, 2)
+    assert torch.rand(3).tolist() != drawn[0]

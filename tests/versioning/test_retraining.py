@@ -1,0 +1,226 @@
+"""On a small real repository of git and DVC: one folder of data, two stages."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from fullscale.versioning.data_version import commit_data, open_newest
+from fullscale.versioning.git import SCANS_BRANCH, commit_paths, contains, git, run_program
+from fullscale.versioning.retraining import (
+    MAX_FAILURES,
+    count_failure,
+    forget_begun,
+    landed_since,
+    list_begun,
+    list_changes,
+    list_news,
+    newest_branch,
+    note_begun,
+    publish,
+    read_message,
+)
+
+pytestmark = pytest.mark.slow
+DAY = date(2026, 3, 1)
+PIPELINE = """\
+stages:
+  slice:
+    cmd: mkdir -p artifacts && cat data/scan > artifacts/slices
+    deps: [data, code.py]
+    params: [slice]
+    outs: [artifacts/slices]
+  evaluate:
+    cmd: mkdir -p reports && cat artifacts/slices > reports/summary.json
+    deps: [artifacts/slices]
+    metrics:
+      - reports/summary.json: {cache: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose results are up to date and committed."""
+    root = tmp_path_factory.mktemp("publish") / "project"
+    (root / "data").mkdir(parents=True)
+    (root / "data/scan").write_text("1")
+    (root / "code.py").write_text("one\n")
+    (root / "params.yaml").write_text("slice:\n  size_px: 32\n")
+    (root / "dvc.yaml").write_text(PIPELINE)
+    git(root, "init", "--quiet", "--initial-branch", "main")
+    run_program(["dvc", "init", "--quiet"], root)
+    run_program(["dvc", "config", "core.analytics", "false"], root)
+    run_program(["dvc", "add", "--quiet", "data"], root)
+    (root / ".gitignore").write_text("/data\n/artifacts/\n/.cache/\n")
+    run_program(["dvc", "repro", "--quiet"], root)
+    commit_paths(root, ["."], "Begin")
+    return root
+
+
+@pytest.fixture
+def project(origin: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(origin, tmp_path / "project"))
+
+
+def land(root: Path, scan: str) -> str:
+    """A new data version on the branch `scans`; returns its MD5."""
+    with open_newest(root, "inbox") as folder:
+        run_program(["dvc", "checkout", "--quiet", "data.dvc"], folder)
+        (folder / "data/scan").unlink()
+        (folder / "data/scan").write_text(scan)
+        run_program(["dvc", "add", "--quiet", "data"], folder)
+        return commit_data(folder, [f"case_{scan}"], 0)
+
+
+def test_nothing_changed_where_results_are_up_to_date(project: Path) -> None:
+    assert list_changes(project) == []
+    shutil.rmtree(project / "artifacts")
+    (project / "reports/summary.json").unlink()
+    assert list_changes(project) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("params.yaml", "slice:\n  size_px: 64\n", "slice: parameters slice modified"),
+        ("code.py", "two\n", "slice: code.py modified"),
+        ("data/scan", "2", "slice: data modified"),
+        ("dvc.yaml", PIPELINE.replace("cat artifacts", "cat  artifacts"), "evaluate: changed comm"),
+    ],
+)
+def test_change_is_named_with_its_stage(project: Path, file: str, text: str, words: str) -> None:
+    (project / file).unlink()
+    (project / file).write_text(text)
+    (line,) = list_changes(project)
+    assert line.startswith(words)
+
+
+def test_results_stand_on_a_branch_of_their_own(project: Path) -> None:
+    before = [git(project, "rev-parse", "HEAD"), git(project, "status", "--porcelain")]
+    version = land(project, "2")
+    with open_newest(project, "retrain") as folder:
+        run_program(["dvc", "checkout", "--quiet", "data.dvc"], folder)
+        assert list_news(folder) == ["slice: data modified"]
+        run_program(["dvc", "repro", "--quiet"], folder)
+        branch = publish(folder, DAY, version, "Retrain: fail\n\nReason: by hand")
+    assert branch == f"retrain/2026-03-01-{version[:8]}" == newest_branch(project)
+    changed = git(project, "diff", "--name-only", f"{branch}^", branch).splitlines()
+    assert changed == ["dvc.lock", "reports/summary.json"]
+    assert git(project, "rev-parse", f"{branch}^") == git(project, "rev-parse", SCANS_BRANCH)
+    assert git(project, "show", f"{branch}:reports/summary.json") == "2"
+    assert git(project, "log", "-1", "--format=%s|%b", branch) == "Retrain: fail|Reason: by hand"
+    assert before == [git(project, "rev-parse", "HEAD"), git(project, "status", "--porcelain")]
+    assert git(project, "symbolic-ref", "HEAD") == "refs/heads/main"
+    assert (project / "data/scan").read_text() == "1"
+
+    with open_newest(project, "retrain") as folder:  # the results are known, though not merged
+        lock = (folder / "dvc.lock").read_bytes()
+        run_program(["dvc", "checkout", "--quiet", "data.dvc"], folder)
+        assert list_news(folder) == []
+        assert (folder / "dvc.lock").read_bytes() == lock
+        (folder / "code.py").write_text("two\n")
+        assert list_news(folder) == ["slice: code.py modified"]
+
+    git(project, "merge", "--quiet", branch)
+    run_program(["dvc", "checkout", "--quiet"], project)
+    assert list_news(project) == []
+
+
+def test_taken_branch_gets_a_number(project: Path) -> None:
+    names = []
+    for size_px in (64, 128, 256):
+        with open_newest(project, "retrain") as folder:
+            (folder / "params.yaml").write_text(f"slice:\n  size_px: {size_px}\n")
+            names.append(publish(folder, DAY, "0123456789", "Retrain"))
+    wanted = "retrain/2026-03-01-01234567"
+    assert names == [wanted, f"{wanted}-2", f"{wanted}-3"]
+    assert git(project, "show", f"{wanted}-2:params.yaml").endswith("128")
+
+
+def test_newest_branch_is_that_of_the_last_retraining_whatever_its_name(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert newest_branch(project) is None
+    for hour, version in enumerate(("66666666", "ffffffff", "00000000")):
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"2026-03-01T0{hour}:00:00Z")
+        with open_newest(project, "retrain") as folder:
+            (folder / "params.yaml").write_text(f"slice:\n  size_px: {hour}\n")
+            assert publish(folder, DAY, version, "Retrain") == newest_branch(project)
+
+
+def test_code_that_people_changed_meanwhile_is_trained_on_too(project: Path) -> None:
+    version = land(project, "2")
+    (project / "code.py").write_text("two\n")
+    head = commit_paths(project, ["code.py"], "Change the code")
+    with open_newest(project, "retrain") as folder:
+        run_program(["dvc", "checkout", "--quiet", "data.dvc"], folder)
+        assert list_news(folder) == ["slice: data modified, code.py modified"]
+        run_program(["dvc", "repro", "--quiet"], folder)
+        branch = publish(folder, DAY, version, "Retrain")
+    assert contains(project, branch, head)
+    assert contains(project, branch, SCANS_BRANCH)
+
+
+def test_results_in_a_remote_kept_in_git_are_committed(project: Path) -> None:
+    (project / "params.yaml").write_text("slice:\n  size_px: 64\n")
+    run_program(["dvc", "remote", "add", "--default", "sample", "sample-remote"], project)
+    head = commit_paths(project, ["."], "Keep scans in git")
+    with open_newest(project, "retrain") as folder:
+        run_program(["dvc", "checkout", "--quiet", "data.dvc"], folder)
+        run_program(["dvc", "repro", "--quiet"], folder)
+        run_program(["dvc", "push", "--quiet"], folder)
+        branch = publish(folder, DAY, "0123456789", "Retrain")
+    added = git(project, "diff", "--name-only", head, branch).splitlines()
+    assert any(name.startswith("sample-remote/files/md5/") for name in added)
+    assert not (project / "sample-remote").exists()
+
+
+def test_scans_that_land_during_a_retraining_are_seen_once(project: Path) -> None:
+    assert landed_since(project, None, "any") is None
+    first = land(project, "2")
+    found = landed_since(project, None, "older")
+    assert found is not None
+    assert (found.data_version, found.cases) == (first, ("case_2",))
+    assert landed_since(project, None, first) is None
+    tip = git(project, "rev-parse", SCANS_BRANCH)
+    assert landed_since(project, tip, "older") is None
+    second = land(project, "3")
+    found = landed_since(project, tip, first)
+    assert found is not None
+    assert (found.data_version, found.cases) == (second, ("case_3",))
+
+
+def test_registrations_that_began_are_remembered_until_they_end_or_are_given_up(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list_begun(project) == []
+    older = git(project, "rev-parse", "HEAD")
+    (project / "code.py").write_text("two\n")
+    newer = commit_paths(project, ["code.py"], "Change the code")
+    for commit in (older, newer):
+        note_begun(project, commit)
+    assert list_begun(project) == [older, newer]
+    for _ in range(MAX_FAILURES - 1):
+        count_failure(project, older)
+    note_begun(project, older)  # to begin once more is no success
+    assert list_begun(project) == [older, newer]
+    count_failure(project, older)
+    assert list_begun(project) == [newer]
+    assert f"the results of {older[:8]} are given up after 3 failures" in capsys.readouterr().err
+    note_begun(project, "f" * 40)
+    assert list_begun(project) == [newer]
+    forget_begun(project, newer)
+    forget_begun(project, older)
+    assert list_begun(project) == []
+
+
+def test_message_of_a_branch_is_what_was_published(project: Path) -> None:
+    version = land(project, "2")
+    with open_newest(project, "retrain") as folder:
+        run_program(["dvc", "checkout", "--quiet", "data.dvc"], folder)
+        run_program(["dvc", "repro", "--quiet"], folder)
+        branch = publish(folder, DAY, version, "Retrain: fail\n\nReason: by hand\nTwo: lines")
+    assert read_message(project, branch) == ("Retrain: fail", "Reason: by hand\nTwo: lines")
