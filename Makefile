@@ -1,8 +1,9 @@
 # Everything a person or a machine does with this project, by name.
 .DELETE_ON_ERROR:
-.PHONY: help setup repro paper test lint types bench services clean
+.PHONY: help setup repro paper test test-fast soak lint types bench services clean
 
 PROFILE ?= sample
+MINUTES ?= 30
 PYTHON ?= $(firstword $(shell command -v python3.11) python3)
 VENV := .venv
 BENCHMARKS := slicing network training augmentation waiting prediction orchestration
@@ -12,7 +13,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY)  ## make the virtual environment with pinned dependencies
 
@@ -33,6 +34,12 @@ paper: setup  ## the rows of the paper's tables on the cohort in data/; PROFILE=
 
 test: setup  ## run every test
 	pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --quiet --durations 30
+
+test-fast: setup  ## run the tests that start no server and train nothing
+	pytest --numprocesses auto --dist loadfile --quiet -m "not slow"
+
+soak: setup  ## let scans land and kill processes for MINUTES, then check that all is in its place
+	PYTHONPATH=.:tests/shared python tests/shared/soak.py --minutes $(MINUTES)
 
 lint: setup  ## check style and who may import whom
 	ruff check

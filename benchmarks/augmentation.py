@@ -1,8 +1,8 @@
 """Augmentation of a batch against a plain formulation, in one process, taking turns.
 
-The plain formulation is kornia's AugmentationSequential with the same set of changes, each with its
-own resampling and all drawn from torch's global state. A training step of the narrow UNet says what
-the time means.
+The plain formulation is kornia's AugmentationSequential with the same augmentations, each with its
+own resampling, and random numbers from torch's global state. The time of a training step of the
+narrow UNet is given for comparison.
 
     python -m benchmarks.augmentation
     python -m benchmarks.augmentation --clock cpu --threads 1

@@ -1,4 +1,4 @@
-"""What a measurement ran on."""
+"""Describe the machine of a measurement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, threads, load, versions, and the accelerator if it is one."""
+    """Return processor, threads, load and versions, and the accelerator if `device` is one."""
     found: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processor": _processor(),

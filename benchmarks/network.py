@@ -26,12 +26,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe_machine
-from model.inference import adjacent_slices, predict_slices, prepare
+from model.inference import InferenceSettings, adjacent_slices, predict_slices, prepare
 from model.losses import total_loss
 from model.official import from_official
-from model.output import Output, organ_open, probabilities
+from model.output import Output, organ_present, probabilities
 from model.segmentation import SegmentationNetwork
-from tests.model.literal import State, random_state, unet3plus
+from tests.shared.literal_networks import State, random_state, unet3plus
 
 NETWORK = "unet3plus_ds_cgm"
 MATRIX_SIDE = 8192
@@ -80,7 +80,7 @@ class Bench:
         self.ready = prepare(self.ours)
 
     def _open_half(self, state: State) -> None:
-        """Move the classifier's bias so that half of the volume's gates are open."""
+        """Move the classifier's bias so that it finds an organ in half of the slices."""
         net = prepare(from_official(NETWORK, state)).to(self.device)
         with torch.inference_mode():
             scores = [net.classify(net.encode(self._stack(z))) for z in range(len(self.volume))]
@@ -111,7 +111,7 @@ class Bench:
         return [statistics.median(times) for times in taken]
 
     def wait(self) -> None:
-        """Until the accelerator has done what it was told."""
+        """Wait until the accelerator has finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -126,7 +126,7 @@ class Bench:
             return self.ready(self.x)
 
     def volume_plain(self) -> Tensor:
-        """Gated probabilities of the volume, every slice decoded."""
+        """Return the volume's probabilities, decoding every slice."""
         slices = torch.arange(len(self.volume))
         found = []
         with torch.inference_mode(), self.autocast():
@@ -136,10 +136,12 @@ class Bench:
         return torch.cat(found).transpose(0, 1)
 
     def volume_ours(self) -> Tensor:
-        """Gated probabilities of the volume, slices with an open gate decoded."""
+        """Return the volume's probabilities, decoding only slices with an organ."""
         with self.autocast():
             return predict_slices(
-                self.ready, self.volume, batch_size=self.batch, device=self.device
+                self.ready,
+                self.volume,
+                InferenceSettings(batch_size=self.batch, device=self.device),
             ).probabilities
 
     def train_plain(self) -> Output:
@@ -179,7 +181,7 @@ class Bench:
         return kept / 2**20
 
     def peak_mib(self, step: Callable[[], None]) -> float | None:
-        """Most memory during a step, over what was in use before; None where it is not told."""
+        """Return the peak memory of a step above that in use before; None if unknown."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -198,7 +200,7 @@ class Bench:
         """Largest deviation from the plain form, relative to its largest value."""
         plain, ours = self.forward_plain(), self.forward_ours()
         found = {"output": _relative(ours.logits[0], plain.logits[0])}
-        closed = int((~organ_open(self._volume_scores())).sum())
+        closed = int((~organ_present(self._volume_scores())).sum())
         found["closed_slices"] = closed
         found["volume"] = _relative(self.volume_ours(), self.volume_plain())
         plain_gradient, our_gradient = self.gradients(self.plain, self.ours, self.x, self.target)

@@ -1,11 +1,11 @@
-"""What Prefect costs: the DAG as a flow against plain DVC, and from a landed scan to its run.
+"""Overhead of Prefect: the pipeline as a flow and with plain DVC; from an event to its run.
 
     python -m benchmarks.orchestration
 
-Every form runs in a clone of its own with an empty DVC cache, and they take turns. Plain is what
-`make repro` does: `dvc pull data.dvc` and `dvc repro`. The flow writes the report's page as well,
-so plain DVC is timed with that, too. Slices and networks are small and trained for one epoch, which
-leaves little but what is looked at. Run from the project's root, with everything committed.
+Every form runs in a new clone with an empty DVC cache, in turns. Plain is what `make repro` does:
+`dvc pull data.dvc` and `dvc repro`. The flow also writes the report, so plain DVC is timed with it
+too. Slices and networks are small and trained for one epoch, so that the overhead is a large part
+of the time. Run it from the project's root with everything committed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ LONGEST_WAIT_S = 300
 
 
 def clone(folder: Path, changes: Mapping[str, Mapping[str, int]] | None = None) -> Path:
-    """A clone of the project here, with other parameters if asked."""
+    """Clone this project to `folder`, and change its parameters if `changes` are given."""
     run("git", "clone", "--quiet", str(Path.cwd()), str(folder), cwd=Path.cwd())
     if changes is not None:
         path = folder / "params.yaml"
@@ -65,7 +65,7 @@ def clone(folder: Path, changes: Mapping[str, Mapping[str, int]] | None = None) 
 
 
 def own_environment(root: Path, **added: str) -> Environment:
-    """Variables of a program in a clone: its code, its stores, no server of someone else's."""
+    """Return the environment of a program in a clone: its code and stores, no other servers."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -75,7 +75,7 @@ def own_environment(root: Path, **added: str) -> Environment:
 
 
 def run(*command: str, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
-    """Run a program; what it printed."""
+    """Run a program and return its output."""
     done = subprocess.run(
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, check=False,
@@ -86,7 +86,7 @@ def run(*command: str, cwd: Path, environment: Mapping[str, str] | None = None) 
 
 
 def seconds(*commands: tuple[str, ...], cwd: Path, environment: Environment) -> float:
-    """How long some programs take, one after the other."""
+    """Return the time that some programs take, one after the other."""
     start = time.perf_counter()
     for command in commands:
         run(*command, cwd=cwd, environment=environment)
@@ -94,14 +94,14 @@ def seconds(*commands: tuple[str, ...], cwd: Path, environment: Environment) -> 
 
 
 def free_port() -> int:
-    """A port that nobody has."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def ask(url: str, content: object = None) -> Any:
-    """The answer of Prefect's API; with content, to a POST."""
+    """Return the answer of Prefect's API to a GET, or with `content` to a POST."""
     method = "GET" if content is None else "POST"
     answer = httpx.request(method, url, json=content, timeout=30)
     answer.raise_for_status()
@@ -110,7 +110,7 @@ def ask(url: str, content: object = None) -> Any:
 
 @contextlib.contextmanager
 def running(command: list[str], cwd: Path, environment: Environment, api: str) -> Iterator[None]:
-    """A program that is ended afterwards; begins once deployments or health answer at `api`."""
+    """Run a program within the context, which begins when `api` answers."""
     with (cwd / "server.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=log, stderr=log)
     try:
@@ -128,7 +128,7 @@ def running(command: list[str], cwd: Path, environment: Environment, api: str) -
 
 
 def measure_flow(folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds of the DAG in each form."""
+    """Return the seconds of the pipeline in each form, one for each round."""
     taken: dict[str, list[float]] = {
         name: [] for name in ("plain", "report", "new database", "own server", "running server")
     }
@@ -157,7 +157,7 @@ def measure_flow(folder: Path, rounds: int) -> dict[str, list[float]]:
 
 
 def measure_event(folder: Path, rounds: int) -> list[float]:
-    """Seconds from the event that scans landed to the beginning of the retraining's run."""
+    """Return the seconds from the event `scans.landed` to the start of the retraining's run."""
     root = clone(folder / "services")
     mlflow_port, prefect_port = free_port(), free_port()
     api = f"http://127.0.0.1:{prefect_port}/api"
@@ -177,7 +177,7 @@ def measure_event(folder: Path, rounds: int) -> list[float]:
     }
     taken = []
     with running(services, root, environment, f"{api}/deployments/name/retrain/retrain"):
-        time.sleep(30)  # until the worker asks for runs
+        time.sleep(30)  # until the worker polls for runs
         for turn in range(rounds):
             landed_s = float(
                 run(sys.executable, "-c", EMIT, cwd=root,
@@ -200,7 +200,7 @@ def measure_event(folder: Path, rounds: int) -> list[float]:
 def main() -> None:
     """Measure and print tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="that the medians are over")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds to take the median of")
     parser.add_argument("--events", type=int, default=5)
     args = parser.parse_args()
     print(describe_machine(torch.device("cpu")))
@@ -210,7 +210,7 @@ def main() -> None:
         waits = measure_event(folder, args.events)
     medians = {name: statistics.median(times) for name, times in taken.items()}
     plain = medians["plain"] + medians["report"]
-    print("| the DAG | seconds | more than plain |\n|---|---|---|")
+    print("| the pipeline | seconds | more than plain |\n|---|---|---|")
     print(f"| dvc pull, dvc repro | {medians['plain']:.1f} | |")
     print(f"| the same and `fullscale report` | {plain:.1f} | |")
     for name in ("new database", "own server", "running server"):

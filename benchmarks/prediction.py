@@ -1,9 +1,9 @@
-"""A whole scan, from HU to label map, against the plain loop; and the command's peak memory.
+"""Measure the prediction of a whole scan: its speed, and the peak memory of the command.
 
-The plain loop computes every slice with every head of the plain formulation (upsample, then
-convolve; a batch norm for each branch), keeps all probabilities and restores them at once. Both
-have the same random weights; half of the scan's slices are organ-free for the gate, and the masks
-must be the same. Run from the project's root:
+The speed is compared with a plain loop. The loop computes every slice with every head of the plain
+formulation (upsample, then convolve; one batch norm for each branch), keeps all probabilities and
+restores them at once. Both have the same random weights. The slice classifier (CGM) closes half of
+the slices. The masks must be equal. Run from the project's root folder:
 
     python -m benchmarks.prediction
     python -m benchmarks.prediction --memory --slices 600
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from benchmarks.machine import describe_machine
 from benchmarks.network import NETWORK, Plain
 from fullscale.params import SliceParams
-from fullscale.prediction.network_files import Description, Trained, save_trained
+from fullscale.prediction.network_files import NetworkDescription, Trained, save_trained
 from fullscale.prediction.predictor import Predictor
 from fullscale.scans.geometry import Geometry
 from fullscale.scans.slicing import plan_grid, restore, slice_image
@@ -39,15 +39,15 @@ from model.official import from_official
 from model.output import probabilities
 from model.preprocessing import NUM_ADJACENT_SLICES, normalise
 from model.segmentation import SegmentationNetwork
-from tests.model.literal import State, random_state
+from tests.shared.literal_networks import State, random_state
 
 THRESHOLD = 0.5
 NUM_OPEN = 4
-"""Slices whose gate is open where memory is measured: more would take hours and no more memory."""
+"""Slices that the classifier leaves open when memory is measured: more take hours, not memory."""
 
 
 def make_scan(num_slices: int, side: int, num_bright: int) -> Volume:
-    """A trunk of water whose uppermost slices hold a dense ball's section, 0.8 mm voxels."""
+    """Make a trunk of water with 0.8 mm voxels; its top slices contain a dense disc."""
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     values_ZYX = np.full((num_slices, side, side), -1000, dtype=np.int16)
     values_ZYX[:, (x / 0.8) ** 2 + (y / 0.6) ** 2 < 1] = 40
@@ -59,9 +59,9 @@ def make_scan(num_slices: int, side: int, num_bright: int) -> Volume:
     return Volume(values_ZYX, Geometry((side, side, num_slices), affine))
 
 
-def describe(size_px: int, width: int) -> Description:
-    """A network of one organ, as stage train would describe it."""
-    return Description(
+def make_description(size_px: int, width: int) -> NetworkDescription:
+    """Return the description of a network of one organ, as stage train writes it."""
+    return NetworkDescription(
         name="benchmark", architecture="unet3plus", encoder="plain", width=width,
         deep_supervision=True, cgm=True, organs={"organ": (1,)},
         slice=SliceParams(
@@ -70,23 +70,23 @@ def describe(size_px: int, width: int) -> Description:
     )  # fmt: skip
 
 
-def aim_gate(
+def aim_classifier(
     weight: torch.Tensor,
     bias: torch.Tensor,
     network: SegmentationNetwork,
-    description: Description,
+    description: NetworkDescription,
     scan: Volume,
     closed_and_open: tuple[int, int],
 ) -> None:
-    """Change a random classifier, of two outputs, so that its gate is open where it shall be.
+    """Change a random classifier with two outputs so that it closes one slice and opens another.
 
     Args:
         weight: of the classifier, changed in place.
         bias: of the classifier, changed in place.
         network: with this classifier.
         description: of the network.
-        scan: where the gate is asked.
-        closed_and_open: a slice where it shall be closed, and one where it shall be open.
+        scan: with both slices.
+        closed_and_open: index of the slice to close, and of the slice to open.
     """
     image_ZHW = _slices(description, scan)
     ready = prepare(network)
@@ -107,7 +107,7 @@ def aim_gate(
         bias[1] -= (closed + opened) / 2
 
 
-def _slices(description: Description, scan: Volume) -> torch.Tensor:
+def _slices(description: NetworkDescription, scan: Volume) -> torch.Tensor:
     settings = description.slice
     grid = plan_grid(scan, settings.size_px)
     image = torch.from_numpy(slice_image(scan, grid, settings.window_hu))
@@ -115,9 +115,13 @@ def _slices(description: Description, scan: Volume) -> torch.Tensor:
 
 
 def segment_plainly(
-    plain: Plain, description: Description, scan: Volume, batch_size: int, device: torch.device
+    plain: Plain,
+    description: NetworkDescription,
+    scan: Volume,
+    batch_size: int,
+    device: torch.device,
 ) -> NDArray[np.uint8]:
-    """Every slice, every head, everything kept."""
+    """Segment with the plain loop: every slice, every head, all probabilities kept."""
     grid = plan_grid(scan, description.slice.size_px)
     image_ZHW = _slices(description, scan)
     found = []
@@ -130,7 +134,7 @@ def segment_plainly(
 
 
 def seconds(clock: Callable[[], float], rounds: int, *forms: Callable[[], object]) -> list[float]:
-    """Median seconds of each, taking turns, after one round of warming up."""
+    """Return the median seconds of each function; they run in turn, after one warm-up round."""
     taken: list[list[float]] = [[] for _ in forms]
     for turn in range(rounds + 1):
         for form, times in zip(forms, taken, strict=True):
@@ -142,14 +146,14 @@ def seconds(clock: Callable[[], float], rounds: int, *forms: Callable[[], object
 
 
 def measure_speed(args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of a scan, and in how many voxels the masks differ."""
+    """Return the seconds of a scan, and the number of voxels in which the masks differ."""
     device = torch.device(args.device)
-    description = describe(args.side, args.width)
+    description = make_description(args.side, args.width)
     scan = make_scan(args.slices, args.voxels, args.slices // 2)
     state: State = random_state(NETWORK, width=args.width, seed=args.seed)
-    # Beside the border a slice sees its neighbour, so the middle of each half is asked.
+    # A slice at the border sees its neighbour in the other half, so take the middle of each half.
     quarter = args.slices // 4
-    aim_gate(
+    aim_classifier(
         state["cls.1.weight"], state["cls.1.bias"], from_official(NETWORK, state).eval(),
         description, scan, (quarter, 3 * quarter),
     )  # fmt: skip
@@ -176,8 +180,8 @@ def measure_speed(args: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_memory(args: argparse.Namespace) -> dict[str, float]:
-    """Most memory of the whole command over that of a process that imported torch, in MB."""
-    description = describe(args.side, args.width)
+    """Return the command's peak memory, in MB, and that of a process that only imports torch."""
+    description = make_description(args.side, args.width)
     torch.manual_seed(args.seed)
     network = build_network(
         "unet3plus", in_channels=NUM_ADJACENT_SLICES, num_organs=1, width=args.width,
@@ -185,7 +189,7 @@ def measure_memory(args: argparse.Namespace) -> dict[str, float]:
     ).eval()  # fmt: skip
     small = make_scan(3 * NUM_OPEN, args.voxels, NUM_OPEN)
     weight, bias = network.classifier.conv.parameters()  # type: ignore[union-attr]
-    aim_gate(weight, bias, network, description, small, (NUM_OPEN, 5 * NUM_OPEN // 2))
+    aim_classifier(weight, bias, network, description, small, (NUM_OPEN, 5 * NUM_OPEN // 2))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_trained(folder / "network", network, description)
@@ -204,24 +208,24 @@ def measure_memory(args: argparse.Namespace) -> dict[str, float]:
             *map(str, arguments),
         )
         taken_s = time.perf_counter() - start
-        gate = json.loads((folder / "out.json").read_text())["organs"]["organ"]["gate"]
+        organs = json.loads((folder / "out.json").read_text())["organs"]
     return {
         "framework_mb": framework_mb,
         "command_mb": command_mb,
         "over_framework_mb": command_mb - framework_mb,
-        "open_slices": gate["num_open_slices"],
+        "open_slices": organs["organ"]["slice_classifier"]["num_present_slices"],
         "seconds": taken_s,
     }
 
 
 def _peak_mb(program: str, *arguments: str) -> float:
-    """Most memory of a fresh process that runs a program.
+    """Return the peak memory of a new process that runs a program, in MB.
 
-    Asked of the kernel as VmHWM: ru_maxrss would begin with what this process, its parent, has.
+    Read from the kernel as VmHWM, because ru_maxrss also counts the parent process.
     """
-    tell = "\nprint(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    report = "\nprint(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     done = subprocess.run(
-        [sys.executable, "-c", program + tell, *arguments],
+        [sys.executable, "-c", program + report, *arguments],
         check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     return int(done.stdout.split()[-1]) * 1024 / 1e6
@@ -235,11 +239,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--width", type=int, default=64, help="channels of the first level")
-    parser.add_argument("--side", type=int, default=320, help="of a slice, in pixels")
-    parser.add_argument("--voxels", type=int, default=512, help="of the scan, along Y and X")
-    parser.add_argument("--slices", type=int, default=8, help="of the scan")
+    parser.add_argument("--side", type=int, default=320, help="side of a slice, in pixels")
+    parser.add_argument("--voxels", type=int, default=512, help="voxels of the scan along Y and X")
+    parser.add_argument("--slices", type=int, default=8, help="slices of the scan")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3, help="that the medians are over")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of which the median is taken")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

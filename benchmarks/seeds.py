@@ -1,9 +1,9 @@
-"""How steady is the verdict? Train and judge both networks with several training seeds.
+"""Variation of the verdict: train and compare both networks with several training seeds.
 
     python -m benchmarks.seeds --seeds 5
 
-Needs artifacts/slices and artifacts/split.csv, so run `dvc repro` first. Everything but
-`train.seed` is as params.yaml says; networks, scores and runs go to a temporary folder.
+Needs artifacts/slices and artifacts/split.csv, so run `dvc repro` first. Every parameter but
+`train.seed` is that of params.yaml. Networks, scores and runs go to a temporary folder.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from fullscale.evaluation.promotion_gate import judge
 from fullscale.evaluation.summary import evaluate_network, summarise
 from fullscale.params import Params, load_params
 from fullscale.prediction.network_files import load_trained
+from fullscale.runtime.markdown import format_table
 from fullscale.scans.cohort import read_cohort
 from fullscale.scans.slice_store import SliceStore
+from fullscale.tracking.run_record import RunDescription
 from fullscale.tracking.runs import training_run
 from fullscale.tracking.store import Store
-from tasks.train import train_network
+from tasks.train import TrainingSession, train_network
 
 
 def run_seed(params: Params, seed: int, folder: Path) -> list[dict[str, object]]:
-    """One row per network: its test metrics, its training time and the gate's verdict."""
+    """Return one row for each network: test metrics, training time and verdict."""
     params = params.model_copy(update={"train": params.train.model_copy(update={"seed": seed})})
     split = pd.read_csv("artifacts/split.csv", dtype=str)
     test_cases = split.loc[split["fold"] == "test", "case"].tolist()
@@ -38,13 +40,19 @@ def run_seed(params: Params, seed: int, folder: Path) -> list[dict[str, object]]
     scores, rows = {}, []
     for name in params.networks:
         start = time.monotonic()
-        with training_run(store, name, {}, {}, "seeds", folder / f"{name}-tracking") as run:
+        run_description = RunDescription(store.uri, store.artifact_location, name, {}, {}, "seeds")
+        with training_run(run_description, folder / f"{name}-tracking") as run:
             train_network(
-                name, params, SliceStore(Path("artifacts/slices")), split, folder / name, run
+                name,
+                params,
+                SliceStore(Path("artifacts/slices")),
+                split,
+                folder / name,
+                TrainingSession(run),
             )
         train_s = time.monotonic() - start
         _, scores[name] = evaluate_network(
-            load_trained(folder / name), cohort, test_cases, **params.evaluate.model_dump()
+            load_trained(folder / name), cohort, test_cases, params.evaluate
         )
         metrics = summarise(scores[name], tuple(params.organs))
         rows.append({"seed": seed, "network": name, "train_s": train_s, **metrics})
@@ -52,34 +60,40 @@ def run_seed(params: Params, seed: int, folder: Path) -> list[dict[str, object]]
     verdict = judge(scores[settings.candidate], scores[settings.baseline], None, settings)
     gain = verdict.gain
     for row in rows:
-        row |= {"gate": verdict.status, "gain": gain.mean, "low": gain.low, "high": gain.high}
+        row |= {"verdict": verdict.status, "gain": gain.mean, "low": gain.low, "high": gain.high}
     return rows
 
 
 def format_markdown(rows: list[dict[str, object]], organs: tuple[str, ...]) -> str:
-    """The table of docs/method.md."""
+    """Return the table of docs/method.md."""
     headings = ["seed", "network"]
     for organ in organs:
         headings += [f"Dice {organ}", f"slice FPR {organ}"]
-    headings += ["Dice gain (interval)", "gate"]
-    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    headings += ["Dice gain (interval)", "promotion gate"]
+    table = []
     for row in rows:
         cells = [str(row["seed"]), str(row["network"])]
         for organ in organs:
             cells += [f"{row[f'test/dice/{organ}']:.4f}", f"{row[f'test/slice_fpr/{organ}']:.4f}"]
-        cells += [f"{row['gain']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})", str(row["gate"])]
-        lines.append("| " + " | ".join(cells) + " |")
-    verdicts = [row["gate"] for row in rows[:: len({row["network"] for row in rows})]]
-    lines.append(f"\nThe gate passed in {verdicts.count('pass')} of {len(verdicts)} seeds.")
+        cells += [
+            f"{row['gain']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})",
+            str(row["verdict"]),
+        ]
+        table.append(cells)
+    lines = format_table(headings, table)
+    verdicts = [row["verdict"] for row in rows[:: len({row["network"] for row in rows})]]
+    lines.append(
+        f"\nThe promotion gate passed in {verdicts.count('pass')} of {len(verdicts)} seeds."
+    )
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Print the table, and write it as JSON where asked."""
+    """Print the table, and also write it as JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5, help="how many")
-    parser.add_argument("--first", type=int, default=0, help="the first one")
-    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     params = load_params(Path("params.yaml"))

@@ -1,13 +1,12 @@
-"""Slicing at one worker against the plain way: nibabel get_fdata, scipy zoom, np.save per slice.
+"""Slicing with one worker, compared with nibabel get_fdata, scipy zoom, np.save for each slice.
 
     python -m benchmarks.slicing [--scans FOLDER] [--repeats 3]
 
 Both read the same .nii.gz volumes of 512 x 512 x 300 (int16; full-size scans that the sample
-generator makes once into FOLDER, stacked to that height), and write 320 x 320 slices of image and
-label. Each run is a
-fresh process, ours and the plain one in turn, so that peak memory is each one's own. The plain way
-reads and resamples less carefully: no body crop, no antialiasing, no checksums, no way back.
-Then one volume of 512 x 512 x 600 is sliced, for the memory of a worker.
+generator writes once into FOLDER, stacked to that height), and write 320 x 320 slices of image and
+label. Each run is a fresh process, in turns, so that each has its separate peak memory. The plain
+way does less: no body crop, no antialiasing, no checksums, no grid to map results back.
+Then one volume of 512 x 512 x 600 is sliced to measure the memory of a worker.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ MEMORY_VOLUMES, MEMORY_EXTRA_MB = 3, 300
 
 
 def slice_plainly(image: Path, label: Path, output: Path) -> None:
-    """The formulation most tutorials have: float64 volumes, spline zoom, a file per slice."""
+    """Slice as most tutorials do: float64 volumes, spline zoom, a file for each slice."""
     import nibabel as nib
     from scipy.ndimage import zoom
 
@@ -51,10 +50,10 @@ def slice_plainly(image: Path, label: Path, output: Path) -> None:
 
 
 def slice_ours(image: Path, label: Path, output: Path) -> None:
-    """The slice stage's own function, checksums and all."""
+    """Slice with the function of stage slice, checksums included."""
     from fullscale.runtime.files import file_sha256
     from fullscale.scans.cohort import Case
-    from fullscale.scans.slice_store import SliceRecipe, write_case
+    from fullscale.scans.slice_writer import SliceRecipe, write_case
 
     case = Case(
         name="case",
@@ -78,14 +77,14 @@ def _decompress(paths: Iterable[Path], open_file: Callable[[Path, str], Any]) ->
 
 
 def gunzip_native(image: Path, label: Path, output: Path) -> None:
-    """Decompression alone, as ours does it: the floor."""
+    """Decompress only, with isal as ours does: the lower bound of its time."""
     from isal import igzip
 
     _decompress((image, label), igzip.open)
 
 
 def gunzip_python(image: Path, label: Path, output: Path) -> None:
-    """Decompression alone, as Python's gzip does it."""
+    """Decompress only, with Python's gzip."""
     import gzip
 
     _decompress((image, label), gzip.open)
@@ -101,12 +100,12 @@ WAYS = {
 
 def run_here(way: str, image: Path, label: Path) -> None:
     """Time one way in this process and print seconds and peak memory as JSON."""
-    import nibabel  # noqa: F401  both ways read their imports before the clock starts
+    import nibabel  # noqa: F401  imported before the clock starts
     import pandas  # noqa: F401
     import scipy.ndimage
     import scipy.sparse  # noqa: F401
 
-    import fullscale.scans.slice_store  # noqa: F401
+    import fullscale.scans.slice_writer  # noqa: F401
 
     image.read_bytes(), label.read_bytes()
     with tempfile.TemporaryDirectory() as folder:
@@ -117,20 +116,20 @@ def run_here(way: str, image: Path, label: Path) -> None:
 
 
 def read_peak_mb() -> float:
-    """Most memory this process ever held; getrusage would count what its parent held, too."""
+    """Return the peak memory of this process; getrusage would include its parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def run_apart(way: str, image: Path, label: Path) -> dict[str, float]:
-    """Time one way in a process of its own."""
+    """Time one way in a separate process."""
     command = [sys.executable, "-m", "benchmarks.slicing", "--way", way, str(image), str(label)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """Image and label of every scan, made first if the folder is not there."""
+    """Return image and label of every scan; make the scans if the folder does not exist."""
     if not (folder / "dataset.json").is_file():
         from fullscale.phantom.sample import write_sample
 
@@ -143,7 +142,7 @@ def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
 
 
 def write_tall(pair: tuple[Path, Path], folder: Path, num_slices: int) -> tuple[Path, Path]:
-    """The same scan stacked on itself up to a number of slices."""
+    """Write a scan that is `pair` stacked on itself up to `num_slices` slices."""
     from fullscale.scans.volume import read_image, read_labels, write_volume
 
     tall = []
@@ -159,7 +158,7 @@ def write_tall(pair: tuple[Path, Path], folder: Path, num_slices: int) -> tuple[
 
 
 def compare(pairs: list[tuple[Path, Path]], repeats: int) -> bool:
-    """Print medians over scans and repeats, and ratios; whether both goals are reached."""
+    """Print medians over scans and repeats, and ratios; return True if both goals are reached."""
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     peak_mb: dict[str, list[float]] = {way: [] for way in WAYS}
     speed_ratios, memory_ratios = [], []
@@ -181,12 +180,12 @@ def compare(pairs: list[tuple[Path, Path]], repeats: int) -> bool:
     floor = statistics.median(seconds["gunzip, isal"]) / statistics.median(seconds["ours"])
     print(f"ours is {speed:.1f} times as fast (goal: at least {GOAL_SPEED:g}),")
     print(f"with {memory:.2f} of the memory (goal: at most {GOAL_MEMORY:.2f}).")
-    print(f"Decompression alone is {floor:.0%} of our time: the floor.")
+    print(f"Decompression alone is {floor:.0%} of our time, a lower bound.")
     return speed >= GOAL_SPEED and memory <= GOAL_MEMORY
 
 
 def measure_memory(pair: tuple[Path, Path], num_slices: int) -> bool:
-    """Print the peak memory of one worker on a tall scan; whether it keeps its bound."""
+    """Print the peak memory of one worker on a tall scan; return True if it keeps its bound."""
     with tempfile.TemporaryDirectory() as folder:
         tall = write_tall(pair, Path(folder), num_slices)
         peak_mb = run_apart("ours", *tall)["peak_mb"]

@@ -1,10 +1,10 @@
-"""Is a training ever starved? The loader against the step, and where the time of an epoch goes.
+"""Measure the loader against the training step, and the parts of an epoch's time.
 
     python -m benchmarks.training
 
-Needs data/ and params.yaml, so run `dvc pull` first. The sample's scans are sliced as params.yaml
-says and at 320 px. For each size and network, in a process of its own: slices a second of the
-loader alone, of a plain loader (one file a slice, fetched and stacked one by one), and of training;
+Needs data/ and params.yaml, so run `dvc pull` first. The sample is sliced with the size of
+params.yaml and with 320 px. For each size and network, in a separate process: slices a second of
+the loader alone, of a plain loader (one file a slice, read one by one), and of training;
 the share of the training's time that is spent outside forward, backward and optimiser; the peak of
 memory. Rates are medians over epochs or repeats.
 """
@@ -29,12 +29,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.machine import describe_machine
 from fullscale.params import Params, load_params
-from fullscale.prediction.network_files import build, describe
-from fullscale.runtime.signals import StopRequest
+from fullscale.prediction.network_files import build, describe_network
+from fullscale.runtime.markdown import format_table
 from fullscale.scans.slice_store import SliceStore
-from fullscale.training.dataset import Plan, SliceDataset, training_batches
+from fullscale.training.dataset import BatchSharding, SliceDataset, TrainingSlices, training_batches
 from fullscale.training.epoch_order import EpochOrder
-from fullscale.training.loop import Training
+from fullscale.training.loop import Training, TrainingHooks, TrainingTask
 from tasks.slice import slice_cohort
 from tasks.train import make_fabric
 
@@ -86,7 +86,9 @@ def measure(
     order = EpochOrder(slices.organ_free, train.organ_free_share, train.seed)
     num_used = len(order) // batch_size * batch_size
     loader = [
-        rate_of(training_batches(slices, order, Plan(batch_size), 1), num_used)
+        rate_of(
+            training_batches(TrainingSlices(slices, order, BatchSharding(batch_size)), 1), num_used
+        )
         for _ in range(repeats)
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -102,15 +104,11 @@ def measure(
     fabric.launch()
     training = Training(
         fabric,
-        network,
-        params,
-        build(describe(network, params)),
-        slices,
-        SliceDataset(store, cases[:NUM_VAL_CASES]),
-        batch_size,
-        None,
-        StopRequest(),
-        lambda metrics, measured: epochs.append(measured),
+        build(describe_network(network, params)),
+        TrainingTask(
+            network, params, slices, SliceDataset(store, cases[:NUM_VAL_CASES]), batch_size
+        ),
+        TrainingHooks(on_epoch=lambda metrics, measured: epochs.append(measured)),
     )
     training.run()
 
@@ -135,8 +133,7 @@ def format_markdown(rows: list[dict[str, Any]]) -> str:
         "slices", "network", "loader, slices/s", "plain loader", "loader / plain",
         "training, slices/s", "loader / training", "time outside", "of it waiting", "peak, MiB",
     )  # fmt: skip
-    table = [headings, ("---",) * len(headings)]
-    table += [
+    cells = [
         (
             f"{row['size_px']} px",
             row["network"],
@@ -151,11 +148,11 @@ def format_markdown(rows: list[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+    return "\n".join(format_table(headings, cells))
 
 
 def main() -> None:
-    """Print the table, and write it as JSON where asked."""
+    """Print the table; with --json also write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=3, help="the first warms up")
     parser.add_argument("--repeats", type=int, default=5, help="of the loaders")
@@ -178,7 +175,7 @@ def main() -> None:
             root = Path(folder) / str(size_px)
             slice_cohort(Path("data"), root, sized_params)
             for network in params.networks:
-                with context.Pool(1) as pool:  # a process each, for a peak of its own
+                with context.Pool(1) as pool:  # a process each, to measure its peak
                     steps = arguments.large_steps if size_px == LARGE_PX else arguments.steps
                     work = (root, sized_params, network, arguments.epochs, steps,
                             arguments.repeats)  # fmt: skip

@@ -1,9 +1,9 @@
-"""What spinning threads cost: a training step with and without OMP_WAIT_POLICY=PASSIVE.
+"""Measure the cost of spinning threads: a training step with and without OMP_WAIT_POLICY=PASSIVE.
 
     python -m benchmarks.waiting
 
-Each setting runs in a process of its own, in turn: on a machine that is otherwise idle, beside one
-busy process for each core, and beside two trainings of the same setting.
+The settings run in turn, each in a new process: on an otherwise idle machine, together with one
+busy process for each core, and together with two trainings of the same setting.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NEIGHBOURS = {
 
 
 def time_step(setting: str, neighbours: list[list[str]]) -> float:
-    """Median seconds of a training step in a fresh process beside its neighbours."""
+    """Return the median seconds of a training step in a new process that runs with others."""
     kept = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     environment = kept | SETTINGS[setting]
     running = [
@@ -61,11 +61,11 @@ def time_step(setting: str, neighbours: list[list[str]]) -> float:
 
 
 def main() -> None:
-    """Print a table."""
+    """Measure every setting and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    print("| beside | default, s | passive, s | default / passive |\n|---|---|---|---|")
+    print("| other processes | default, s | passive, s | default / passive |\n|---|---|---|---|")
     for title, neighbours in NEIGHBOURS.items():
         times: dict[str, list[float]] = {setting: [] for setting in SETTINGS}
         for _ in range(rounds):

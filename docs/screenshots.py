@@ -1,6 +1,6 @@
 """Take the pictures of MLflow's and Prefect's pages that the README shows.
 
-`python docs/screenshots.py` wants running services, a registered model and a completed run; see
+`python docs/screenshots.py` needs running services, a registered model and a completed run; see
 CONTRIBUTING.md.
 """
 
@@ -21,7 +21,7 @@ TIMEOUT_MS = 60_000
 
 
 def take_version(browser: Browser, mlflow_url: str, model_name: str) -> Image.Image:
-    """The page of the newest version that passed the gate, down to its pictures."""
+    """Return the page of the newest version that passed the promotion gate."""
     answer = httpx.get(
         f"{mlflow_url}/api/2.0/mlflow/registered-models/alias",
         params={"name": model_name, "alias": "challenger"},
@@ -39,7 +39,7 @@ def take_version(browser: Browser, mlflow_url: str, model_name: str) -> Image.Im
 
 
 def take_run(browser: Browser, prefect_url: str, flow: str) -> Image.Image:
-    """The page of the newest completed run of a flow, with its artifacts."""
+    """Return the page of the newest completed run of a flow, with its artifacts."""
     answer = httpx.post(
         f"{prefect_url}/api/flow_runs/filter",
         json={
@@ -65,7 +65,7 @@ def take_run(browser: Browser, prefect_url: str, flow: str) -> Image.Image:
 
 
 def open_page(browser: Browser, url: str, height_px: int) -> Page:
-    """A new page of the pictures' width."""
+    """Open a page as wide as the pictures."""
     page = browser.new_page(viewport={"width": WIDTH_PX, "height": height_px})
     page.set_default_timeout(TIMEOUT_MS)
     page.add_init_script("localStorage.setItem('color-scheme', '\"light\"')")  # Prefect's
@@ -74,14 +74,15 @@ def open_page(browser: Browser, url: str, height_px: int) -> Page:
 
 
 def take(page: Page) -> Image.Image:
-    """What the window shows, once fonts are there and nothing moves."""
+    """Return what the window shows, without animations and with all fonts loaded."""
     page.evaluate("() => document.fonts.ready")
     return Image.open(io.BytesIO(page.screenshot(animations="disabled")))
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write it small; of 256 colours, these keep thin outlines."""
+    """Write a PNG with 256 colours."""
     path.parent.mkdir(exist_ok=True)
+    # Without dithering, thin outlines keep their colour.
     small = picture.convert("RGB").quantize(
         256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
     )

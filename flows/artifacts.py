@@ -1,4 +1,4 @@
-"""What a run leaves in the Prefect UI: scores, verdict, folds, pictures."""
+"""Artifacts of a run in the Prefect UI: scores, verdict, folds, pictures."""
 
 from __future__ import annotations
 
@@ -14,61 +14,66 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
+from fullscale.evaluation.score_files import VerdictContent
 from fullscale.params import Params
 from fullscale.reporting.page import PAGE
-from fullscale.reporting.results import Verdict
+from fullscale.reporting.results import Results, read_results
 from fullscale.reporting.sections import gain_charts
 from fullscale.reporting.style import to_png_uri
-from fullscale.reporting.text_summary import read_report, score_rows, verdict_lines
+from fullscale.reporting.text_summary import score_rows, verdict_lines
 from fullscale.tracking.registry import find_training_run, run_url
 from fullscale.tracking.store import Store
+from fullscale.workspace import Workspace, open_workspace
 from tasks.report import track_report, write_report
 
 PICTURES = {"worst": "The test case with the lowest Dice", "median": "The median test case"}
 
 
-def show_results(params: Params, root: Path, store: Store) -> Verdict:
-    """Leave the result of a finished DAG as artifacts of the run; call it in a flow.
+def show_results(params: Params, root: Path, store: Store) -> VerdictContent:
+    """Show the results of finished stages as artifacts of the run; call it in a flow.
 
     Args:
         params: of the project at `root`.
         root: the project, or a checkout of it.
-        store: where its trainings are tracked.
+        store: the MLflow store of its trainings.
 
     Returns:
         The content of reports/gate.json.
     """
-    verdict = read_report(root / "reports/gate.json")
+    workspace = open_workspace(root)
+    results = read_results(workspace, params)
+    verdict = results.require_verdict()
     headings = ("organ", "network", "dice", "slice_fpr", "num_cases")
     create_table_artifact(
         key="results",
-        table=[dict(zip(headings, row, strict=True)) for row in score_rows(params, root)],
+        table=[dict(zip(headings, row, strict=True)) for row in score_rows(results)],
         description="Test set, scored in 3D on each scan's own grid",
     )
-    show_folds(root)
+    show_folds(workspace)
     show_verdict(verdict)
     show_training_run(verdict, store)
     for rank, words in PICTURES.items():
-        picture = (root / "reports" / verdict["candidate"] / f"{rank}.png").read_bytes()
+        picture = (workspace.report(verdict["candidate"]) / f"{rank}.png").read_bytes()
         create_image_artifact(
             key=f"overlay-{rank}",
             image_url=f"data:image/png;base64,{base64.b64encode(picture).decode()}",
             description=f"{words}, segmented by {verdict['candidate']}",
         )
-    show_report(params, root, store)
+    show_report(results, params, store)
     return verdict
 
 
 @task(task_run_name="report")
-def show_report(params: Params, root: Path, store: Store) -> None:
-    """Write the report's page, add it to the candidate's MLflow run, and show its charts here.
+def show_report(results: Results, params: Params, store: Store) -> None:
+    """Write the report's page, add it to the candidate's MLflow run, and show its charts.
 
     Its overlays stay in the page and in MLflow: there are too many for a list of artifacts.
     """
-    report = write_report(root, root / "reports" / PAGE, with_overlays=True)
+    workspace = results.workspace
+    report = write_report(results, params, workspace.reports / PAGE, with_overlays=True)
     for note in report.notes:
         get_run_logger().info("report: %s", note)
-    track_report(report, params, root, store)
+    track_report(report, params, workspace, store)
     for name, picture in report.pictures.items():
         if not name.startswith(("verdict-", "cases-")):
             create_image_artifact(
@@ -76,21 +81,21 @@ def show_report(params: Params, root: Path, store: Store) -> None:
             )
 
 
-def show_verdict(verdict: Verdict) -> None:
-    """Leave the verdict and its differences in Dice as artifacts of the run; call it in a flow."""
+def show_verdict(verdict: VerdictContent) -> None:
+    """Show the verdict and its differences in Dice as artifacts of the run; call it in a flow."""
     create_markdown_artifact(key="verdict", markdown="\n".join(verdict_lines(verdict)))
     for figure, words in gain_charts(verdict)[:1]:
         create_image_artifact(key="differences", image_url=to_png_uri(figure), description=words)
 
 
-def show_folds(root: Path) -> None:
-    """Say which patients went where."""
-    table = pd.read_csv(root / "artifacts/split.csv", dtype=str)
+def show_folds(workspace: Workspace) -> None:
+    """Show the patients of each fold as an artifact of the run; call it in a flow."""
+    table = pd.read_csv(workspace.split, dtype=str)
     create_table_artifact(key="folds", table=fold_rows(table), description="Patients by fold")
 
 
 def fold_rows(split: pd.DataFrame) -> list[dict[str, str | int]]:
-    """Fold, number of patients and cases, and the patients, for each fold.
+    """Return one row per fold: its name, number of patients and cases, and the patients.
 
     Args:
         split: columns case, patient, fold; one row per case.
@@ -106,8 +111,8 @@ def fold_rows(split: pd.DataFrame) -> list[dict[str, str | int]]:
     ]
 
 
-def show_training_run(verdict: Verdict, store: Store) -> None:
-    """Link to the MLflow run that trained the candidate, where a server shows it."""
+def show_training_run(verdict: VerdictContent, store: Store) -> None:
+    """Link to the MLflow run that trained the candidate, if a server shows it."""
     run_id = find_training_run(store, verdict["weights_sha256"])
     url = None if run_id is None else run_url(store, run_id)
     if url is None:

@@ -1,6 +1,6 @@
-"""Pool, limits, deployments and automations on a Prefect server, made or brought up to date.
+"""Create or update work pool, limits, deployments and automations on a Prefect server.
 
-`python -m flows.deployments` asks nothing and may be run again at any time.
+`python -m flows.deployments` needs no input and may be run again at any time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from prefect.workers.process import ProcessWorker
 
 from flows.devices import LIMIT
 from flows.service_settings import POOL
+from fullscale.runtime.processes import bind_to_parent
 
 LOST_RUN = "run without a sign of life"
 # Heartbeats come every 30 s: two may be late or lost while the server restarts.
@@ -37,15 +38,17 @@ class DeploymentError(Exception):
 
 
 def count_devices(environment: Mapping[str, str]) -> int:
-    """How many trainings may run at once: FULLSCALE_NUM_DEVICES, else one for each GPU, or one.
+    """Return how many trainings may run at once: FULLSCALE_NUM_DEVICES, else one a GPU, or one.
 
     Raises:
-        DeploymentError: the variable is no positive number.
+        DeploymentError: the variable is not a positive integer.
     """
     text = environment.get("FULLSCALE_NUM_DEVICES")
     if text:
         if not text.isdecimal() or int(text) < 1:
-            raise DeploymentError(f"FULLSCALE_NUM_DEVICES is {text!r}, not a number from 1 on")
+            raise DeploymentError(
+                f"FULLSCALE_NUM_DEVICES is {text!r}; set an integer of at least 1, or unset it"
+            )
         return int(text)
     import torch
 
@@ -53,10 +56,11 @@ def count_devices(environment: Mapping[str, str]) -> int:
 
 
 def lost_run_automation() -> AutomationCore:
-    """What marks a run as crashed when its process went without a word, in a power cut say.
+    """Return an automation that marks a run as crashed when its heartbeats stop.
 
-    The server itself says `Running`, so a process that goes before its first heartbeat is missed
-    too. Runs that no deployment started send no heartbeats by default, and are left alone.
+    It detects a process that died without reporting it, as in a power cut. The server emits
+    `Running` itself, so a process that dies before its first heartbeat is found too. Runs that no
+    deployment started send no heartbeats by default, and are not checked.
     """
     heartbeat, ended = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed")
     return _crash_automation(
@@ -69,10 +73,10 @@ def lost_run_automation() -> AutomationCore:
 
 
 def stalled_run_automation() -> AutomationCore:
-    """What marks a run as crashed when its worker took it and went before it began.
+    """Return an automation that marks a run as crashed when its worker died before starting it.
 
-    Such a run stays pending for ever: no other worker takes it. Steps that a worker does before the
-    run begins are no sign that it did.
+    Such a run would stay pending for ever: no other worker takes it. A worker's events from before
+    the start, such as pull steps, do not count as a start.
     """
     return _crash_automation(
         name=STALLED_RUN,
@@ -90,7 +94,7 @@ def stalled_run_automation() -> AutomationCore:
 def _crash_automation(
     name: str, why: str, after: set[str], expect: set[str], within_s: float
 ) -> AutomationCore:
-    """Mark a deployment's run as crashed when some event is followed by none of some others."""
+    """Return an automation: crashed if an event of `after` is not followed by one of `expect`."""
     return AutomationCore(
         name=name,
         description=why,
@@ -111,7 +115,7 @@ def _crash_automation(
 
 
 async def set_up(client: PrefectClient, num_devices: int) -> None:
-    """Make pool, limit and automations, or bring them up to date."""
+    """Create or update work pool, limit and automations."""
     template = ProcessWorker.get_default_base_job_template()
     pool = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
     await client.create_work_pool(pool, overwrite=True)
@@ -130,14 +134,14 @@ async def _set_up(num_devices: int) -> None:
 
 
 def deploy(root: Path) -> None:
-    """Create the deployments of prefect.yaml, or bring them up to date.
+    """Create or update the deployments of prefect.yaml.
 
     Raises:
-        DeploymentError: Prefect refused; its own words say why.
+        DeploymentError: Prefect refused; the message holds its output.
     """
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     done = subprocess.run(
-        [sys.executable, "-m", "fullscale.runtime.processes", *command],
+        bind_to_parent(command),
         cwd=root,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

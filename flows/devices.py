@@ -1,4 +1,4 @@
-"""Which device a training has to itself: one of the slots of the limit `fullscale-device`."""
+"""Devices for trainings: slots of the concurrency limit `fullscale-device`, and locked GPUs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
+from fullscale.runtime.locks import LockedError, acquire_lock
+
 LIMIT = "fullscale-device"
-LEASE_S = 60  # so long a slot of a killed worker stays taken
+LEASE_S = 60  # a killed worker's slot is free after this time; Prefect's default is 300 s
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def count_slots() -> int:
-    """How many devices the server lets trainings have at a time; 1 where it has no such limit."""
+    """Return the number of devices that trainings may use at a time; 1 without a limit."""
     with get_client(sync_client=True) as client:
         try:
             return max(1, client.read_global_concurrency_limit_by_name(LIMIT).limit)
@@ -30,15 +31,15 @@ def count_slots() -> int:
 
 @contextmanager
 def device_slot(root: Path, num_devices: int) -> Iterator[dict[str, str]]:
-    """Wait for slots of the limit and hold them; without a server's limit, go on at once.
+    """Wait for slots of the limit and hold them; without a limit on the server, do not wait.
 
     Args:
-        root: the project, below whose .cache/devices this machine's GPUs are locked.
-        num_devices: how many devices the training uses; it waits for no more slots than there are.
+        root: the project, whose .cache/devices holds the locks of this machine's GPUs.
+        num_devices: devices that the training uses; it waits for no more slots than there are.
 
     Yields:
-        What to add to the training's environment, so that two at a time do not share a GPU;
-        nothing where there is no choice.
+        Variables to add to the training's environment, so that two trainings do not share a GPU;
+        empty if this machine has no choice of GPUs.
     """
     occupy = min(num_devices, count_slots())
     with concurrency(LIMIT, occupy=occupy, lease_duration=LEASE_S), ExitStack() as held:
@@ -49,7 +50,7 @@ def device_slot(root: Path, num_devices: int) -> Iterator[dict[str, str]]:
 
 
 def list_gpus(environment: Mapping[str, str]) -> list[str]:
-    """The GPUs of this machine as CUDA_VISIBLE_DEVICES names them; of those it names, if set."""
+    """Return this machine's GPUs as CUDA_VISIBLE_DEVICES names them, only those it names if set."""
     if VISIBLE in environment:
         return [name for name in environment[VISIBLE].split(",") if name]
     if shutil.which("nvidia-smi") is None:
@@ -64,15 +65,15 @@ def list_gpus(environment: Mapping[str, str]) -> list[str]:
 
 
 def _lock(gpus: list[str], num_wanted: int, folder: Path, held: ExitStack) -> list[str]:
-    """Take the first GPUs that no other training on this machine holds, as far as there are any."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Lock and return the first `num_wanted` GPUs that no other training on this machine uses."""
     chosen: list[str] = []
     for gpu in gpus:
         if len(chosen) == num_wanted:
             break
         try:
-            held.enter_context(FileLock(folder / f"{gpu.replace('/', '_')}.lock", timeout=0))
-        except Timeout:
+            lock = acquire_lock(folder / f"{gpu.replace('/', '_')}.lock", wait=False)
+            held.enter_context(lock)
+        except LockedError:
             continue
         chosen.append(gpu)
     return chosen

@@ -1,4 +1,4 @@
-"""The event `scans.landed`: what is told of a new data version, and if a retraining is wanted."""
+"""The event `scans.landed`: content of a new data version, and whether to start a retraining."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SOON = timedelta(seconds=60)
 
 
 def emit(announcement: Announcement) -> None:
-    """Emit `scans.landed`; returns when the server has it.
+    """Emit `scans.landed` and return when the server has it.
 
     The label `fullscale.retraining` of its resource is "wanted", which starts the deployment
-    `retrain`, or "waiting" where a run of it waits to begin, and will find the newest scans. So
-    scans that land during hours of training leave one run waiting, not one for each landing.
+    `retrain`, or "waiting" where a run of it is scheduled and will find the newest scans. So scans
+    that land during hours of training leave one run waiting, not one for each landing.
     """
     asyncio.run(_emit(announcement))
 
@@ -43,13 +43,13 @@ async def _emit(announcement: Announcement) -> None:
             "cases": list(announcement.cases),
         },
     )
-    # emit_event() hands over to a thread, and tells nobody when that fails.
+    # emit_event() sends in a thread and reports no failure, so the client is used directly.
     async with get_events_client(reconnection_attempts=3, checkpoint_every=1) as client:
         await client.emit(event)
 
 
 async def _is_retraining_waiting(client: PrefectClient) -> bool:
-    """Whether a run of the deployment is due, and not yet taken by a worker."""
+    """Return whether a run of the deployment is due and no worker has taken it yet."""
     due = {"before_": datetime.now(UTC) + SOON}
     is_due = {"state": {"type": {"any_": ["SCHEDULED"]}}, "expected_start_time": due}
     runs = await client.read_flow_runs(

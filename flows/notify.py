@@ -1,4 +1,4 @@
-"""Messages to people, through a Prefect notification block of their choice; off by default."""
+"""Messages to people through a Prefect notification block; off by default."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ VARIABLE = "fullscale_notify"
 
 
 def chosen_block(environment: Mapping[str, str]) -> str | None:
-    """The block that messages go through, as TYPE/NAME such as slack-webhook/team.
+    """Return the notification block to use, as TYPE/NAME such as slack-webhook/team.
 
-    FULLSCALE_NOTIFY names it, else the Prefect variable `fullscale_notify`; None is no messages.
+    FULLSCALE_NOTIFY names it, else the Prefect variable `fullscale_notify`; None: send nothing.
     """
     if ENVIRONMENT in environment:
         return environment[ENVIRONMENT] or None
@@ -28,12 +28,12 @@ def chosen_block(environment: Mapping[str, str]) -> str | None:
 
 
 def notify(block_name: str | None, subject: str, body: str) -> bool:
-    """Send a message; whatever goes wrong with it is logged and does no other harm.
+    """Send a message; a failure is logged and does not fail the run.
 
     Args:
-        block_name: as `chosen_block` gives it.
+        block_name: as `chosen_block` returns it.
         subject: one line.
-        body: what happened, and where to look.
+        body: the event, and where to find its results.
 
     Returns:
         Whether it was sent.
@@ -54,7 +54,7 @@ def notify(block_name: str | None, subject: str, body: str) -> bool:
             sent = block.notify(body, subject)
             if inspect.iscoroutine(sent):
                 asyncio.run(sent)
-    except Exception as error:  # blocks are other people's code, and fail in their own ways
+    except Exception as error:  # blocks come from many packages and raise errors of any kind
         logger.warning("no message was sent through %s: %s", block_name, error)
         return False
     return True

@@ -1,12 +1,12 @@
-"""Prefect's server, with its garbage collected beside its event loop.
+"""Prefect's server, with Python's garbage collector in a separate thread.
 
-`python -m flows.prefect_server OPTIONS` is `prefect server start OPTIONS`, but for one thing. A
-query that SQLite refused because its database was locked leaves a cursor in a cycle of references.
-Python collects it in whatever thread happens to allocate, mostly that of the event loop, and
-resetting it waits for its connection. Where that connection is waiting for the database by then,
-and who has the database needs the event loop to let go of it, nothing moves until SQLite gives up,
-a minute later. A query that was cancelled leaves one, too, which keeps the database locked until it
-is collected: that is soon here.
+`python -m flows.prefect_server OPTIONS` is `prefect server start OPTIONS` without one deadlock. A
+query that SQLite refuses because its database is locked leaves a cursor in a cycle of references.
+Python collects the cycle in the thread that allocates next, mostly the event loop's, and resetting
+the cursor waits for its connection. If that connection is waiting for the database by then, and the
+holder of the database needs the event loop to release it, nothing moves until SQLite's timeout, a
+minute later. A cancelled query also leaves a cursor, which keeps the database locked until it is
+collected; a thread that collects every second makes that time short.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import time
 from itertools import count
 from threading import Thread
 
-import prefect.server.api.server  # noqa: F401 - so that it is there before the first collection
+import prefect.server.api.server  # noqa: F401 - loaded before the first collection
 from prefect.cli import app
 
 PAUSE_S = 1.0
 FULL_EVERY = 10  # a full collection stops the server for a tenth of a second
 
 
-def collect_beside() -> None:
-    """Collect garbage in a thread of its own from now on, and in no other."""
+def collect_in_thread() -> None:
+    """Collect garbage in a new thread from now on, and in no other."""
     gc.disable()
     gc.collect()
-    gc.freeze()  # what is there now stays, and is looked at no more
+    gc.freeze()  # objects that exist now are permanent: exclude them from all collections
     Thread(target=_collect, name="garbage", daemon=True).start()
 
 
@@ -39,8 +39,8 @@ def _collect() -> None:
 
 
 def main() -> None:
-    """Start the server with the options of this program; it ends as `prefect` does."""
-    collect_beside()
+    """Start the server with this program's options; its exit code is that of `prefect`."""
+    collect_in_thread()
     sys.argv[1:1] = ["server", "start"]
     app()
 

@@ -1,46 +1,50 @@
-"""How far a training is, in the Prefect UI."""
+"""Progress of a training in the Prefect UI."""
 
 from __future__ import annotations
 
 import re
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-EPOCH = re.compile(r"(?P<network>\S+) epoch (?P<epoch>\d+)/(?P<num_epochs>\d+): ")
-"""The start of the line that a trainer prints after each epoch."""
-
 
 class TrainingProgress:
-    """A progress artifact that follows the lines of one training.
+    """A progress artifact that follows the events of one training.
 
     Args:
-        network: the one that is trained.
+        network: the network that is trained.
     """
 
     def __init__(self, network: str) -> None:
         self._network = network
         self._artifact_id: UUID | None = None
 
-    def read(self, line: str) -> None:
-        """Show how far the training is, if the line tells of an epoch; call it in a task."""
-        found = EPOCH.match(line)
-        if found is None or found["network"] != self._network:
+    def show(self, event: Mapping[str, Any]) -> None:
+        """Update the artifact after an event `epoch` of this network; call it in a task.
+
+        Args:
+            event: as `fullscale.runtime.events` describes it; other events are ignored.
+        """
+        if event["event"] != "epoch" or event["network"] != self._network:
             return
-        percent = 100 * int(found["epoch"]) / int(found["num_epochs"])
+        percent = 100 * event["epoch"] / event["num_epochs"]
+        text = f"{self._network}: epoch {event['epoch']} of {event['num_epochs']}"
+        if event["dice"] is not None:
+            text += f", validation Dice {event['dice']:.4f}"
         try:
             if self._artifact_id is None:
                 key = artifact_key(f"training-{self._network}")
-                created = create_progress_artifact(percent, key=key, description=line)
+                created = create_progress_artifact(percent, key=key, description=text)
                 self._artifact_id = cast("UUID", created)
             else:
-                update_progress_artifact(self._artifact_id, percent, description=line)
+                update_progress_artifact(self._artifact_id, percent, description=text)
         except Exception as error:  # a training does not end because its progress cannot be shown
             get_run_logger().warning("progress is not shown: %s", error)
 
 
 def artifact_key(name: str) -> str:
-    """A key as Prefect wants it: lower-case letters, digits and dashes."""
+    """Return a key that Prefect accepts: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

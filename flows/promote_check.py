@@ -1,4 +1,4 @@
-"""Say which model is in use, and when a person has made another one champion."""
+"""Show which registered version is the champion, and notify people when that changes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from prefect.artifacts import Artifact, create_markdown_artifact
 from prefect.variables import Variable
 
 from flows.notify import chosen_block, notify
+from flows.run_log import add_library_lines
 from flows.stages import RETRY_DELAYS_S, RETRY_JITTER
 from fullscale.params import load_params
 from fullscale.tracking.registry import CHAMPION, Registered, find_alias
 from fullscale.tracking.store import Store, default_store
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import Artifact as Kept
+    from prefect.client.schemas.objects import Artifact as StoredArtifact
 
 NOBODY = "none"
 ARTIFACT_KEY = "champion"
@@ -27,13 +28,13 @@ VARIABLE = "fullscale_champion"
 
 
 @dataclass(frozen=True)
-class Look:
-    """The champion as a look found it.
+class ChampionObservation:
+    """The champion at the time of a check.
 
     Attributes:
         model_name: the registered model.
         version: the champion's number, or "none".
-        since: when this version was first seen as the champion, ISO 8601 in UTC.
+        since: time of the first check that found this version, ISO 8601 in UTC.
     """
 
     model_name: str
@@ -42,66 +43,70 @@ class Look:
 
 
 @task(task_run_name="champion", retry_jitter_factor=RETRY_JITTER)
-def ask_registry(store: Store, model_name: str) -> Registered | None:
-    """The version in use; a registry that does not answer is asked again."""
+def find_champion(store: Store, model_name: str) -> Registered | None:
+    """Return the champion; retried if the registry does not answer."""
     return find_alias(store, model_name, CHAMPION)
 
 
 @flow(name="promote-check", log_prints=True)
 def promote_check(root: Path | None = None) -> str:
-    """Compare the champion with the one seen last; tell of a move, and show who is in use.
+    """Compare the champion with the one of the last check; notify people if it changed.
 
-    The first look only takes note. What was seen is kept in a Prefect variable.
+    The first check notifies nobody. The observation is kept in a Prefect variable.
 
     Args:
         root: the project; None is the working directory.
 
     Returns:
-        The version in use, or "none".
+        The champion's version, or "none".
 
     Raises:
         StageError: the model registry does not answer.
     """
+    add_library_lines()
     root = (root or Path()).resolve()
     model_name = load_params(root / "params.yaml").register_.model_name
-    ask = ask_registry.with_options(retries=len(RETRY_DELAYS_S), retry_delay_seconds=RETRY_DELAYS_S)
-    found = ask(default_store(root), model_name)
+    find = find_champion.with_options(
+        retries=len(RETRY_DELAYS_S), retry_delay_seconds=RETRY_DELAYS_S
+    )
+    found = find(default_store(root), model_name)
     version = NOBODY if found is None else found.version
-    before = read_last_look(model_name)
+    before = read_last_observation(model_name)
     if before is not None and before.version == version:
-        show_champion(describe(before, found))
+        show_champion(describe_champion(before, found))
         return version
-    now = Look(model_name, version, datetime.now(UTC).isoformat(timespec="seconds"))
-    show_champion(describe(now, found))
+    now = ChampionObservation(model_name, version, datetime.now(UTC).isoformat(timespec="seconds"))
+    show_champion(describe_champion(now, found))
     if before is None:
         get_run_logger().info("%s: champion is %s", model_name, version)
     else:
         moved = f"{model_name}: champion moved from version {before.version} to {version}"
         get_run_logger().info(moved)
-        notify(chosen_block(os.environ), moved, describe(now, found))
+        notify(chosen_block(os.environ), moved, describe_champion(now, found))
     Variable.set(VARIABLE, asdict(now), overwrite=True)
     return version
 
 
-def read_last_look(model_name: str) -> Look | None:
-    """What the last look found, if it was for this model."""
-    kept = Variable.get(VARIABLE)
-    if not isinstance(kept, dict) or kept.get("model_name") != model_name:
+def read_last_observation(model_name: str) -> ChampionObservation | None:
+    """Return the observation of the last check, if it was of this model."""
+    stored = Variable.get(VARIABLE)
+    if not isinstance(stored, dict) or stored.get("model_name") != model_name:
         return None
-    return Look(model_name, str(kept["version"]), str(kept["since"]))
+    return ChampionObservation(model_name, str(stored["version"]), str(stored["since"]))
 
 
-def describe(look: Look, found: Registered | None) -> str:
-    """Who is in use, and what the verdict said of it, as markdown."""
+def describe_champion(observation: ChampionObservation, found: Registered | None) -> str:
+    """Return the champion and the tags of its version as markdown."""
     if found is None:
-        return f"No version of {look.model_name} is champion (since {look.since})."
-    lines = [f"{look.model_name} version {look.version} is champion, seen since {look.since}.", ""]
+        return f"No version of {observation.model_name} is champion (since {observation.since})."
+    name = f"{observation.model_name} version {observation.version}"
+    lines = [f"{name} is champion, seen since {observation.since}.", ""]
     return "\n".join(lines + [f"- {key}: {found.tags[key]}" for key in sorted(found.tags)])
 
 
 def show_champion(markdown: str) -> None:
-    """Leave an artifact, unless the newest one says the same."""
-    newest = cast("Kept | None", Artifact.get(ARTIFACT_KEY))
+    """Create an artifact, unless the newest one has the same text."""
+    newest = cast("StoredArtifact | None", Artifact.get(ARTIFACT_KEY))
     if newest is None or newest.data != markdown:
         create_markdown_artifact(key=ARTIFACT_KEY, markdown=markdown)
 

@@ -1,6 +1,6 @@
 """Reproduce the published result: every stage of dvc.yaml, each as its own Prefect task.
 
-`python -m flows.reproduce` needs no server: Prefect starts one for the time of the run.
+`python -m flows.reproduce` needs no server: Prefect starts a temporary one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.artifacts import show_results
+from flows.run_log import add_library_lines
 from flows.stages import pull_data, run_stages
 from fullscale.params import load_params
 from fullscale.tracking.store import default_store
@@ -17,14 +18,15 @@ from fullscale.tracking.store import default_store
 
 @flow(name="reproduce", log_prints=True)
 def reproduce(root: Path | None = None) -> str:
-    """Run the DAG and show its result.
+    """Run all stages and show their results.
 
     Args:
         root: the project; None is the working directory.
 
     Returns:
-        The gate's status: pass, fail or undecided.
+        The promotion gate's status: pass, fail or undecided.
     """
+    add_library_lines()
     root = (root or Path()).resolve()
     params = load_params(root / "params.yaml")
     pull_data(root)

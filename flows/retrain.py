@@ -1,6 +1,6 @@
-"""Train on the newest scans, judge, and leave the results on a branch; people merge it.
+"""Train on the newest scans, judge the result, and commit it on a branch that people merge.
 
-`python -m flows.retrain REASON` does it by hand.
+`python -m flows.retrain REASON` starts it by hand.
 """
 
 from __future__ import annotations
@@ -19,38 +19,50 @@ from prefect.settings import get_current_settings
 from flows.artifacts import show_results
 from flows.events import emit
 from flows.notify import chosen_block, notify
-from flows.stages import StageFailedError, TransientError, push, restore_checkout, run_stages
+from flows.run_log import add_library_lines
+from flows.stages import (
+    StageFailedError,
+    TransientError,
+    push,
+    restore_checkout,
+    run_logged,
+    run_stages,
+)
+from fullscale.evaluation.score_files import read_verdict
 from fullscale.params import load_params
-from fullscale.reporting.text_summary import read_report, registry_line, verdict_lines
+from fullscale.reporting.text_summary import registry_line, verdict_lines
 from fullscale.runtime.errors import StageError
-from fullscale.tracking.store import connect, default_store
+from fullscale.tracking.store import Store, connect, default_store
 from fullscale.versioning.data_version import Announcement, open_newest
 from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
 from fullscale.versioning.provenance import read_data_version
 from fullscale.versioning.retraining import (
+    clear_pending,
     count_failure,
-    forget_begun,
-    landed_since,
-    list_begun,
-    list_news,
+    find_data_since,
+    list_pending,
+    list_untrained_changes,
+    mark_pending,
     newest_branch,
-    note_begun,
     publish,
-    read_message,
+    read_commit_message,
 )
 from fullscale.versioning.worktree import open_checkout
+from fullscale.workspace import open_workspace
 
 CHECKOUT = "retrain"
+# Absent from versions before the library moved below fullscale/.
+LAYOUT_FILE = "fullscale/params.py"
 NOTHING = "nothing to do"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a retraining ended.
+class RetrainResult:
+    """The end of a retraining.
 
     Attributes:
-        status: of the gate, or "nothing to do".
-        data_version: MD5 of the scans it looked at.
+        status: the promotion gate's, or "nothing to do".
+        data_version: MD5 of the scans in question.
     """
 
     status: str
@@ -59,33 +71,34 @@ class Outcome:
 
 @flow(name="retrain", log_prints=True)
 def retrain(root: Path | None = None, reason: str = "by hand") -> str:
-    """Bring the results up to date with scans, code and parameters; do nothing if they are.
+    """Bring the results up to date with scans, code and parameters, if they are not.
 
-    All work is done in a checkout of its own, `root`/.cache/checkouts/retrain. A run that was
-    killed is taken up there by the next: on its own scans where it had begun to register, so that
-    no registered version lacks its branch, then on the newest. Scans that land meanwhile are
+    All work is done in a separate checkout, `root`/.cache/checkouts/retrain. The next run continues
+    one that was killed: first on its own scans where it had started to register, so that every
+    registered version gets its branch, then on the newest. Scans that land during a run are
     trained on next: by the deployment that the event `scans.landed` starts, if no run of it waits
     already, or, without a server, by this run.
 
     Args:
         root: the project; None is the working directory.
-        reason: why, for whoever reads of it.
+        reason: why, for messages and the commit.
 
     Returns:
-        The gate's status: pass, fail or undecided; or "nothing to do".
+        The promotion gate's status: pass, fail or undecided; or "nothing to do".
 
     Raises:
         StageFailedError: a stage, or the way to the DVC remote, failed.
         StageError: the checkout cannot be made, or parameters are wrong.
     """
+    add_library_lines()
     root = (root or Path()).resolve()
     block = chosen_block(os.environ)
     try:
-        finish_begun(root, block)
+        publish_pending(root, block)
         while True:
             scans_before = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
             outcome = retrain_once(root, reason, block)
-            landed = landed_since(root, scans_before, outcome.data_version)
+            landed = find_data_since(root, scans_before, outcome.data_version)
             if landed is None:
                 return outcome.status
             get_run_logger().info("scans landed meanwhile: data version %s", landed.data_version)
@@ -97,33 +110,33 @@ def retrain(root: Path | None = None, reason: str = "by hand") -> str:
         raise
 
 
-def retrain_once(root: Path, reason: str, block: str | None) -> Outcome:
-    """One retraining on the newest scans, if there is anything to learn; call it in a flow."""
+def retrain_once(root: Path, reason: str, block: str | None) -> RetrainResult:
+    """Retrain on the newest scans, if anything changed; call it in a flow."""
     with open_newest(root, CHECKOUT) as folder:
         return bring_up_to_date(root, folder, reason, block)
 
 
-def finish_begun(root: Path, block: str | None) -> None:
-    """Publish and tell of earlier scans' results that a run had no time for once it registered.
+def publish_pending(root: Path, block: str | None) -> None:
+    """Publish results of earlier scans that a killed run had registered but not published.
 
-    Those of the newest scans are left to the run itself. DVC's cache has what was computed, so
-    little is done twice. Results that fail for good do not hold up newer scans: the log says why,
-    and the next runs try again, a few times.
+    Those of the newest scans are left to the run itself. DVC's cache holds what was computed, so
+    little is done twice. Results that cannot be published do not delay newer scans: the log says
+    why, and the next `MAX_FAILURES` runs try again.
 
     Raises:
         TransientError: MLflow or the DVC remote is away.
     """
-    begun = list_begun(root)
-    if not begun:
+    pending = list_pending(root)
+    if not pending:
         return
     logger = get_run_logger()
     with open_newest(root, CHECKOUT) as folder:
         newest = git(folder, "rev-parse", "HEAD")
-    for commit in begun:
+    for commit in pending:
         if commit == newest:
             continue
         with open_checkout(root, CHECKOUT, commit) as folder:
-            if commit not in list_begun(root):  # another run, which had the checkout, has done it
+            if commit not in list_pending(root):  # another run published it while this one waited
                 continue
             reason = f"a run on {commit[:8]} ended before its results were published"
             logger.info("first of all: %s", reason)
@@ -136,62 +149,93 @@ def finish_begun(root: Path, block: str | None) -> None:
                 logger.error("the results of %s are not published: %s", commit[:8], error)
 
 
-def bring_up_to_date(root: Path, folder: Path, reason: str, block: str | None) -> Outcome:
-    """Train, judge, register, publish and tell, if there is anything to learn in a checkout.
+def bring_up_to_date(root: Path, folder: Path, reason: str, block: str | None) -> RetrainResult:
+    """Train, judge, register, publish and notify, if anything in a checkout changed.
 
-    Scans and artefacts are pushed before the branch is made, so that it names nothing that others
-    cannot fetch; where pushing failed, the next run finds all stages done, and pushes. Where a run
-    was killed before it told of a branch, that is done now.
+    Scans and artefacts are pushed before the branch is made, so that others can fetch all that it
+    names. Where pushing failed, the next run finds all stages done, and pushes. Where a run was
+    killed before it notified people of a branch, that is done now.
     """
     logger = get_run_logger()
-    params = load_params(folder / "params.yaml")
     data_version = read_data_version(folder)
     restore_checkout(folder)
     commit = git(folder, "rev-parse", "HEAD")
-    news = list_news(folder)
-    found = [f"Reason: {reason}", f"Scans: data version {data_version}"]
-    if not news:
+    changes = list_untrained_changes(folder)
+    lines = [f"Reason: {reason}", f"Scans: data version {data_version}"]
+    if not changes:
         logger.info("nothing to do: no scan, code or parameter changed (%s)", reason)
-        _show([*found, "Nothing to do: no scan, code or parameter changed."])
-        if commit in list_begun(root):
+        _show([*lines, "Nothing to do: no scan, code or parameter changed."])
+        if commit in list_pending(root):
             branch = newest_branch(folder)
             if branch and find_commit(root, f"{branch}^") == commit:
-                tell(root, branch, block)
-            forget_begun(root, commit)
-        return Outcome(NOTHING, data_version)
-    for line in news:
+                notify_result(root, branch, block)
+            clear_pending(root, commit)
+        return RetrainResult(NOTHING, data_version)
+    for line in changes:
         logger.info("changed: %s", line)
     store = default_store(root)
     if store.artifact_location is not None:
-        connect(store)  # who makes the experiment decides where its files go: not the checkout
+        # The experiment keeps the artifact folder it was created with: that must be the project's,
+        # not the checkout's, so it is created here.
+        connect(store)
+    if (folder / LAYOUT_FILE).is_file():
+        status, found = train_and_judge(root, folder, store)
+    else:
+        status, found = run_older_version(folder, store)
+    lines += found
+    push(folder)
+    subject = f"Retrain on scans {data_version[:8]}: {status}"
+    branch = _publish(folder, data_version, "\n".join([subject, "", *lines]))
+    _show([*lines, f"Branch: {branch}", *(f"Changed: {line}" for line in changes)])
+    notify_result(root, branch, block)
+    clear_pending(root, commit)
+    return RetrainResult(status, data_version)
+
+
+def train_and_judge(root: Path, folder: Path, store: Store) -> tuple[str, list[str]]:
+    """Run all stages in a checkout and show their results in the Prefect run.
+
+    Returns:
+        The promotion gate's status, and lines about the verdict.
+    """
+    params = load_params(folder / "params.yaml")
+    commit = git(folder, "rev-parse", "HEAD")
     test_set_before = _test_set(folder)
     run_stages(
         params,
         folder,
         {"MLFLOW_TRACKING_URI": store.uri},
         devices_root=root,
-        before_register=partial(note_begun, root, commit),
+        before_register=partial(mark_pending, root, commit),
     )
     verdict = show_results(params, folder, store)
-    told = [
-        *found,
+    is_same = verdict["test_set"] == test_set_before
+    lines = [
         *verdict_lines(verdict),
-        f"Test set {verdict['test_set']}: "
-        + ("unchanged" if verdict["test_set"] == test_set_before else f"was {test_set_before}"),
+        f"Test set {verdict['test_set']}: {'unchanged' if is_same else f'was {test_set_before}'}",
         registry_line(params, verdict, store),
     ]
-    push(folder)
-    subject = f"Retrain on scans {data_version[:8]}: {verdict['status']}"
-    branch = _publish(folder, data_version, "\n".join([subject, "", *told]))
-    _show([*told, f"Branch: {branch}", *(f"Changed: {line}" for line in news)])
-    tell(root, branch, block)
-    forget_begun(root, commit)
-    return Outcome(str(verdict["status"]), data_version)
+    return str(verdict["status"]), lines
 
 
-def tell(root: Path, branch: str, block: str | None) -> None:
-    """Send what a branch's commit says of a retraining."""
-    subject, body = read_message(root, branch)
+@task(task_run_name="older-version")
+def run_older_version(folder: Path, store: Store) -> tuple[str, list[str]]:
+    """Complete the stages of a checkout whose code is of an older version of this project.
+
+    Its own code runs them. Their files are not read: their formats may have changed.
+
+    Returns:
+        A status and lines as `train_and_judge` does.
+    """
+    run_logged(["dvc", "--wait-for-lock", "repro"], folder, {"MLFLOW_TRACKING_URI": store.uri})
+    return "by an older version", [
+        "An older version of this project made these results; its verdict is in reports/gate.json."
+    ]
+
+
+def notify_result(root: Path, branch: str, block: str | None) -> None:
+    """Send the commit message of a retraining's branch to the notification block, if one is set."""
+    subject, body = read_commit_message(root, branch)
     where = f"Look at {branch} in {root}, at the Prefect run, and at MLflow "
     where += f"({default_store(root).uri})."
     status = subject.rpartition(": ")[2]
@@ -204,9 +248,9 @@ def _publish(folder: Path, data_version: str, message: str) -> str:
 
 
 def _test_set(folder: Path) -> str | None:
-    """The test set of the verdict that was there before, if there was one."""
-    path = folder / "reports/gate.json"
-    return str(read_report(path)["test_set"]) if path.exists() else None
+    """Return the test set of the verdict in a checkout, if it has one."""
+    workspace = open_workspace(folder)
+    return str(read_verdict(workspace)["test_set"]) if workspace.verdict.is_file() else None
 
 
 def _show(lines: list[str]) -> None:
@@ -214,7 +258,7 @@ def _show(lines: list[str]) -> None:
 
 
 def _announce(landed: Announcement) -> bool:
-    """Tell the server of scans that landed during a run; False where no server would hear."""
+    """Emit `scans.landed` for scans that landed during a run; return False without a server."""
     if not get_current_settings().api.url:
         return False
     emit(landed)
@@ -222,7 +266,7 @@ def _announce(landed: Announcement) -> bool:
 
 
 def main() -> None:
-    """Run the flow on the working directory; the arguments are the reason."""
+    """Run the flow on the working directory; the command line's arguments are the reason."""
     retrain(Path(), " ".join(sys.argv[1:]) or "by hand")
 
 

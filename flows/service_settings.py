@@ -1,8 +1,8 @@
-"""What servers and worker are started with: the environment's settings, and defaults for the rest.
+"""Settings of servers and worker: from environment variables, with defaults.
 
-Databases, artifact store and credentials have the names that MLflow, Prefect and boto3 give them,
-so that a variable means the same to every program. Names beginning with FULLSCALE are our own.
-Nothing secret goes on a command line, where every user of the machine could read it.
+Databases, artifact store and credentials are set by the variables of MLflow, Prefect and boto3, so
+that each means the same to every program. Only variables of this project begin with FULLSCALE.
+Secrets are never on a command line, where every user of the machine could read them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DEFAULTS = {
     ),
     "PREFECT_WORKER_QUERY_SECONDS": "5",
 }
-# Worker and runs do without what opens the servers' databases.
+# Not passed to worker and runs: these open the servers' databases.
 SERVER_VARIABLES = (
     "MLFLOW_AUTH_ADMIN_PASSWORD",
     "MLFLOW_AUTH_ADMIN_USERNAME",
@@ -46,7 +46,7 @@ MIN_PASSWORD_LENGTH = 12  # MLflow's rule
 
 
 class SettingsError(Exception):
-    """The environment asks for what cannot be; the message says what to change."""
+    """A setting is wrong; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Service:
     """A program that is kept running.
 
     Attributes:
-        name: what its lines of output begin with.
+        name: prefix of its lines of output.
         command: program and arguments.
         environment: all of its variables.
-        port: where it listens; None where it does not.
+        port: that it listens on; None if it does not listen.
         port_variable: the variable that moves it to another port.
         health_url: answers 200 once it works.
     """
@@ -72,12 +72,12 @@ class Service:
 
 @dataclass(frozen=True)
 class Services:
-    """What to start, and where it is found.
+    """Programs to start.
 
     Attributes:
         servers: those that do not run elsewhere.
         worker: takes runs from Prefect.
-        environment: what worker and runs get.
+        environment: variables of worker and runs.
     """
 
     servers: tuple[Service, ...]
@@ -86,7 +86,7 @@ class Services:
 
     @property
     def mlflow_url(self) -> str:
-        """MLflow's address, for people and programs."""
+        """Address of MLflow's pages and of its API."""
         return self.environment["MLFLOW_TRACKING_URI"]
 
     @property
@@ -96,9 +96,9 @@ class Services:
 
 
 def plan_services(root: Path, environment: Mapping[str, str]) -> Services:
-    """Work out what to start for a project.
+    """Return the programs to start for a project.
 
-    A server that MLFLOW_TRACKING_URI or PREFECT_API_URL places elsewhere is used, not started.
+    A server that runs elsewhere, by MLFLOW_TRACKING_URI or PREFECT_API_URL, is used, not started.
 
     Args:
         root: the project, absolute.
@@ -143,14 +143,14 @@ def plan_services(root: Path, environment: Mapping[str, str]) -> Services:
 
 
 def check_credentials(given: Mapping[str, str], *, is_reachable: bool) -> None:
-    """Refuse a server without a password beside one with, and any without on a network.
+    """Check that all servers have a password, or none has one and no other machine reaches them.
 
     Args:
         given: the environment.
         is_reachable: other machines can open the servers.
 
     Raises:
-        SettingsError: what is set protects too little.
+        SettingsError: a password is missing or too short.
     """
     names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING")
     missing = [name for name in names if name not in given]
@@ -175,7 +175,7 @@ def check_credentials(given: Mapping[str, str], *, is_reachable: bool) -> None:
 def _plan_mlflow(
     root: Path, everyone: Mapping[str, str], host: str, port: int, database: str
 ) -> Service:
-    """MLflow's server: one process that serves, no execution of jobs, which take gigabytes."""
+    """Return MLflow's server: one worker process and no job execution, which takes gigabytes."""
     folder = root / "mlruns"
     environment = {
         "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{folder / 'mlflow.db'}",
@@ -186,7 +186,7 @@ def _plan_mlflow(
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--host", _bind_address(host), "--port", str(port)]
     if "MLFLOW_ARTIFACTS_DESTINATION" not in environment:
-        # Where stages find them without a server, too.
+        # In the folder that stages use without a server, too.
         environment.setdefault("MLFLOW_DEFAULT_ARTIFACT_ROOT", (folder / "artifacts").as_uri())
     if host not in LOOPBACK:
         names = ",".join(f"{name}:{port}" for name in (host, *LOOPBACK))
@@ -198,14 +198,14 @@ def _plan_mlflow(
             "MLFLOW_AUTH_ADMIN_USERNAME": everyone["MLFLOW_TRACKING_USERNAME"],
             "MLFLOW_AUTH_ADMIN_PASSWORD": everyone["MLFLOW_TRACKING_PASSWORD"],
         }
-        # It guards one form against other sites, and may change when the server starts.
+        # It protects one form against cross-site requests, and may change at each start.
         environment.setdefault("MLFLOW_FLASK_SERVER_SECRET_KEY", secrets.token_hex(32))
     health_url = f"http://{LOOPBACK[0]}:{port}/health"
     return Service("mlflow", tuple(command), environment, port, "FULLSCALE_MLFLOW_PORT", health_url)
 
 
 def _plan_prefect(everyone: Mapping[str, str], host: str, port: int) -> Service:
-    """Prefect's server, with its pages."""
+    """Return Prefect's server."""
     environment = dict(everyone)
     if "PREFECT_API_AUTH_STRING" in everyone:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = everyone["PREFECT_API_AUTH_STRING"]
@@ -222,10 +222,9 @@ def _plan_prefect(everyone: Mapping[str, str], host: str, port: int) -> Service:
 
 
 def write_server_files(services: Services) -> None:
-    """Write what servers read at their start: where MLflow keeps its users.
+    """Write the configuration file of MLflow's users, which are kept in the database of its runs.
 
-    They stand in the database of its runs. The file may hold that database's password, so only
-    this user may read it.
+    The file may hold that database's password, so only this user may read it.
     """
     for service in services.servers:
         if "MLFLOW_AUTH_CONFIG_PATH" not in service.environment:
@@ -239,12 +238,12 @@ def write_server_files(services: Services) -> None:
 
 
 def _bind_address(host: str) -> str:
-    """Loopback, or every address where others may come."""
+    """Return the loopback address, or all addresses if other machines may connect."""
     return LOOPBACK[0] if host in LOOPBACK else "0.0.0.0"  # noqa: S104 - credentials were checked
 
 
 def _read_port(given: Mapping[str, str], name: str, default: int) -> int:
-    """A port from the environment."""
+    """Return a port from the environment."""
     text = given.get(name, str(default))
     if not text.isdecimal() or not 0 < int(text) < 2**16:
         raise SettingsError(f"{name} is {text!r}, not a port from 1 to 65535")

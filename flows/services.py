@@ -1,8 +1,7 @@
-"""MLflow's server, Prefect's server and a worker, from one command until Ctrl-C.
+"""Run MLflow's server, Prefect's server and a worker with one command, until Ctrl-C.
 
-`python -m flows.services` starts the servers side by side, waits until both answer, creates pool,
-limits and deployments, and starts the worker. A program that ends later by itself is started
-again.
+`python -m flows.services` starts both servers at once, waits until they answer, creates work pool,
+limits and deployments, and starts the worker. A program that ends by itself later is restarted.
 """
 
 from __future__ import annotations
@@ -31,25 +30,21 @@ from flows.service_settings import (
     plan_services,
     write_server_files,
 )
+from fullscale.runtime.processes import bind_to_parent
 
 START_TIMEOUT_S = 180.0  # databases are made at the first start
 SERVER_GRACE_S = 10.0
-WORKER_GRACE_S = 35.0  # a trainer has 25 s to keep its state
+WORKER_GRACE_S = 35.0  # a trainer has 25 s to save its state
 RESTART_PAUSE_S = 2.0
-LOOK_INTERVAL_S = 0.2
-THROUGH = (
-    sys.executable,
-    "-m",
-    "fullscale.runtime.processes",
-)  # ends with the process that starts it
+POLL_INTERVAL_S = 0.2
 
 
 class ServiceError(Exception):
     """A program did not start."""
 
 
-class Running:
-    """A service as a process group of its own, which Ctrl-C in the terminal does not reach.
+class RunningService:
+    """A service in a separate process group, which Ctrl-C in the terminal does not reach.
 
     The kernel ends it when this process is killed.
     """
@@ -58,7 +53,7 @@ class Running:
         self.service = service
         self._last_lines: deque[str] = deque(maxlen=15)
         self._process = subprocess.Popen(
-            [*THROUGH, *service.command],
+            bind_to_parent(service.command),
             env=dict(service.environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -70,11 +65,11 @@ class Running:
         self._printer.start()
 
     def is_running(self) -> bool:
-        """Whether it has not ended."""
+        """Return whether the process has not ended."""
         return self._process.poll() is None
 
     def answers(self) -> bool:
-        """Whether it works as far as can be asked."""
+        """Return whether its health check succeeds; True for a service without one."""
         if not self.service.health_url:
             return True
         try:
@@ -83,15 +78,16 @@ class Running:
         except OSError:
             return False
 
-    def last_words(self) -> str:
-        """Its exit code and newest lines."""
+    def describe_end(self) -> str:
+        """Return its exit code and last lines of output."""
         self._printer.join(timeout=1)
         return f"it ended with code {self._process.poll()}:\n" + "\n".join(self._last_lines)
 
     def stop(self, grace_s: float) -> None:
-        """End it and what it started: by one request each, and by force once `grace_s` is over.
+        """End it and its children: with one SIGTERM each, and SIGKILL after `grace_s`.
 
-        What it started comes first and alone: a run that is asked twice cannot tell how it ended.
+        Children are ended first and separately: a Prefect run that gets SIGTERM twice cannot report
+        its end.
         """
         end_s = time.monotonic() + grace_s
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -107,7 +103,7 @@ class Running:
         self._process.wait()
 
     def _is_group_alive(self) -> bool:
-        self._process.poll()  # or it would count until someone has waited for it
+        self._process.poll()  # else the zombie process would still count as alive
         try:
             os.killpg(self._process.pid, 0)
         except ProcessLookupError:
@@ -136,7 +132,7 @@ def require_free_port(service: Service) -> None:
             ) from None
 
 
-def wait_until_ready(running: Running, timeout_s: float = START_TIMEOUT_S) -> None:
+def wait_until_ready(running: RunningService, timeout_s: float = START_TIMEOUT_S) -> None:
     """Wait until a service answers.
 
     Raises:
@@ -145,22 +141,22 @@ def wait_until_ready(running: Running, timeout_s: float = START_TIMEOUT_S) -> No
     end_s = time.monotonic() + timeout_s
     while not running.answers():
         if not running.is_running():
-            raise ServiceError(f"{running.service.name} did not start; {running.last_words()}")
+            raise ServiceError(f"{running.service.name} did not start; {running.describe_end()}")
         if time.monotonic() > end_s:
             raise ServiceError(
                 f"{running.service.name} did not answer at {running.service.health_url} within "
                 f"{timeout_s:.0f} s; its lines above say why"
             )
-        time.sleep(LOOK_INTERVAL_S)
+        time.sleep(POLL_INTERVAL_S)
 
 
 def check_login(services: Services) -> None:
-    """See that MLflow knows the password it was started with.
+    """Check that MLflow accepts the password it was started with.
 
-    MLflow keeps its administrator's first password, whatever the environment says later.
+    MLflow stores its administrator's first password and ignores later values of the environment.
 
     Raises:
-        ServiceError: it knows another one.
+        ServiceError: it has another one.
     """
     password = services.environment.get("MLFLOW_TRACKING_PASSWORD")
     ports = [service.port for service in services.servers if service.name == "mlflow"]
@@ -183,13 +179,13 @@ def check_login(services: Services) -> None:
 
 
 def set_up(services: Services) -> None:
-    """Create pool, limits, deployments and automations, in a process of its own.
+    """Create work pool, limits, deployments and automations, in a separate process.
 
     Raises:
         ServiceError: it failed.
     """
     done = subprocess.run(
-        [*THROUGH, sys.executable, "-m", "flows.deployments"],
+        bind_to_parent([sys.executable, "-m", "flows.deployments"]),
         env=dict(services.environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -209,34 +205,34 @@ def run(services: Services) -> None:
     """
     for service in services.servers:
         require_free_port(service)
-    running: list[Running] = []
+    running: list[RunningService] = []
     try:
         for service in services.servers:
-            running.append(Running(service))  # noqa: PERF401 - an interruption must find the first
+            running.append(RunningService(service))  # noqa: PERF401 - `finally` must see those that were started
         for server in running:
             wait_until_ready(server)
         check_login(services)
         set_up(services)
-        running.append(Running(services.worker))
+        running.append(RunningService(services.worker))
         print(f"MLflow   {services.mlflow_url}\nPrefect  {services.prefect_url}", flush=True)
         print("Ctrl-C stops all", flush=True)
         while True:
-            time.sleep(LOOK_INTERVAL_S)
+            time.sleep(POLL_INTERVAL_S)
             for index, ended in enumerate(running):
                 if not ended.is_running():
-                    print(f"{ended.service.name} {ended.last_words()}", flush=True)
-                    # What it started may still be there: a trainer that keeps its state.
+                    print(f"{ended.service.name} {ended.describe_end()}", flush=True)
+                    # Its children may still run: a trainer that saves its state.
                     ended.stop(0 if ended.service.port else WORKER_GRACE_S)
                     time.sleep(RESTART_PAUSE_S)
-                    running[index] = Running(ended.service)
+                    running[index] = RunningService(ended.service)
     finally:
-        # The worker first: its runs tell the servers how they ended.
+        # The worker first: its runs report their end to the servers.
         for each in reversed(running):
             each.stop(SERVER_GRACE_S if each.service.port else WORKER_GRACE_S)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End as by Ctrl-C; further requests must not cut the ending short."""
+    """End as by Ctrl-C; ignore further signals, so that they do not interrupt the shutdown."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -1,14 +1,13 @@
-"""One DVC stage as one Prefect task; what is transient is tried again."""
+"""One DVC stage as one Prefect task; transient failures are retried."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from prefect import Task, get_run_logger, task
@@ -17,24 +16,21 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from flows.devices import count_slots, device_slot
 from flows.progress import TrainingProgress
 from fullscale.params import Params
-from fullscale.runtime.processes import stage_environment
+from fullscale.runtime.errors import EX_TEMPFAIL
+from fullscale.runtime.events import EVENTS_VARIABLE, EventReader
+from fullscale.runtime.processes import bind_to_parent, stage_environment
 from fullscale.versioning.data_version import restore_data
 
 REGISTER = "register"
 RETRY_DELAYS_S = [10.0, 60.0, 300.0]
 RETRY_JITTER = 0.5
-# How a stage says that the tracking server is away: before it asks anything, and in the middle.
-TRANSIENT = (
-    re.compile(r"error: the MLflow store \S+ does not answer "),
-    re.compile(
-        r"mlflow\.exceptions\.MlflowException: API request to .* failed with "
-        r"(timeout exception|exception|error code 5\d\d)"
-    ),
-)
+NUM_QUOTED_LINES = 3
+
+Event = Mapping[str, Any]
 
 
 class StageFailedError(Exception):
-    """A stage ended with an error; its lines are in the log."""
+    """A program ended with an error; its lines are in the run's log."""
 
 
 class TransientError(StageFailedError):
@@ -45,58 +41,70 @@ def run_logged(
     command: list[str],
     root: Path,
     environment: Mapping[str, str] | None = None,
-    listen: Callable[[str], None] | None = None,
+    on_event: Callable[[Event], None] | None = None,
 ) -> None:
-    """Run a program in `root`, each line of its output to the Prefect log.
+    """Run a program in `root` and log each line of its output in the Prefect run.
 
-    The child stays in this process group, so that cancelling the flow ends it too; it is also
-    ended when the task is interrupted, and by the kernel when this process is killed.
+    The program stays in this process group, so that cancelling the flow ends it too. It also ends
+    when the task is interrupted, and by the kernel when this process is killed.
 
     Args:
         command: program and arguments; no shell.
         root: the working directory.
-        environment: what is set besides this process's own variables.
-        listen: is given each line.
+        environment: variables to set in addition to this process's own.
+        on_event: called with each event of `fullscale.runtime.events` while the program runs.
 
     Raises:
-        TransientError: it failed because the tracking server is away.
+        TransientError: it, or a stage that it ran, failed with exit code 75 (EX_TEMPFAIL).
         StageFailedError: it ended with another code than 0.
     """
     logger = get_run_logger()
-    lines = []
-    # The kernel ends the child with the thread that started it: this one, which waits for it.
-    with subprocess.Popen(
-        [sys.executable, "-m", "fullscale.runtime.processes", *command],
-        cwd=root,
-        env=stage_environment({**os.environ, **(environment or {})}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        assert process.stdout is not None  # noqa: S101 - a pipe was asked for
-        try:
-            for line in process.stdout:
-                lines.append(line.rstrip())
-                logger.info(lines[-1])
-                if listen is not None:
-                    listen(lines[-1])
-        except BaseException:
-            process.terminate()
-            raise
+    lines: list[str] = []
+    failures: list[Event] = []
+    with TemporaryDirectory(prefix="fullscale-events-") as folder:
+        reader = EventReader(Path(folder) / "events.jsonl")
+
+        def read_events() -> None:
+            for event in reader.read_new():
+                if event["event"] == "failed":
+                    failures.append(event)
+                if on_event is not None:
+                    on_event(event)
+
+        given = {**os.environ, **(environment or {}), EVENTS_VARIABLE: f"{folder}/events.jsonl"}
+        # The kernel ends the program when the thread that started it ends, so the same thread
+        # must wait for it. A task's timeout would not interrupt this wait.
+        with subprocess.Popen(
+            bind_to_parent(command),
+            cwd=root,
+            env=stage_environment(given),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            assert process.stdout is not None  # noqa: S101 - a pipe was asked for
+            try:
+                for line in process.stdout:
+                    lines.append(line.rstrip())
+                    logger.info(lines[-1])
+                    read_events()
+            except BaseException:
+                process.terminate()
+                raise
+        read_events()
     code = process.returncode
     if code:
-        told = [line for line in lines if line.startswith(("error:", "ERROR:"))] or lines
-        kind = TransientError if is_transient(lines) else StageFailedError
-        raise kind(f"{' '.join(command)} ended with code {code}: {' | '.join(told[-3:])}")
+        quoted = [str(event["message"]) for event in failures]
+        quoted = quoted or [line for line in lines if line.startswith(("error:", "ERROR:"))]
+        # DVC's own exit code does not depend on that of the stage that failed.
+        codes = {code, *(event["exit_code"] for event in failures)}
+        kind = TransientError if EX_TEMPFAIL in codes else StageFailedError
+        reason = " | ".join((quoted or lines)[-NUM_QUOTED_LINES:])
+        raise kind(f"{' '.join(command)} ended with code {code}: {reason}")
 
 
-def is_transient(lines: Iterable[str]) -> bool:
-    """Whether the lines of a failed stage say that the tracking server is away."""
-    return any(pattern.match(line) for line in lines for pattern in TRANSIENT)
-
-
-def _may_pass(task: Any, run: Any, state: Any) -> bool:
-    """Whether a failed stage is tried again: what it needs was away, or Prefect had no answer."""
+def _may_succeed_later(task: Any, run: Any, state: Any) -> bool:
+    """Return whether to retry: a service was away, or Prefect did not answer about its slots."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, TransientError | ConcurrencySlotAcquisitionError)
 
@@ -109,7 +117,7 @@ def _pull_data(root: Path) -> None:
 def pull_data(root: Path) -> None:
     """Fetch the version of the scans that data.dvc names, unless it is there.
 
-    A remote that does not answer is asked again after `RETRY_DELAYS_S`.
+    Retried after `RETRY_DELAYS_S` where the DVC remote does not answer.
     """
     _pull_data.with_options(**_retries())(root)
 
@@ -120,7 +128,7 @@ def _restore_data(folder: Path) -> None:
 
 
 def restore_checkout(folder: Path) -> None:
-    """As `pull_data` in a checkout of our own, where files that a killed run left may go."""
+    """Fetch scans as `pull_data` does, in a checkout whose leftover files may be overwritten."""
     _restore_data.with_options(**_retries())(folder)
 
 
@@ -133,7 +141,7 @@ def _push(root: Path) -> None:
 
 
 def push(root: Path) -> None:
-    """Send scans and artefacts to the DVC remote, which is asked again as by `pull_data`.
+    """Send scans and artefacts to the DVC remote; retried as `pull_data`.
 
     Raises:
         TransientError: they were not sent.
@@ -141,38 +149,40 @@ def push(root: Path) -> None:
     _push.with_options(**_retries())(root)
 
 
-@task(retry_jitter_factor=RETRY_JITTER, retry_condition_fn=_may_pass)
+@task(retry_jitter_factor=RETRY_JITTER, retry_condition_fn=_may_succeed_later)
 def reproduce_stage(stage: str, root: Path, environment: Mapping[str, str]) -> None:
     """Reproduce one stage; DVC skips it when nothing it reads has changed."""
     _repro(stage, root, environment)
 
 
-@task(retry_jitter_factor=RETRY_JITTER, retry_condition_fn=_may_pass)
+@task(retry_jitter_factor=RETRY_JITTER, retry_condition_fn=_may_succeed_later)
 def reproduce_training(
     stage: str, root: Path, environment: Mapping[str, str], devices_root: Path, num_devices: int
 ) -> None:
-    """As `reproduce_stage`, with devices of its own and its progress shown."""
+    """Reproduce a training on devices that no other training uses, and show its progress."""
     progress = TrainingProgress(stage.partition("@")[2])
     with device_slot(devices_root, num_devices) as visible:
-        _repro(stage, root, {**environment, **visible}, progress.read)
+        _repro(stage, root, {**environment, **visible}, progress.show)
 
 
 def _repro(
     stage: str,
     root: Path,
     environment: Mapping[str, str],
-    listen: Callable[[str], None] | None = None,
+    on_event: Callable[[Event], None] | None = None,
 ) -> None:
+    # DVC waits only 3 s for another process's lock unless this option comes before the command.
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    run_logged(command, root, environment, listen)
+    run_logged(command, root, environment, on_event)
 
 
 def _retries() -> dict[str, Any]:
+    """Return the options of a task that is retried; read at each call, so that they can change."""
     return {"retries": len(RETRY_DELAYS_S), "retry_delay_seconds": RETRY_DELAYS_S}
 
 
 def plan(params: Params) -> list[str]:
-    """The stages of dvc.yaml in an order in which each follows what it needs."""
+    """Return the stages of dvc.yaml, each after those it depends on."""
     return [
         "slice",
         "split",
@@ -189,23 +199,23 @@ def run_stages(
     devices_root: Path | None = None,
     before_register: Callable[[], None] | None = None,
 ) -> None:
-    """Reproduce all stages, each as a task of its own: `train@unet` is named `train-unet`.
+    """Reproduce all stages, each as one task: the task of `train@unet` is named `train-unet`.
 
-    Trainings run side by side where the server has several devices for them, else one after the
-    other, as all other stages do.
+    Trainings run at the same time where the server's limit allows several, else one after another.
+    All other stages run one after another.
 
     Args:
         params: of the project at `root`.
         root: the project, or a checkout of it.
-        environment: what is set for every stage besides this process's own variables.
-        devices_root: where GPUs in use are noted; None is `root`.
-        before_register: is called when everything but stage register is done.
+        environment: variables to set for every stage in addition to this process's own.
+        devices_root: the project whose .cache/devices locks the GPUs in use; None is `root`.
+        before_register: called after all other stages and before stage register.
 
     Raises:
-        StageFailedError: a stage failed; trainings beside it went on to their end.
+        StageFailedError: a stage failed; other trainings that had started were run to their end.
     """
     set_for_all = environment or {}
-    is_side_by_side = count_slots() > 1
+    is_parallel = count_slots() > 1
     for kind, stages in groupby(plan(params), key=lambda stage: stage.partition("@")[0]):
         if kind != "train":
             for stage in stages:
@@ -217,12 +227,12 @@ def run_stages(
         for stage in stages:
             training = _named(reproduce_training, stage)
             arguments = (stage, root, set_for_all, devices_root or root, params.train.devices)
-            if is_side_by_side:
+            if is_parallel:
                 running.append(training.submit(*arguments))
             else:
                 training(*arguments)
         for future in running:
-            future.wait()
+            future.wait()  # all of them, before the first failure is raised
         for future in running:
             future.result()
 

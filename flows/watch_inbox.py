@@ -1,6 +1,6 @@
-"""Watch the inbox: scans that landed become a data version, and whoever listens is told.
+"""Watch the inbox: make a data version of scans that landed, and announce it.
 
-`python -m flows.watch_inbox` looks once; a deployment looks on schedule.
+`python -m flows.watch_inbox` checks once; a deployment checks on schedule.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.settings import PREFECT_API_URL
 
 from flows.events import EVENT, emit
+from flows.run_log import add_library_lines
 from fullscale.params import load_params
-from fullscale.runtime.errors import ScanError, StageError
+from fullscale.runtime.errors import ScanError, StageError, TransientStageError
 from fullscale.versioning.data_version import find_unannounced, mark_announced
-from tasks.receive import Outcome, receive
+from tasks.receive import InboxResult, receive
 
 INBOX_VARIABLE = "FULLSCALE_INBOX"
 
@@ -29,18 +30,19 @@ Result = TypeVar("Result")
 @flow(name="watch-inbox", log_prints=True)
 def watch_inbox(
     root: Path | None = None, inbox: str | None = None, settle_s: float = 60
-) -> Outcome:
-    """Look into the inbox once: take in good pairs, quarantine bad ones, tell of a new version.
+) -> InboxResult:
+    """Check the inbox once: ingest good pairs, quarantine bad ones, announce a new data version.
 
     Args:
         root: the project; None is the working directory.
-        inbox: folder or URL; None is what FULLSCALE_INBOX says, or the folder inbox of the
-            project, which is made.
-        settle_s: for how long a file must not have been written to count as complete.
+        inbox: folder or URL; None is the value of FULLSCALE_INBOX, or the folder inbox of the
+            project, which is created.
+        settle_s: seconds without a write after which a file counts as complete.
 
     Returns:
-        What became of everything in the inbox.
+        The result for everything in the inbox.
     """
+    add_library_lines()
     root = (root or Path()).resolve()
     url = inbox or os.environ.get(INBOX_VARIABLE)
     if url is None:
@@ -48,7 +50,7 @@ def watch_inbox(
         for folder in ("imagesTr", "labelsTr"):
             (root / "inbox" / folder).mkdir(parents=True, exist_ok=True)
     num_workers = load_params(root / "params.yaml").compute.num_workers
-    announce(root)  # what a run that was killed had no time to tell
+    announce(root)  # a version that a killed run made but did not announce
     outcome = receive(root, url, settle_s, num_workers=num_workers, run_step=run_as_task)
     show_outcome(outcome)
     announce(root)
@@ -56,14 +58,14 @@ def watch_inbox(
 
 
 def run_as_task(name: str, step: Callable[[], Result]) -> Result:
-    """Run a step as a task of its own; one that fails for no reason of ours is tried again."""
+    """Run a step as one task; retry it unless its error is one that only a user can fix."""
 
     @task(
         name=name,
         cache_policy=NO_CACHE,
         retries=2,
         retry_delay_seconds=10,
-        retry_condition_fn=is_transient,
+        retry_condition_fn=may_succeed_later,
     )
     def run() -> Result:
         return step()
@@ -71,15 +73,17 @@ def run_as_task(name: str, step: Callable[[], Result]) -> Result:
     return run()
 
 
-def is_transient(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether a failed step may succeed when it is tried again, as when a network is away."""
-    return not isinstance(state.result(raise_on_failure=False), StageError | ScanError)
+def may_succeed_later(_task: Any, _run: Any, state: Any) -> bool:
+    """Return whether to retry a failed step: its error is not one that only a user can fix."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, TransientStageError) or not isinstance(error, StageError | ScanError)
 
 
 def announce(root: Path) -> None:
     """Emit `scans.landed` for the newest data version, unless that was done.
 
-    The server has the event before it is noted as told, so one that is lost is sent again.
+    The version is marked as announced only after the server has the event, so a lost event is sent
+    again.
     """
     announcement = find_unannounced(root)
     if announcement is None:
@@ -97,25 +101,26 @@ def announce(root: Path) -> None:
     logger.info("Announced data version %s as %s", announcement.data_version, EVENT)
 
 
-def show_outcome(outcome: Outcome) -> None:
-    """Leave what became of each pair, and the new data version, as artifacts of the run."""
-    for entry in outcome.fates:
-        print(" ".join(part for part in (printable(entry.case), entry.fate, entry.why) if part))
-    if outcome.fates:
+def show_outcome(outcome: InboxResult) -> None:
+    """Log the result of each pair, and show all of them and the new data version as artifacts."""
+    for entry in outcome.cases:
+        parts = (printable(entry.case), entry.status, entry.reason)
+        get_run_logger().info(" ".join(part for part in parts if part))
+    if outcome.cases:
         create_table_artifact(
             key="inbox",
             table=[
-                {"case": printable(entry.case), "fate": entry.fate, "why": entry.why}
-                for entry in outcome.fates
+                {"case": printable(entry.case), "status": entry.status, "reason": entry.reason}
+                for entry in outcome.cases
             ],
-            description="What became of everything in the inbox",
+            description="Result for everything in the inbox",
         )
     if outcome.data_version is not None:
         create_markdown_artifact(key="data-version", markdown="\n".join(version_lines(outcome)))
 
 
-def version_lines(outcome: Outcome) -> list[str]:
-    """A new data version as markdown: its cases, and which of their patients are new."""
+def version_lines(outcome: InboxResult) -> list[str]:
+    """Return a new data version as lines of markdown: its cases, and which patients are new."""
     num_quarantined = len(outcome.names("quarantined"))
     num_waiting = len(outcome.names("waiting"))
     return [
@@ -135,18 +140,18 @@ def version_lines(outcome: Outcome) -> list[str]:
 
 
 def as_cell(text: str) -> str:
-    """Text that a table in markdown shows as it is."""
+    """Escape text so that a table in markdown shows it unchanged."""
     marks = "\\`*_{}[]()<>#+-!|"
     return "".join(f"\\{char}" if char in marks else char for char in printable(text))
 
 
 def printable(text: str) -> str:
-    """Text without characters that could hide something from who reads it."""
+    """Return text with invisible and control characters escaped."""
     return text if text.isprintable() else ascii(text)
 
 
 def main() -> None:
-    """Look into the inbox of the working directory once."""
+    """Check the inbox of the working directory once."""
     watch_inbox(Path())
 
 

@@ -1,4 +1,4 @@
-"""params.yaml as frozen models: unknown keys and impossible combinations are refused by name."""
+"""Frozen models of params.yaml; unknown keys and impossible combinations are errors."""
 
 from __future__ import annotations
 
@@ -10,26 +10,46 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fullscale.runtime.errors import StageError
 
+RENAMED_KEYS = {"evaluate.ablate_gate": "evaluate.ablate_slice_classifier"}
+"""Keys of older versions, and their present names, for messages."""
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
-class Section(BaseModel):
-    """A part of params.yaml: immutable, and closed to keys it does not know."""
+class ParamsSection(BaseModel):
+    """A section of params.yaml: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ComputeParams(Section):
-    """Where work runs and how often it is secured; changes no result."""
+class ComputeParams(ParamsSection):
+    """Where work runs, and how often it is saved; changes no result."""
 
-    backend: Literal["local", "dask"] = "local"
-    address: str | None = None
-    num_workers: int = Field(default=0, ge=0, description="0 uses every core")
-    num_loader_workers: int | None = Field(
-        default=None, ge=0, description="None: none on a CPU, up to 8 a process beside a GPU"
+    backend: Literal["local", "dask"] = Field(
+        default="local",
+        description="run parallel work on this machine, or on a Dask cluster",
     )
-    checkpoint_interval_s: float = Field(default=60, ge=0)
+    address: str | None = Field(
+        default=None,
+        description="the Dask scheduler, such as tcp://host:8786; needed for dask",
+    )
+    num_workers: int = Field(default=0, ge=0, description="processes at a time; 0 uses every core")
+    num_loader_workers: int | None = Field(
+        default=None,
+        ge=0,
+        description=(
+            "processes that read slices for a training; null means none on a CPU and up to "
+            "8 for each GPU process"
+        ),
+    )
+    checkpoint_interval_s: float = Field(
+        default=60,
+        ge=0,
+        description=(
+            "seconds between two checkpoints of a training; a kill loses at most this much work"
+        ),
+    )
 
     @model_validator(mode="after")
     def _dask_needs_address(self) -> Self:
@@ -40,13 +60,17 @@ class ComputeParams(Section):
         return self
 
 
-class SliceParams(Section):
+class SliceParams(ParamsSection):
     """Stage slice: from scans to square, windowed slices."""
 
-    size_px: int = Field(ge=32, le=1024)
-    window_hu: tuple[float, float]
-    body_threshold_hu: float
-    body_margin_mm: float = Field(ge=0)
+    size_px: int = Field(ge=32, le=1024, description="width and height of a slice")
+    window_hu: tuple[float, float] = Field(
+        description="lower and upper end of the CT window; values outside are clipped",
+    )
+    body_threshold_hu: float = Field(
+        description="voxels above this are body; the box around them is what is sliced",
+    )
+    body_margin_mm: float = Field(ge=0, description="margin around that box")
 
     @model_validator(mode="after")
     def _window_ascends(self) -> Self:
@@ -56,88 +80,135 @@ class SliceParams(Section):
         return self
 
 
-class SplitParams(Section):
-    """Stage split: who is tested, validated on and trained on."""
+class SplitParams(ParamsSection):
+    """Stage split: the patients of the test, validation and training sets."""
 
-    salt: str
-    test_fraction: Fraction
-    test_patients: tuple[str, ...] = ()
-    val_fraction: Fraction
-    seed: int
+    salt: str = Field(
+        description="hashed with the patient's name; the hash decides who is in the test set"
+    )
+    test_fraction: Fraction = Field(
+        description="share of hash values of the test set; about this share of the patients",
+    )
+    test_patients: tuple[str, ...] = Field(
+        default=(),
+        description=(
+            "patients of the test set, for example of a published split; if given, no hash is used"
+        ),
+    )
+    val_fraction: Fraction = Field(description="share of the other patients in the validation set")
+    seed: int = Field(description="random seed of the split into training and validation")
 
 
-class Recipe(Section):
-    """How one network is built and what it is trained on; None keeps its paper's choice."""
+class Recipe(ParamsSection):
+    """How one network is built, and its loss; None keeps the choice of its paper."""
 
-    architecture: str
-    encoder: str = "plain"
-    deep_supervision: bool | None = None
-    cgm: bool | None = None
-    loss_terms: tuple[Literal["focal", "ms_ssim", "iou"], ...] = Field(min_length=1)
+    architecture: str = Field(description="name of the network, as `fullscale networks` lists it")
+    encoder: str = Field(default="plain", description="plain or resnet101")
+    deep_supervision: bool | None = Field(
+        default=None,
+        description="supervise every decoder level; null keeps the choice of the network's paper",
+    )
+    cgm: bool | None = Field(
+        default=None,
+        description="add the slice classifier (CGM); null keeps the choice of the network's paper",
+    )
+    loss_terms: tuple[Literal["focal", "ms_ssim", "iou"], ...] = Field(
+        min_length=1,
+        description="terms of the segmentation loss; they are added",
+    )
 
 
-class AugmentParams(Section):
+class AugmentParams(ParamsSection):
     """Strengths of random changes to training slices; 0 switches one off."""
 
-    rotation_deg: float = Field(ge=0, le=180)
-    scale_fraction: float = Field(ge=0, lt=1)
-    shift_fraction: float = Field(ge=0, lt=1, description="of width and of height")
-    elastic_fraction: float = Field(
-        ge=0, le=0.12, description="largest bend, of the shorter side; beyond 0.12 it may fold"
+    rotation_deg: float = Field(ge=0, le=180, description="largest rotation")
+    scale_fraction: float = Field(ge=0, lt=1, description="largest change of size")
+    shift_fraction: float = Field(
+        ge=0,
+        lt=1,
+        description="largest shift, as a share of width and of height",
     )
-    flip_probability: float = Field(ge=0, le=1, description="left and right; organs have sides")
-    noise_hu: float = Field(ge=0, description="standard deviation")
-    blur_px: float = Field(ge=0, le=5, description="largest sigma")
-    contrast_fraction: float = Field(ge=0, lt=1)
+    elastic_fraction: float = Field(
+        ge=0,
+        le=0.12,
+        description=(
+            "largest elastic displacement, as a share of the shorter side; above 0.12 the "
+            "deformation may fold"
+        ),
+    )
+    flip_probability: float = Field(
+        ge=0,
+        le=1,
+        description="probability of a flip of left and right; 0 suits organs, which have a side",
+    )
+    noise_hu: float = Field(ge=0, description="standard deviation of the noise")
+    blur_px: float = Field(ge=0, le=5, description="largest sigma of the Gaussian blur")
+    contrast_fraction: float = Field(ge=0, lt=1, description="largest change of contrast")
 
 
-class TrainParams(Section):
-    """Stage train: the same budget, optimiser and augmentation for every network.
+class TrainParams(ParamsSection):
+    """Stage train: the same budget, optimiser and augmentation for every network."""
 
-    Attributes:
-        seed: of all that is random.
-        width: channels of the first level.
-        num_epochs: passes over the training slices.
-        batch_size: slices in an optimiser step, over all processes; "auto" takes what memory holds.
-        num_accumulated: parts of a step that a process computes one after the other, to save
-            memory.
-        optimizer, learning_rate, weight_decay: of every step; SGD has Nesterov momentum 0.9.
-        schedule: how the learning rate falls to 0: not at all, as a cosine, or as
-            (1 - t)^0.9.
-        gradient_clip_norm: longest gradient of a step.
-        ema_decay: of an exponential moving average of the weights, which is then what is
-            validated and kept; 0 = none.
-        organ_free_share: share of the slices without any organ that an epoch uses, others each
-            time; above 1 some are used again.
-        precision: "auto" is bf16 autocast on a GPU that has it, else fp32.
-        compile: whether torch.compile builds the network.
-        deterministic: whether a GPU must compute the same bits each time; an operation that cannot
-            is an error. A CPU always does.
-        devices, num_nodes, strategy: processes on each machine, machines, and how they share work.
-        num_picture_slices: slices in each picture that is tracked.
-        augment: strengths of random changes.
-    """
-
-    seed: int = Field(ge=0)
-    width: Positive
-    num_epochs: Positive
-    batch_size: Positive | Literal["auto"]
-    num_accumulated: Positive = 1
-    optimizer: Literal["adamw", "sgd"]
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    schedule: Literal["constant", "cosine", "poly"]
-    gradient_clip_norm: float = Field(gt=0)
-    ema_decay: float = Field(default=0, ge=0, lt=1)
-    organ_free_share: float = Field(default=1, ge=0)
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    compile: bool = False
-    deterministic: bool = False
-    devices: Positive = 1
-    num_nodes: Positive = 1
-    strategy: Literal["auto", "ddp"] = "auto"
-    num_picture_slices: int = Field(ge=0)
-    augment: AugmentParams
+    seed: int = Field(ge=0, description="random seed of weights, order, augmentation and dropout")
+    width: Positive = Field(description="channels of the first level; the paper has 64")
+    num_epochs: Positive = Field(description="passes over the training slices")
+    batch_size: Positive | Literal["auto"] = Field(
+        description=(
+            "slices in an optimiser step, over all processes; auto takes the largest power "
+            "of two that memory holds"
+        ),
+    )
+    num_accumulated: Positive = Field(
+        default=1,
+        description="parts of a step that a process computes one after the other, to save memory",
+    )
+    optimizer: Literal["adamw", "sgd"] = Field(
+        description="AdamW, or SGD with Nesterov momentum 0.9",
+    )
+    learning_rate: float = Field(gt=0, description="learning rate of the first step")
+    weight_decay: float = Field(ge=0, description="weight decay of every step")
+    schedule: Literal["constant", "cosine", "poly"] = Field(
+        description="how the learning rate falls to 0: not at all, as a cosine, or as (1 - t)^0.9",
+    )
+    gradient_clip_norm: float = Field(
+        gt=0,
+        description="gradients with a larger norm are scaled down to it",
+    )
+    ema_decay: float = Field(
+        default=0,
+        ge=0,
+        lt=1,
+        description=(
+            "decay of the moving average of the weights that is then validated and kept; 0 "
+            "means none"
+        ),
+    )
+    organ_free_share: float = Field(
+        default=1,
+        ge=0,
+        description=(
+            "share of the slices without any organ that an epoch uses; above 1 some are used twice"
+        ),
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto",
+        description="auto is bf16 autocast on a GPU that has it, else fp32",
+    )
+    compile: bool = Field(default=False, description="build the network with torch.compile")
+    deterministic: bool = Field(
+        default=False,
+        description=(
+            "compute the same bits each time on a GPU too; an operation that cannot is an error"
+        ),
+    )
+    devices: Positive = Field(default=1, description="processes on each machine, one for each GPU")
+    num_nodes: Positive = Field(default=1, description="machines")
+    strategy: Literal["auto", "ddp"] = Field(
+        default="auto",
+        description="ddp for several processes",
+    )
+    num_picture_slices: int = Field(ge=0, description="slices in each picture that goes to MLflow")
+    augment: AugmentParams = Field(description="strengths of random changes to training slices")
 
     @field_validator("batch_size", mode="before")
     @classmethod
@@ -156,29 +227,50 @@ class TrainParams(Section):
         return self
 
 
-class EvaluateParams(Section):
+class EvaluateParams(ParamsSection):
     """Stage evaluate: from probabilities to masks and scores."""
 
-    batch_size: Positive
-    threshold: Fraction
-    min_false_positive_px: Positive
-    largest_component: bool = False
-    ablate_gate: bool = False
+    batch_size: Positive = Field(description="slices computed at a time")
+    threshold: Fraction = Field(description="probability from which a voxel belongs to an organ")
+    min_false_positive_px: Positive = Field(
+        description="predicted pixels from which an organ-free slice counts as false positive",
+    )
+    largest_component: bool = Field(
+        default=False,
+        description="also score the largest component of each organ",
+    )
+    ablate_slice_classifier: bool = Field(
+        default=False,
+        description=(
+            "also score without the slice classifier (CGM), and with its probability as a factor"
+        ),
+    )
 
 
-class RegisterParams(Section):
-    """Stage register: what a candidate must show before people may promote it."""
+class RegisterParams(ParamsSection):
+    """Stage register: the promotion gate, and the name of the registered model."""
 
-    model_name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    candidate: str
-    baseline: str
-    min_dice_gain: float = Field(ge=0, lt=1)
-    confidence: Fraction
-    num_bootstrap: int = Field(ge=100)
-    max_slice_fpr: float = Field(ge=0, le=1)
-    max_organ_dice_loss: float = Field(ge=0, le=1)
-    min_cases: int = Field(ge=2)
-    seed: int
+    model_name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="name of the registered model")
+    candidate: str = Field(description="network that may be promoted")
+    baseline: str = Field(description="network that the candidate must beat")
+    min_dice_gain: float = Field(
+        ge=0,
+        lt=1,
+        description="the interval of the gain in Dice must lie above this",
+    )
+    confidence: Fraction = Field(description="confidence level of all intervals")
+    num_bootstrap: int = Field(ge=100, description="bootstrap samples of an interval")
+    max_slice_fpr: float = Field(ge=0, le=1, description="largest slice FPR of an organ")
+    max_organ_dice_loss: float = Field(
+        ge=0,
+        le=1,
+        description="largest loss in mean Dice of an organ against the baseline",
+    )
+    min_cases: int = Field(
+        ge=2,
+        description="smallest number of test cases; with fewer there is no verdict",
+    )
+    seed: int = Field(description="random seed of the bootstrap")
 
     @model_validator(mode="after")
     def _two_networks(self) -> Self:
@@ -187,12 +279,21 @@ class RegisterParams(Section):
         return self
 
 
-class Params(Section):
-    """All of params.yaml."""
+class Params(ParamsSection):
+    """The whole params.yaml."""
 
-    organs: dict[str, tuple[Positive, ...]] = Field(min_length=1)
-    networks: tuple[str, ...] = Field(min_length=1)
-    recipes: dict[str, Recipe]
+    organs: dict[str, tuple[Positive, ...]] = Field(
+        min_length=1,
+        description=(
+            "label ids of each organ in data/dataset.json: the organ itself first, then its "
+            "parts, such as tumours"
+        ),
+    )
+    networks: tuple[str, ...] = Field(
+        min_length=1,
+        description="networks to train and evaluate; each needs a recipe",
+    )
+    recipes: dict[str, Recipe] = Field(description="how each network is built, by name")
     compute: ComputeParams = ComputeParams()
     slice: SliceParams
     split: SplitParams
@@ -251,7 +352,7 @@ def load_params(*paths: Path) -> Params:
         return Params.model_validate(content)
     except ValidationError as error:
         names = " and ".join(str(path) for path in paths)
-        raise StageError(f"{names}: {_describe(error)}") from None
+        raise StageError(f"{names}: {_explain(error)}") from None
 
 
 def _read_sections(path: Path) -> dict[str, Any]:
@@ -269,13 +370,17 @@ def _read_sections(path: Path) -> dict[str, Any]:
     return content
 
 
-def _describe(error: ValidationError) -> str:
+def _explain(error: ValidationError) -> str:
     lines = []
     for detail in error.errors():
         key = ".".join(str(part) for part in detail["loc"])
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
-            message = "unknown key; remove it or correct its spelling"
+            message = (
+                f"is now called {RENAMED_KEYS[key]}; rename it"
+                if key in RENAMED_KEYS
+                else "unknown key; remove it or correct its spelling"
+            )
         elif detail["type"] == "missing":
             message = "is missing"
         elif not isinstance(detail["input"], dict | BaseModel):

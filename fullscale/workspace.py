@@ -1,4 +1,4 @@
-"""Which pipeline a stage runs for, and where that one's files are."""
+"""The pipeline that a stage runs for, and the places of its files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from fullscale.runtime.errors import StageError
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where one pipeline reads and writes.
+    """The files of one pipeline.
 
-    Scans, code and tracked runs are the project's; parameters and what stages make are its own.
+    Pipelines share the project's scans, code and tracked runs; each has parameters and outputs of
+    its stages.
 
     Attributes:
         root: the project.
         params_files: parameters; sections may be spread over several files.
         artifacts: outputs of stages.
         reports: scores and pictures.
-        work: what trainings keep while they go on, outside DVC; a folder for each network.
-        profile: as it was asked for; empty for the main pipeline.
+        work: what trainings keep while they run, outside DVC; a folder for each network.
+        profile: as requested, such as paper/sample; empty for the main pipeline.
     """
 
     root: Path
@@ -32,6 +33,16 @@ class Workspace:
     reports: Path
     work: Path
     profile: str = ""
+
+    @property
+    def data(self) -> Path:
+        """The cohort."""
+        return self.root / "data"
+
+    @property
+    def lock(self) -> Path:
+        """The dvc.lock of the pipeline."""
+        return self.root / Path(self.profile).parent / "dvc.lock"
 
     @property
     def slices(self) -> Path:
@@ -43,29 +54,62 @@ class Workspace:
         """The fold of each case."""
         return self.artifacts / "split.csv"
 
+    @property
+    def verdict(self) -> Path:
+        """The verdict of the promotion gate."""
+        return self.reports / "gate.json"
+
     def trained(self, network: str) -> Path:
-        """A trained network."""
+        """Return the folder of a trained network."""
         return self.artifacts / "train" / network
 
+    def report(self, network: str) -> Path:
+        """Return the folder of a network's scores and pictures."""
+        return self.reports / network
+
+    def scores(self, network: str) -> Path:
+        """Return the file of a network's scores by case and organ."""
+        return self.report(network) / "cases.csv"
+
+    def summary(self, network: str) -> Path:
+        """Return the file of a network's means, rates and intervals."""
+        return self.report(network) / "summary.json"
+
+    def calibration(self, network: str) -> Path:
+        """Return the file of a network's reliability curves."""
+        return self.report(network) / "calibration.csv"
+
     def tracking(self, network: str) -> Path:
-        """Where a network's training keeps what MLflow has to be told."""
+        """Return the folder of what a network's training sends to MLflow."""
         return self.work / network / "tracking"
 
     def load_params(self) -> Params:
-        """Its parameters; errors as `fullscale.params.load_params`."""
+        """Read the parameters; raise as `fullscale.params.load_params` does."""
         return load_params(*self.params_files)
+
+    def command(self, stage: str, network: str = "") -> str:
+        """Return the command that runs a stage, for messages."""
+        if not self.profile:
+            return f"dvc repro {stage}@{network}" if network else f"dvc repro {stage}"
+        pipeline, name = Path(self.profile).parent, Path(self.profile).name
+        item = f"{name}-{network}" if network else name
+        return f"dvc repro {pipeline}/dvc.yaml:{stage}@{item}"
+
+    def relative(self, path: Path) -> str:
+        """Return a path as seen from the project's root, for messages."""
+        return path.relative_to(self.root).as_posix()
 
 
 def open_workspace(root: Path, profile: str | None = None) -> Workspace:
-    """The main pipeline's workspace, or that of a profile of another.
+    """Return the workspace of the main pipeline, or that of a profile of another pipeline.
 
     Args:
         root: the project.
-        profile: as PIPELINE/PROFILE: parameters are in PIPELINE/params.yaml and
+        profile: PIPELINE/PROFILE: parameters are in PIPELINE/params.yaml and
             PIPELINE/PROFILE.yaml.
 
     Raises:
-        StageError: there is no such profile.
+        StageError: the profile does not exist.
     """
     if profile is None:
         return Workspace(
@@ -94,13 +138,13 @@ def open_workspace(root: Path, profile: str | None = None) -> Workspace:
 
 
 def parse_command(stage: str, arguments: Sequence[str]) -> Workspace:
-    """The workspace that the command line of a stage asks for."""
+    """Return the workspace that the command line of a stage names."""
     workspace, _ = _parse(stage, arguments, takes_network=False)
     return workspace
 
 
 def parse_network_command(stage: str, arguments: Sequence[str]) -> tuple[Workspace, Params, str]:
-    """Workspace, parameters and network that the command line of a stage asks for.
+    """Return workspace, parameters and network that the command line of a stage names.
 
     Raises:
         StageError: the network is not one of the workspace's.

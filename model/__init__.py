@@ -1,1 +1,1 @@
-"""Networks, losses, metrics and inference on tensors. torch only; no files."""
+"""Networks, losses and inference on tensors. torch only; no files."""

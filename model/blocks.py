@@ -1,4 +1,4 @@
-"""Parts that the networks share.
+"""Building blocks that the networks share.
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -17,53 +17,22 @@ from torch.utils.checkpoint import checkpoint
 from model.batchnorm import norm_relu
 from model.synchronised import SynchronisedNorm
 
+# Recomputing smaller maps saves too little memory to be worth the time.
 RECOMPUTE_FROM_BYTES = 16 * 2**20
 
 
 class Recomputing(nn.Module):
-    """A module that can compute large maps again in the backward pass instead of keeping them.
+    """A module that recomputes large maps in the backward pass instead of storing them.
 
     Attributes:
-        recompute_from_bytes: size of a map from which it does so; None = never.
+        recompute_from_bytes: smallest size of a map that is recomputed; None = store all.
     """
 
     recompute_from_bytes: int | None = RECOMPUTE_FROM_BYTES
 
 
-class ConvBlock(nn.Module):
-    """Convolution (3x3 unless told otherwise, same size), batch norm (or none), ReLU."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int = 3,
-        *,
-        dilation: int = 1,
-        norm: bool = True,
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            padding=dilation * (kernel_size // 2),
-            dilation=dilation,
-        )
-        self.norm: nn.Module = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """B x C x H x W -> B x out_channels x H x W."""
-        return norm_relu(self.norm, self.conv(x_BCHW))
-
-    def fold_norms(self) -> None:
-        """Move the batch norm (in eval mode) into the convolution."""
-        fold_norm([self.conv], self.norm)
-        self.norm = nn.Identity()
-
-
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm."""
+    """Convolution (padded: stride 1 keeps the size), then batch norm."""
 
     def __init__(
         self,
@@ -73,6 +42,7 @@ class ConvNorm(nn.Module):
         *,
         stride: int = 1,
         dilation: int = 1,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
@@ -82,7 +52,7 @@ class ConvNorm(nn.Module):
             stride=stride,
             padding=dilation * (kernel_size // 2),
             dilation=dilation,
-            bias=False,
+            bias=bias,
         )
         self.norm: nn.Module = nn.BatchNorm2d(out_channels)
 
@@ -94,6 +64,29 @@ class ConvNorm(nn.Module):
         """Move the batch norm (in eval mode) into the convolution."""
         fold_norm([self.conv], self.norm)
         self.norm = nn.Identity()
+
+
+class ConvBlock(ConvNorm):
+    """Convolution with bias, batch norm (optional), ReLU; same size."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        dilation: int = 1,
+        norm: bool = True,
+    ) -> None:
+        # Batch norm makes the bias redundant; the UNet 3+ authors' program has it all the same,
+        # and its checkpoints hold it.
+        super().__init__(in_channels, out_channels, kernel_size, dilation=dilation, bias=True)
+        if not norm:
+            self.norm = nn.Identity()
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B x C x H x W -> B x out_channels x H x W."""
+        return norm_relu(self.norm, self.conv(x_BCHW))
 
 
 class DoubleConv(nn.Sequential, Recomputing):
@@ -118,19 +111,20 @@ class DoubleConv(nn.Sequential, Recomputing):
 def norm_relu_then(
     norm: nn.Module, conv: nn.Module, x_BCHW: Tensor, recompute_from_bytes: int | None
 ) -> Tensor:
-    """conv(relu(norm(x))), which of a large map keeps only x for the backward pass.
+    """Return conv(relu(norm(x))), storing only x for the backward pass if the map is large.
 
-    The ReLU's result is computed again from x there, which costs little beside the convolution.
-    `torch.compile` decides such things for itself.
+    The backward pass recomputes the ReLU's result from x, which is cheap compared with the
+    convolution. Under `torch.compile` the compiler decides what to recompute.
     """
-    # Processes may differ in which maps they compute again: what they exchange comes before.
+    # A process whose part of the batch is smaller may not recompute. The exchange of statistics
+    # must not be inside what is recomputed, or such a process would not take part in it.
     normalise = norm.for_batch(x_BCHW) if isinstance(norm, SynchronisedNorm) else norm
 
     def run(x: Tensor) -> Tensor:
         return cast(Tensor, conv(norm_relu(normalise, x)))
 
     if (
-        not torch.compiler.is_compiling()  # which knows no nbytes while sizes are symbols
+        not torch.compiler.is_compiling()  # nbytes is unknown while sizes are symbols
         and isinstance(norm, nn.BatchNorm2d)
         and torch.is_grad_enabled()
         and recompute_from_bytes is not None
@@ -142,16 +136,16 @@ def norm_relu_then(
                 run,
                 x_BCHW,
                 use_reentrant=False,
-                preserve_rng_state=False,
-                context_fn=lambda: (nullcontext(), statistics_kept(norm)),
+                preserve_rng_state=False,  # nothing random is recomputed
+                context_fn=lambda: (nullcontext(), preserve_statistics(norm)),
             ),
         )
     return run(x_BCHW)
 
 
 @contextmanager
-def statistics_kept(norm: nn.BatchNorm2d) -> Iterator[None]:
-    """Within, the norm leaves its running statistics alone, so that they count a batch once."""
+def preserve_statistics(norm: nn.BatchNorm2d) -> Iterator[None]:
+    """Restore the norm's running statistics on exit, so that a batch is counted once."""
     kept = dict(norm.named_buffers())
     for name, buffer in kept.items():
         setattr(norm, name, buffer.clone())
@@ -163,21 +157,23 @@ def statistics_kept(norm: nn.BatchNorm2d) -> Iterator[None]:
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate along channels, channels last in memory."""
+    """Concatenate maps along channels, channels last in memory."""
     return torch.cat([each.permute(0, 2, 3, 1) for each in parts], dim=-1).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
 def fold_norm(convs: Sequence[nn.Conv2d], norm: nn.Module) -> None:
-    """Fold a batch norm over the joined outputs of `convs` into their weights and biases.
+    """Fold a batch norm over the concatenated outputs of `convs` into their weights and biases.
 
-    It is worked out in float64 on the CPU, since not every accelerator has that type.
+    Raises:
+        ValueError: the norm has no running statistics.
     """
     if not isinstance(norm, nn.BatchNorm2d):
         return
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:
         raise ValueError("a batch norm without running statistics cannot be folded")
+    # In float64, so that folding rounds once; on the CPU, as not every accelerator has float64.
     weight, shift, mean, var = (each.cpu().double() for each in (norm.weight, norm.bias, mean, var))
     scale = weight * torch.rsqrt(var + norm.eps)
     shift -= mean * scale
@@ -189,14 +185,14 @@ def fold_norm(convs: Sequence[nn.Conv2d], norm: nn.Module) -> None:
 
 
 class Up(nn.ConvTranspose2d):
-    """Learned doubling of the resolution: 4x4 transposed convolution, stride 2."""
+    """Learned upsampling by 2: 4x4 transposed convolution, stride 2."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 4, stride=2, padding=1)
 
 
 def resize(x_BCHW: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resampling to `size` (H, W), half-pixel centres."""
+    """Resample bilinearly to `size` (H, W), half-pixel centres."""
     if tuple(x_BCHW.shape[-2:]) == tuple(size):
         return x_BCHW
     return F.interpolate(x_BCHW, size=tuple(size), mode="bilinear", align_corners=False)
@@ -204,9 +200,10 @@ def resize(x_BCHW: Tensor, size: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def initialise(net: nn.Module) -> None:
-    """Kaiming-normal convolutions (fan in), zero biases, identity batch norms.
+    """Initialise convolutions with Kaiming normal (fan in), biases with 0, norms with identity.
 
-    The fan of a transposed convolution is what one output pixel sees: in_channels x (4 / 2)^2.
+    The fan of a transposed convolution is the number of inputs of one output pixel:
+    in_channels x (4 / 2)^2. He et al., ICCV 2015.
     """
     for module in net.modules():
         if isinstance(module, nn.ConvTranspose2d):

@@ -1,7 +1,7 @@
-"""Networks that gather context around the deepest map: PSPNet, DeepLab v2, v3, v3+, and FCN-8s.
+"""Networks with context modules on the deepest map: PSPNet, DeepLab v2, v3, v3+, and FCN-8s.
 
-They are as their papers have them but for two things: there is no auxiliary head, and global
-pooling is followed by a convolution without batch norm, which could not train on a single image.
+Two differences from the papers: no auxiliary head, and no batch norm after global pooling, as it
+could not train on a single image (one value per channel).
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -46,7 +46,7 @@ class PSPNet(SegmentationNetwork):
         self.head = nn.Conv2d(quarter, num_organs, 1)
 
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
-        """The one head's logits."""
+        """Return the logits of the only head."""
         x = maps[-1]
         pooled = join([x, *(branch(x) for branch in self.pyramid)])
         return [self.head(self.dropout(self.mix(pooled)))]
@@ -63,7 +63,7 @@ class DeepLabV2(SegmentationNetwork):
         )
 
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
-        """The summed heads."""
+        """Return the sum of the heads."""
         return [torch.stack([head(maps[-1]) for head in self.heads]).sum(dim=0)]
 
 
@@ -97,7 +97,7 @@ class DeepLabV3(SegmentationNetwork):
         self.head = nn.Conv2d(channels, num_organs, 1)
 
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
-        """The one head's logits."""
+        """Return the logits of the only head."""
         return [self.head(self.mix(self.pyramid(maps[-1])))]
 
 
@@ -116,7 +116,7 @@ class DeepLabV3Plus(SegmentationNetwork):
         self.head = nn.Conv2d(channels, num_organs, 1)
 
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
-        """The one head's logits."""
+        """Return the logits of the only head."""
         low = self.reduce(maps[self.low_level])
         context = resize(self.pyramid(maps[-1]), low.shape[-2:])
         return [self.head(self.mix(join([context, low])))]
@@ -133,7 +133,7 @@ class FCN8s(SegmentationNetwork):
         )
 
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
-        """The summed scores, at stride 8."""
+        """Return the summed scores, at stride 8."""
         fine, *deeper = (
             head(maps[level]) for head, level in zip(self.heads, self.scored, strict=True)
         )

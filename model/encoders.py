@@ -1,6 +1,7 @@
-"""Encoders: an image -> maps, the finest first.
+"""Encoders: image -> maps, the finest first.
 
-Each takes the coarsest stride wanted; where it would go beyond, it dilates its convolutions.
+Each takes the coarsest stride wanted. Levels that would be coarser have dilated convolutions
+instead (Chen et al., 2017).
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -44,7 +45,7 @@ class PlainEncoder(Encoder):
         )
 
     def forward(self, x_BCHW: Tensor) -> list[Tensor]:
-        """One map a level."""
+        """Return one map per level."""
         maps: list[Tensor] = []
         reached = 1
         for level, stride in zip(self.levels, self.strides, strict=True):
@@ -81,8 +82,7 @@ class Bottleneck(nn.Module):
 class ResNet101Encoder(Encoder):
     """ResNet-101 (He et al., CVPR 2016): the stem at half the resolution, then four stages.
 
-    At width 64 its channels are 64, 256, 512, 1024, 2048. Strides stop at the one asked for; the
-    stages beyond are dilated (Chen et al., 2017).
+    At width 64 its channels are 64, 256, 512, 1024, 2048.
     """
 
     num_blocks = (3, 4, 23, 3)
@@ -112,7 +112,7 @@ class ResNet101Encoder(Encoder):
             )
 
     def forward(self, x_BCHW: Tensor) -> list[Tensor]:
-        """The stem's map, and one a stage."""
+        """Return the stem's map, then one map per stage."""
         maps = [F.relu(self.stem(x_BCHW), inplace=True)]
         x = F.max_pool2d(maps[0], 3, stride=2, padding=1)
         for stage in self.stages:
@@ -122,9 +122,9 @@ class ResNet101Encoder(Encoder):
 
 
 class ProjectedEncoder(Encoder):
-    """An encoder whose maps are brought to the plain encoder's channels by 1x1 convolutions.
+    """Project an encoder's maps to the plain encoder's channels with 1x1 convolutions.
 
-    So the U-shaped networks keep their decoders, whatever the encoder.
+    The U-shaped networks thus have the same decoder with every encoder.
     """
 
     def __init__(self, encoder: Encoder, width: int) -> None:
@@ -138,6 +138,6 @@ class ProjectedEncoder(Encoder):
         )
 
     def forward(self, x_BCHW: Tensor) -> list[Tensor]:
-        """The encoder's maps with `channels`."""
+        """Return the encoder's maps with `channels` channels."""
         maps = self.encoder(x_BCHW)
         return [project(x) for project, x in zip(self.projections, maps, strict=True)]

@@ -1,7 +1,8 @@
-"""The hybrid loss of UNet 3+: focal + MS-SSIM + IoU, and the classifier's cross-entropy.
+"""The hybrid loss of UNet 3+: focal + MS-SSIM + IoU, and the slice classifier's cross-entropy.
 
-Every term is computed for each image and organ apart, in float32 whatever the autocast, so that an
-organ that a sample does not annotate can be left out: it is neither organ nor background.
+Every term is computed for each image and organ separately, so that organs that a sample does not
+annotate can be left out: their pixels are neither organ nor background. All terms are float32,
+also under autocast: squares and differences of near-equal numbers in MS-SSIM need the precision.
 
 Shapes: S side outputs, B batch, K organs, H W pixels.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from model.output import Output
 
+# Wang et al., Asilomar 2003: weights of the five scales, then the usual constants of SSIM.
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 SSIM_C1 = 0.01**2
 SSIM_C2 = 0.03**2
@@ -28,16 +30,17 @@ CONTRAST_FLOOR = 1e-4
 
 
 class Loss(NamedTuple):
-    """The terms of a loss, scalars; terms not asked for are 0.
+    """Terms of a loss, scalars; 0 for terms that are not requested.
 
-    All are means over annotated (image, organ) pairs: the loss of a batch is that of its parts,
-    each weighted by its share of the pairs.
+    All are means over annotated (image, organ) pairs. The loss of a batch is therefore the mean of
+    the losses of its parts, each weighted by its share of the pairs.
 
     Attributes:
-        total: what is minimised: segmentation + classification.
+        total: segmentation + classification; this is minimised.
         segmentation: sum of focal, ms_ssim and iou.
-        classification: cross-entropy of the classification-guided module.
-        sides: each term that was asked for, by side output: S values, the finest first, detached.
+        classification: cross-entropy of the slice classifier (CGM).
+        focal, ms_ssim, iou: segmentation terms, means over side outputs.
+        sides: each requested term by side output: S values, the finest first, detached.
     """
 
     total: Tensor
@@ -50,15 +53,15 @@ class Loss(NamedTuple):
 
 
 def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0) -> Tensor:
-    """Focal loss, mean over pixels: -(1 - p_t)^gamma log p_t, both classes weighted alike.
+    """Return the focal loss, mean over pixels: -(1 - p_t)^gamma log p_t; ... x H x W -> ...
 
-    Lin et al., ICCV 2017. gamma = 2 is theirs; UNet 3+ names no constants, so leaving out their
-    class weight is our choice.
+    Lin et al., ICCV 2017, with their gamma = 2. UNet 3+ gives no constants; we leave out the class
+    weight alpha, so both classes count alike.
 
     Args:
         logits: ... x H x W.
         target: ... x H x W in [0, 1], broadcast against logits.
-        gamma: how strongly pixels that are already right are played down; 0 = cross-entropy.
+        gamma: down-weighting of pixels that are already right; 0 = cross-entropy.
     """
     target = target.to(logits.dtype).expand_as(logits)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -68,10 +71,15 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0) -> Tensor:
 
 
 def iou_loss(p: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
-    """1 - (sum(p g) + smooth) / (sum(p + g - p g) + smooth), ... x H x W -> ...
+    """Return the soft IoU loss: 1 - (sum(p g) + smooth) / (sum(p + g - p g) + smooth).
 
-    `smooth` is in pixels: an empty prediction of an empty mask costs 0, where the plain quotient
-    is 0 / 0.
+    Args:
+        p: probabilities, ... x H x W.
+        target: masks, ... x H x W, broadcast against p.
+        smooth: in pixels; makes the loss 0, not 0 / 0, if prediction and mask are both empty.
+
+    Returns:
+        ..., in [0, 1].
     """
     target = target.to(p.dtype)
     intersection = (p * target).sum(dim=(-2, -1))
@@ -80,14 +88,14 @@ def iou_loss(p: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
 
 
 def ms_ssim_window(side: int) -> tuple[int, int]:
-    """Window in pixels and number of scales of MS-SSIM for images with this smaller side.
+    """Return window (pixels) and number of scales of MS-SSIM for images with this smaller side.
 
-    The window is the published 11 from 176 px on; below, the largest odd one that fits the fifth
-    scale (sides halve, rounding up), but at least 3. Below 33 px the fifth scale has no room for
-    that either and is left out, the weights of the others scaled to sum to 1.
+    From 176 px on the window is the published 11 px. For smaller images it is the largest odd
+    window that fits the fifth scale (sides halve, rounding up), at least 3 px. Below 33 px even
+    that does not fit: the fifth scale is left out and the other weights are scaled to sum to 1.
 
     Raises:
-        ValueError: below 32 px.
+        ValueError: the side is below 32 px.
     """
     if side < SMALLEST_SIDE:
         raise ValueError(
@@ -101,15 +109,13 @@ def ms_ssim_window(side: int) -> tuple[int, int]:
 
 
 def ms_ssim(p: Tensor, target: Tensor) -> Tensor:
-    """Multi-scale structural similarity of maps in [0, 1] (Wang et al., 2003).
+    """Return the multi-scale structural similarity of maps in [0, 1] (Wang et al., 2003).
 
-    Five scales, Gaussian window with sigma 1.5, sized by `ms_ssim_window`. A scale's contrast
-    term (and the last one's luminance) enters no smaller than 1e-4: it can be negative, and a
-    power of it is then NaN.
+    Gaussian window with sigma 1.5; window size and number of scales as in `ms_ssim_window`.
 
     Args:
         p: ... x H x W.
-        target: ... x H x W, broadcast against p: its own moments are computed once.
+        target: ... x H x W, broadcast against p, so that its moments are computed only once.
 
     Returns:
         ..., in (0, 1].
@@ -125,6 +131,7 @@ def ms_ssim(p: Tensor, target: Tensor) -> Tensor:
             if scale < num_scales - 1
             else ((luminance * contrast).mean(dim=(-2, -1)))
         )
+        # The term can be negative, and its power then NaN.
         similarity = similarity * term.clamp(min=CONTRAST_FLOOR) ** (weight / sum(weights))
         if scale < num_scales - 1:
             p, target = _halve(p), _halve(target)
@@ -132,7 +139,8 @@ def ms_ssim(p: Tensor, target: Tensor) -> Tensor:
 
 
 def _ssim_maps(p: Tensor, g: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Luminance and contrast-structure terms where the window fits."""
+    """Return luminance and contrast-structure terms at every position where the window fits."""
+    # The window is separable: two products with band matrices instead of a large convolution.
     rows, columns = (_gaussian_band(side, window, p) for side in p.shape[-2:])
 
     def smooth(x: Tensor) -> Tensor:
@@ -148,7 +156,7 @@ def _ssim_maps(p: Tensor, g: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 
 def _gaussian_band(side: int, window: int, like: Tensor) -> Tensor:
-    """Matrix (side - window + 1) x side: a Gaussian at every place where the window fits."""
+    """Return a matrix, (side - window + 1) x side, whose rows are shifted Gaussian windows."""
     offset = torch.arange(side, device=like.device) - torch.arange(
         side - window + 1, device=like.device
     ).unsqueeze(1)
@@ -158,7 +166,7 @@ def _gaussian_band(side: int, window: int, like: Tensor) -> Tensor:
 
 
 def _halve(x: Tensor) -> Tensor:
-    """Mean of 2 x 2 pixels; an odd last row or column is averaged by itself."""
+    """Average 2 x 2 pixels; an odd last row or column is averaged alone."""
     halved = F.avg_pool2d(x.flatten(0, -3), 2, ceil_mode=True)
     return halved.view(*x.shape[:-2], *halved.shape[-2:])
 
@@ -177,20 +185,20 @@ def segmentation_values(
     *,
     terms: Sequence[str] = ("focal", "ms_ssim", "iou"),
 ) -> dict[str, Tensor]:
-    """Each segmentation term, of every side output, image and organ.
+    """Return each segmentation term for every side output, image and organ.
 
     Args:
         logits: one B x K x H x W tensor per side output.
         target_BKHW: masks, bool or 0 and 1.
-        annotated_BK: bool; the masks of organs that a sample does not annotate are not read, and
-            their values mean nothing. None = all.
+        annotated_BK: bool; masks of organs that a sample does not annotate are not read, and the
+            terms there are meaningless. None = all are annotated.
         terms: names from `SEGMENTATION_TERMS`.
 
     Returns:
         S x B x K per term.
 
     Raises:
-        ValueError: for an unknown term, none at all, or shapes that do not fit.
+        ValueError: unknown term, no term, or shapes that do not fit.
     """
     unknown = [term for term in terms if term not in SEGMENTATION_TERMS]
     if unknown or not terms:
@@ -204,6 +212,7 @@ def segmentation_values(
         stacked_SBKHW = torch.stack([each.float() for each in logits])
         target = target_BKHW.float()
         if annotated_BK is not None:
+            # Unread masks may hold anything, and NaN * 0 would still be NaN in the mean.
             target = torch.where(annotated_BK[..., None, None], target, 0)
         return {term: SEGMENTATION_TERMS[term](stacked_SBKHW, target[None]) for term in terms}
 
@@ -211,12 +220,15 @@ def segmentation_values(
 def classification_loss(
     organ_logits: Tensor, target_BKHW: Tensor, annotated_BK: Tensor | None = None
 ) -> Tensor:
-    """Binary cross-entropy of both scores against "the slice contains the organ".
+    """Return the binary cross-entropy of both scores against "the slice contains the organ".
 
     Args:
         organ_logits: B x K x 2, index 1 = present.
-        target_BKHW: masks; an organ is present where any pixel is above 0.
-        annotated_BK: bool; what is not annotated does not count. None = everything is.
+        target_BKHW: masks; an organ is present if any pixel is above 0.
+        annotated_BK: bool; other pairs are left out. None = all are annotated.
+
+    Returns:
+        A scalar, the mean over annotated pairs.
     """
     with torch.autocast(organ_logits.device.type, enabled=False):
         present = (target_BKHW > 0).flatten(2).any(dim=2)
@@ -234,19 +246,19 @@ def total_loss(
     *,
     terms: Sequence[str] = ("focal", "ms_ssim", "iou"),
 ) -> Loss:
-    """The loss of UNet 3+: segmentation terms on every side output, plus the classifier's.
+    """Return the loss of UNet 3+: segmentation terms on every side output, and the classifier's.
 
-    The mean over side outputs (the paper does not say sum or mean) keeps a loss the same size
-    with and without deep supervision.
+    Side outputs are averaged (the paper leaves open sum or mean), which keeps the magnitude of the
+    loss the same with and without deep supervision.
 
     Args:
-        output: what a network returned.
+        output: of a network.
         target_BKHW: masks, bool or 0 and 1.
-        annotated_BK: bool; what is not annotated counts in no term. None = everything is.
+        annotated_BK: bool; other pairs count in no term. None = all are annotated.
         terms: segmentation terms by name, see `SEGMENTATION_TERMS`.
 
     Returns:
-        The terms; 0 where nothing is annotated.
+        The terms; 0 if nothing is annotated.
 
     Raises:
         ValueError: as `segmentation_values`.
@@ -289,9 +301,12 @@ def check_shapes(logits: Tensor, target_BKHW: Tensor, annotated_BK: Tensor | Non
 def _annotated_mean(
     values: Tensor, annotated_BK: Tensor | None, dim: tuple[int, ...] | None = None
 ) -> Tensor:
-    """Mean of ... x B x K over what is annotated; 0 (with a zero gradient) where nothing is.
+    """Return the mean of ... x B x K over annotated pairs; 0, with zero gradient, without any.
 
-    Over the dimensions `dim`, or over all.
+    Args:
+        values: ... x B x K.
+        annotated_BK: bool; None = all are annotated.
+        dim: dimensions to average; None = all.
     """
     if annotated_BK is None:
         return values.mean(dim)

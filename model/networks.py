@@ -1,4 +1,4 @@
-"""The networks by name: one factory, one interface, `net(x) -> Output`."""
+"""The networks by name: one factory, and one interface, `net(x) -> Output`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from model.blocks import initialise
 from model.context import DeepLabV2, DeepLabV3, DeepLabV3Plus, FCN8s, PSPNet
@@ -23,10 +22,10 @@ class NetworkInfo(NamedTuple):
     Attributes:
         title: name in the literature.
         source: paper in which it was published.
-        build: makes it from an encoder, num_organs, and what `takes` names.
-        stride: of the deepest map with the encoder ResNet-101, and with the plain one.
-        takes: those of width, deep_supervision and cgm that `build` wants.
-        projected: maps of ResNet-101 are brought to the plain encoder's channels.
+        build: constructor; arguments encoder, num_organs, and those in `takes`.
+        stride: of the deepest map, by encoder.
+        takes: which of width, deep_supervision and cgm are arguments of `build`.
+        projected: maps of ResNet-101 are projected to the plain encoder's channels.
         published_parameters_m: millions of parameters in the comparison, by encoder.
     """
 
@@ -105,15 +104,15 @@ def build_network(
     Args:
         name: a key of `NETWORKS`.
         in_channels: adjacent slices in the input.
-        num_organs: sigmoid channels out, and gates of the classification-guided module.
+        num_organs: sigmoid channels of the output, and outputs of the slice classifier (CGM).
         width: channels of the first level, 64 in the papers.
         encoder: a key of `ENCODERS`.
-        deep_supervision: a head on every decoder level; None = wherever the network has them.
-        cgm: the classification-guided module; None = wherever the network has it.
+        deep_supervision: a head on every decoder level; None = if the network has them.
+        cgm: the classification-guided module; None = if the network has it.
 
     Raises:
-        ValueError: for an unknown name or encoder, a part that the network does not have, or a
-            number below 1. The message lists what exists.
+        ValueError: unknown name or encoder, an option that the network lacks, or a number below 1.
+            The message lists what exists.
     """
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}: use one of {', '.join(NETWORKS)}")
@@ -146,14 +145,14 @@ def _build_encoder(encoder: str, info: NetworkInfo, in_channels: int, width: int
     return ProjectedEncoder(resnet, width) if info.projected else resnet
 
 
-class Description(NamedTuple):
-    """A row of the table of networks, at the paper's width, 3 channels in and 1 organ out.
+class NetworkRow(NamedTuple):
+    """A row of the table of networks: at the paper's width, 3 input channels, 1 organ.
 
     Attributes:
         name: what `build_network` takes.
         title: name in the literature.
         encoder: what `build_network` takes.
-        parameters: counted on ours, without the classification-guided module.
+        parameters: of our network, without the classification-guided module.
         published_parameters_m: millions, in the UNet 3+ paper; None where it gives none.
         gmac: of `Cost`, for a 320 x 320 slice.
         source: paper in which the network was published.
@@ -176,22 +175,22 @@ RESNET101_NOTE = (
 )
 
 
-def describe(side_px: int = 320) -> list[Description]:
-    """Every network with every encoder; computed on the meta device, without weights or data.
+def list_networks(side_px: int = 320) -> list[NetworkRow]:
+    """Return every network with every encoder; computed on the meta device, without weights.
 
     Args:
         side_px: slice height and width for `gmac`.
     """
     return [
-        _describe(name, encoder, side_px) for name in NETWORKS for encoder in NETWORKS[name].stride
+        _make_row(name, encoder, side_px) for name in NETWORKS for encoder in NETWORKS[name].stride
     ]
 
 
 class Cost(NamedTuple):
-    """What a network costs.
+    """Cost of a network.
 
     Attributes:
-        parameters: all that are learned.
+        parameters: number of learned values.
         gmac: 10^9 multiplications of convolutions and matrix products for one slice at inference,
             finest head only.
     """
@@ -201,13 +200,15 @@ class Cost(NamedTuple):
 
 
 def compute_cost(build: Callable[[], SegmentationNetwork], in_channels: int, side_px: int) -> Cost:
-    """What a network costs, computed on the meta device.
+    """Compute the cost of a network on the meta device.
 
     Args:
-        build: makes the network, on torch's default device.
+        build: returns the network, on torch's default device.
         in_channels: adjacent slices in the input.
         side_px: slice height and width.
     """
+    from torch.utils.flop_counter import FlopCounterMode
+
     with torch.device("meta"), torch.no_grad():
         net = build().eval()
         with FlopCounterMode(display=False) as counter:
@@ -215,7 +216,7 @@ def compute_cost(build: Callable[[], SegmentationNetwork], in_channels: int, sid
     return Cost(sum(each.numel() for each in net.parameters()), counter.get_total_flops() / 2e9)
 
 
-def _describe(name: str, encoder: str, side_px: int) -> Description:
+def _make_row(name: str, encoder: str, side_px: int) -> NetworkRow:
     info = NETWORKS[name]
     options = {"cgm": False} if "cgm" in info.takes else {}
     cost = compute_cost(
@@ -223,7 +224,7 @@ def _describe(name: str, encoder: str, side_px: int) -> Description:
         3,
         side_px,
     )
-    return Description(
+    return NetworkRow(
         name=name,
         title=info.title,
         encoder=encoder,

@@ -1,6 +1,6 @@
-"""Checkpoints of the UNet 3+ authors' program, at any width.
+"""Load checkpoints of the UNet 3+ authors' program, of any width.
 
-The authors' layers keep their order; this maps their names to ours.
+Both programs have the same layers in the same order. This module maps the authors' names to ours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DEEPEST = 5
 
 
 class Place(NamedTuple):
-    """Where a layer of theirs goes: our layer, and its place among those that ours joins."""
+    """Our layer for one of theirs, and its position where ours concatenates several of theirs."""
 
     layer: str
     part: int = 0
@@ -78,7 +78,15 @@ UNET3PLUS: list[Rule] = [
 
 
 class Official(NamedTuple):
-    """A network of theirs: ours, its options, and the rules for the names."""
+    """A network of the authors' program.
+
+    Attributes:
+        network: our network, a key of `NETWORKS`.
+        options: arguments of `build_network`.
+        rules: pattern of a layer's name, and our place for it.
+        first_conv: name of the weight that gives width and input channels.
+        head: name of the weight that gives the number of organs.
+    """
 
     network: str
     options: dict[str, Any]
@@ -111,21 +119,21 @@ OFFICIAL = {
 
 
 def from_official(name: str, state_dict: Mapping[str, Tensor]) -> SegmentationNetwork:
-    """Our network with the weights of a checkpoint from the authors' program.
+    """Build our network with the weights of a checkpoint of the authors' program.
 
-    Width, input channels and organs are read from the shapes. Their classifier has one gate; where
-    the checkpoint segments several organs, that gate becomes every organ's.
+    Width, input channels and number of organs are read from the shapes. Their classifier decides
+    for the slice as a whole; with several organs, its decision is used for each of them.
 
     Args:
         name: unet, unetplusplus, unet3plus, unet3plus_ds (deep supervision) or unet3plus_ds_cgm.
-        state_dict: the network's state in the authors' names; a "module." in front is dropped.
+        state_dict: the network's state in the authors' names. The prefix "module." of
+            DataParallel is removed.
 
     Returns:
-        The network in training mode, as `build_network` gives it.
+        The network in training mode, as from `build_network`.
 
     Raises:
-        ValueError: for an unknown name, or a state dict with entries too many, too few, or of
-            another shape.
+        ValueError: unknown name, or entries that are missing, unexpected, or of another shape.
     """
     if name not in OFFICIAL:
         raise ValueError(f"unknown official network {name!r}: use one of {', '.join(OFFICIAL)}")
@@ -135,7 +143,7 @@ def from_official(name: str, state_dict: Mapping[str, Tensor]) -> SegmentationNe
     if missing:
         raise ValueError(
             f"no official {name}: the state dict lacks {', '.join(missing)}; "
-            f"it begins with {', '.join(list(theirs)[:3]) or 'nothing'}"
+            f"it begins with {', '.join(list(theirs)[:3]) or 'nothing'}{_hint(name, theirs)}"
         )
     width, in_channels = theirs[official.first_conv].shape[:2]
     num_organs = theirs[official.head].shape[0]
@@ -151,13 +159,14 @@ def from_official(name: str, state_dict: Mapping[str, Tensor]) -> SegmentationNe
         for key in ("classifier.conv.weight", "classifier.conv.bias"):
             if key in state:
                 state[key] = torch.cat([state[key]] * num_organs)
-    _check(name, net, state)
+    _check(name, net, state, theirs)
+    # Not strict: older versions of torch saved no batch counters.
     net.load_state_dict(state, strict=False)
     return net
 
 
 def _rename(theirs: Mapping[str, Tensor], rules: list[Rule]) -> dict[str, Tensor]:
-    """Our names; batch norms of branches joined; names that no rule knows unchanged."""
+    """Return the state in our names; names that no rule matches are left unchanged."""
     parts: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
     for key, value in theirs.items():
         layer, _, tensor = key.rpartition(".")
@@ -175,8 +184,25 @@ def _rename(theirs: Mapping[str, Tensor], rules: list[Rule]) -> dict[str, Tensor
     }
 
 
-def _check(name: str, net: SegmentationNetwork, state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless `state` holds exactly what `net` has (batch counters may lack)."""
+def _hint(name: str, theirs: Mapping[str, Tensor]) -> str:
+    """Name the other network of `OFFICIAL` whose layers a state dict has; empty without one."""
+    layers = {key.rpartition(".")[0] for key in theirs}
+    for other, official in OFFICIAL.items():
+        is_known = all(
+            any(re.fullmatch(pattern, layer) for pattern, _ in official.rules) for layer in layers
+        )
+        if other != name and is_known and {official.first_conv, official.head} <= set(theirs):
+            return f"; it looks like {other}"
+    return ""
+
+
+def _check(
+    name: str,
+    net: SegmentationNetwork,
+    state: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+) -> None:
+    """Raise ValueError unless `state` has the entries of `net`; batch counters may be missing."""
     wanted = net.state_dict()
     problems = {
         "lacks": [key for key in wanted if key not in state and "num_batches" not in key],
@@ -193,4 +219,6 @@ def _check(name: str, net: SegmentationNetwork, state: Mapping[str, Tensor]) -> 
         if keys
     )
     if text:
-        raise ValueError(f"the state dict is no official {name}: in our names, it {text}")
+        raise ValueError(
+            f"the state dict is no official {name}: in our names, it {text}{_hint(name, theirs)}"
+        )

@@ -1,4 +1,4 @@
-"""What every network returns, and how it becomes probabilities.
+"""The output of every network, and its conversion to probabilities.
 
 Shapes: B batch, K organs, H W pixels.
 """
@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-Gate = Literal["hard", "soft", "none"]
+Gating = Literal["hard", "soft", "none"]
+"""How the slice classifier (CGM) acts on the probabilities, see `probabilities`."""
 
 
 class Output(NamedTuple):
@@ -19,7 +20,7 @@ class Output(NamedTuple):
     Attributes:
         logits: one B x K x H x W tensor per supervised head, the finest first, all at the
             input's resolution. A single entry without deep supervision, and in eval mode.
-        organ_logits: B x K x 2 scores of the classification-guided module, index 1 = "the slice
+        organ_logits: B x K x 2 scores of the slice classifier (CGM), index 1 = "the slice
             contains the organ"; None for a network without one.
     """
 
@@ -27,45 +28,47 @@ class Output(NamedTuple):
     organ_logits: Tensor | None
 
 
-def organ_open(organ_logits: Tensor) -> Tensor:
-    """The hard gate: argmax of the two scores. B x K x 2 -> B x K, bool, True = organ present."""
+def organ_present(organ_logits: Tensor) -> Tensor:
+    """Return the classifier's decision, argmax of the two scores: B x K x 2 -> B x K, bool."""
     return organ_logits[..., 1] > organ_logits[..., 0]
 
 
 def organ_probability(organ_logits: Tensor) -> Tensor:
-    """Softmax of "present": above 0.5 where the hard gate is open. B x K x 2 -> B x K."""
+    """Return softmax of "present": B x K x 2 -> B x K; above 0.5 where `organ_present`."""
+    # Softmax of two scores is the sigmoid of their difference.
     return torch.sigmoid((organ_logits[..., 1] - organ_logits[..., 0]).float())
 
 
-def check_gate(gate: str) -> None:
-    """Raise ValueError unless `gate` names a way of gating."""
-    if gate not in get_args(Gate):
-        raise ValueError(f"unknown gate {gate!r}: use one of {', '.join(get_args(Gate))}")
+def check_gating(gating: str) -> None:
+    """Raise ValueError unless `gating` is a value of `Gating`."""
+    if gating not in get_args(Gating):
+        raise ValueError(f"unknown gating {gating!r}: use one of {', '.join(get_args(Gating))}")
 
 
-def probabilities(output: Output, gate: Gate = "hard") -> Tensor:
-    """Probability of every organ at every pixel, from the finest head.
+def probabilities(output: Output, gating: Gating = "hard") -> Tensor:
+    """Return the probability of every organ at every pixel, from the finest head.
 
-    The gate multiplies probabilities, not logits, so a closed gate gives exactly 0 (UNet 3+,
-    Huang et al. 2020, section 2.4). Networks without a classifier have no gate.
+    The slice classifier multiplies probabilities, not logits, so an organ that it finds absent has
+    probability exactly 0 (UNet 3+, Huang et al. 2020, section 2.4). `gating` has no effect on a
+    network without a classifier.
 
     Args:
-        output: what a network returned.
-        gate: "hard" multiplies by 0 or 1 (argmax), "soft" by the probability that the organ is
-            present, "none" leaves the probabilities alone.
+        output: of a network.
+        gating: "hard" multiplies by 0 or 1 (argmax), "soft" by the probability that the organ is
+            present, "none" does not use the classifier.
 
     Returns:
         B x K x H x W, float32, in [0, 1].
 
     Raises:
-        ValueError: for an unknown gate.
+        ValueError: unknown `gating`.
     """
-    check_gate(gate)
+    check_gating(gating)
     probability_BKHW = torch.sigmoid(output.logits[0].float())
-    if output.organ_logits is None or gate == "none":
+    if output.organ_logits is None or gating == "none":
         return probability_BKHW
-    if gate == "hard":
-        weight = organ_open(output.organ_logits).to(probability_BKHW.dtype)
+    if gating == "hard":
+        weight = organ_present(output.organ_logits).to(probability_BKHW.dtype)
     else:
         weight = organ_probability(output.organ_logits)
     return probability_BKHW * weight[..., None, None]

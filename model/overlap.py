@@ -1,4 +1,4 @@
-"""Dice and shares from counts of voxels."""
+"""Dice and ratios from voxel counts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 
 
 def dice_score(overlap: int, predicted: int, true: int) -> float:
-    """Dice from voxel counts, 0 to 1; NaN when both masks are empty."""
+    """Return Dice from voxel counts, 0 to 1; NaN if both masks are empty."""
     return share(2 * overlap, predicted + true)
 
 
 def share(part: float, whole: float) -> float:
-    """A part of a whole, 0 to 1; NaN when the whole is 0."""
+    """Return part / whole; NaN if the whole is 0."""
     return float(part / whole) if whole else math.nan

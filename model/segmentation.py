@@ -1,4 +1,4 @@
-"""What every network of the comparison has in common: padding, gate, output.
+"""The base of every network: padding, encoder and decoder, slice classifier, output.
 
 Shapes: B batch, C channels, K organs, H W pixels.
 """
@@ -17,7 +17,7 @@ from model.output import Output
 
 
 class OrganClassifier(nn.Module):
-    """Classification-guided module: which organs does the slice contain?
+    """Slice classifier of the classification-guided module (CGM): which organs are in the slice.
 
     Dropout 0.5, 1x1 convolution of the deepest map, global maximum (UNet 3+, section 2.4). The
     maximum is `amax`, whose gradient is deterministic on CUDA.
@@ -29,24 +29,24 @@ class OrganClassifier(nn.Module):
         self.conv = nn.Conv2d(in_channels, 2 * num_organs, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Deepest map -> organ logits, B x K x 2."""
+        """B x C x H x W, the deepest map -> organ logits, B x K x 2."""
         scores: Tensor = self.conv(self.dropout(x_BCHW))
         return scores.amax(dim=(2, 3)).view(len(x_BCHW), -1, 2)
 
 
 class SegmentationNetwork(nn.Module):
-    """What the networks have in common: padding, the two halves, the output.
+    """Base class of the networks.
 
-    A network has an encoder and defines `decode`, which gives logits, the finest head first. The
-    two are apart so that inference can skip the decoder for slices that hold no organ.
+    A network has an encoder and defines `decode`, which returns logits, the finest head first. The
+    two are separate so that inference can skip the decoder for slices without an organ.
 
-    The input is padded with zeros to a multiple of the encoder's deepest stride; logits are
-    upsampled to it and cropped.
+    The input is padded with zeros to a multiple of the encoder's deepest stride. Logits are
+    upsampled to the padded size and cropped to the input.
 
     Attributes:
-        encoder: gives maps, the finest first.
+        encoder: image to maps, the finest first.
         num_organs: channels of the logits, K.
-        classifier: the classification-guided module, or None.
+        classifier: the slice classifier (CGM), or None.
     """
 
     def __init__(self, encoder: Encoder, num_organs: int) -> None:
@@ -57,7 +57,7 @@ class SegmentationNetwork(nn.Module):
 
     @property
     def stride(self) -> int:
-        """What the encoder needs H and W to be a multiple of."""
+        """Return the number of which the encoder needs H and W to be multiples."""
         return max(self.encoder.strides)
 
     def encode(self, x_BCHW: Tensor) -> list[Tensor]:
@@ -67,7 +67,7 @@ class SegmentationNetwork(nn.Module):
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
         """Maps of `encode` -> logits at any resolution, the finest head first.
 
-        Only that one is needed unless `all_heads`.
+        Without `all_heads`, only the finest head is needed.
         """
         raise NotImplementedError
 
@@ -76,12 +76,13 @@ class SegmentationNetwork(nn.Module):
         return None if self.classifier is None else self.classifier(maps[-1])
 
     def recompute_maps(self, from_bytes: int | None) -> None:
-        """Choose which maps are computed again in the backward pass instead of kept.
+        """Set which maps the backward pass recomputes instead of storing them.
+
+        Only results of batch norm and ReLU that feed a single convolution are recomputed.
 
         Args:
-            from_bytes: the results of batch norm and ReLU on maps (of a batch) at least this
-                large, where only a convolution needs them; 0 = all, None = none. A new network
-                does it from `model.blocks.RECOMPUTE_FROM_BYTES`.
+            from_bytes: smallest size of a map (of a whole batch) that is recomputed; 0 = all,
+                None = none. The default is `model.blocks.RECOMPUTE_FROM_BYTES`.
         """
         for module in self.modules():
             if isinstance(module, Recomputing):
@@ -92,7 +93,7 @@ class SegmentationNetwork(nn.Module):
 
         Args:
             x_BCHW: B x C x H x W, adjacent slices as channels, intensities in [0, 1].
-            all_heads: compute every supervised head; by default in training mode only.
+            all_heads: compute every supervised head; None = in training mode only.
         """
         padded, frame = pad_to_multiple(x_BCHW, self.stride)
         maps = self.encode(padded)
@@ -101,7 +102,7 @@ class SegmentationNetwork(nn.Module):
 
 
 class Frame(NamedTuple):
-    """Where an image lies in its padded copy; sizes are (H, W)."""
+    """Place of an image in its padded copy, in pixels; sizes are (H, W)."""
 
     top: int
     left: int
@@ -112,7 +113,7 @@ class Frame(NamedTuple):
 def pad_to_multiple(x_BCHW: Tensor, multiple: int) -> tuple[Tensor, Frame]:
     """Pad H and W with zeros, evenly on both sides.
 
-    The result is channels-last in memory, in which convolutions are fastest.
+    The result is channels last in memory, the fastest layout for convolutions.
     """
     height, width = x_BCHW.shape[-2:]
     down, right = -height % multiple, -width % multiple
@@ -124,7 +125,7 @@ def pad_to_multiple(x_BCHW: Tensor, multiple: int) -> tuple[Tensor, Frame]:
 
 
 def restore(x_BCHW: Tensor, frame: Frame) -> Tensor:
-    """A map of the padded image, at any resolution, brought to the image's pixels."""
+    """Resample a map of the padded image, at any resolution, to the image's own pixels."""
     x_BCHW = resize(x_BCHW, frame.padded_size)
     if frame.size == frame.padded_size:
         return x_BCHW

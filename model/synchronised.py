@@ -1,12 +1,12 @@
-"""Batch norm over the samples of every training process.
+"""Batch norm over the samples of all training processes.
 
-Each process holds a part of the batch. Their statistics are joined, so that training on several
-processes gives the curve of one with the whole batch, to rounding. torch has the same for CUDA
-only, as a class that is no BatchNorm2d and would escape folding, and whose exchange is repeated
-where a map is computed again in the backward pass.
+Each process holds a part of the batch. The statistics are combined, so that training on several
+processes gives, up to rounding, the same curve as one process with the whole batch.
+torch.nn.SyncBatchNorm is not used: it supports CUDA only, is no subclass of BatchNorm2d, so it
+would not be folded, and repeats its exchange where a map is recomputed in the backward pass.
 
-Every process must run the same norms in the same order; how many samples it holds, even none, is
-its own affair. In eval mode nothing is exchanged.
+All processes must run the same norms in the same order. Their numbers of samples may differ and
+may be 0. In eval mode nothing is exchanged.
 
 Shapes: R processes, B batch, C channels, H W pixels.
 """
@@ -26,17 +26,17 @@ from model.batchnorm import batch_statistics
 
 
 def synchronise_norms(network: nn.Module) -> None:
-    """Let every BatchNorm2d of a network see the samples of all processes, in place.
+    """Convert every BatchNorm2d of a network to `SynchronisedNorm`, in place.
 
-    Weights, state dict and eval mode stay as they are. Without `torch.distributed`, or with a
-    single process, nothing changes. A second call changes nothing either.
+    Weights, state dict and eval mode do not change. Without `torch.distributed`, or with a single
+    process, the call has no effect; neither has a second call.
 
-    Gradients follow the convention of DistributedDataParallel: those of a norm's weight and bias
-    are each process's own share, and their sum over processes is the gradient of the sum of the
-    processes' losses. The gradient of the input is complete.
+    Gradients follow the convention of DistributedDataParallel: each process computes its own share
+    of the gradients of a norm's weight and bias, and their sum over processes is the gradient of
+    the sum of the processes' losses. The gradient of the input is complete.
 
     Raises:
-        ValueError: for a norm without weights, running statistics or momentum.
+        ValueError: a norm has no weights, running statistics or momentum.
     """
     if num_processes() == 1:
         return
@@ -48,22 +48,22 @@ def synchronise_norms(network: nn.Module) -> None:
                 f"batch norm {name!r} cannot be synchronised: it needs weights, running "
                 f"statistics and a momentum, found {module}"
             )
-        # The same object, because an optimiser may hold its parameters already.
+        # The object is kept, because an optimiser may already hold its parameters.
         module.__class__ = SynchronisedNorm
 
 
 def num_processes() -> int:
-    """Processes in the default group; 1 without one."""
+    """Return the number of processes in the default group; 1 without a group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class Statistics(NamedTuple):
-    """Of one batch, over all processes.
+    """Statistics of one batch over all processes.
 
     Attributes:
-        mean: C.
-        variance: C, divided by the number of values.
-        num_values: of a channel, a scalar.
+        mean: one value per channel, C.
+        variance: one value per channel, C; divided by `num_values`.
+        num_values: values of a channel over all processes, a scalar.
     """
 
     mean: Tensor
@@ -72,16 +72,17 @@ class Statistics(NamedTuple):
 
 
 class SynchronisedNorm(nn.BatchNorm2d):
-    """BatchNorm2d that trains on the statistics of all processes."""
+    """BatchNorm2d with batch statistics over all processes."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B x C x H x W -> the same shape."""
         return self.for_batch(x_BCHW)(x_BCHW)
 
     def for_batch(self, x_BCHW: Tensor) -> Callable[[Tensor], Tensor]:
-        """The norm for this batch only, as a function that exchanges and counts nothing any more.
+        """Exchange statistics, update the running ones, and return the norm of this batch.
 
-        The exchange, and the step of the running statistics, have happened on return.
+        The returned function communicates and updates nothing, so it may be called again when a
+        map is recomputed.
         """
         if not self.training or num_processes() == 1:
             return super().forward
@@ -102,14 +103,15 @@ class SynchronisedNorm(nn.BatchNorm2d):
 
 @torch.no_grad()
 def joint_statistics(x_BCHW: Tensor) -> Statistics:
-    """Mean and variance over the values of all processes; the same bits on each.
+    """Return mean and variance over the values of all processes, bit-identical on each.
 
-    Joined as by Chan et al., 1979: no squares of large means are subtracted.
+    Chan et al., 1979: avoids the cancellation of E[x^2] - E[x]^2.
     """
     channels = x_BCHW.shape[1]
     dtype = torch.promote_types(x_BCHW.dtype, torch.float32)
     mean, variance = (each.to(dtype) for each in batch_statistics(x_BCHW))
     own = torch.cat([mean, variance, mean.new_tensor([x_BCHW.numel() // channels])])
+    # all_gather, not all_reduce: every process then adds in the same order.
     gathered = [torch.empty_like(own) for _ in range(num_processes())]
     dist.all_gather(gathered, own)
     all_RN = torch.stack(gathered)
@@ -123,7 +125,7 @@ def joint_statistics(x_BCHW: Tensor) -> Statistics:
 
 
 class Normalise(torch.autograd.Function):
-    """(x - mean) / deviation * weight + bias, where the statistics depend on every process's x."""
+    """(x - mean) / deviation * weight + bias with the joint statistics of all processes."""
 
     @staticmethod
     def forward(
@@ -145,7 +147,7 @@ class Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, of which each process's sums are exchanged, weight and bias."""
+        """Return the gradients of x, weight and bias; sums for x's go over all processes."""
         x, weight, mean, inverse, num_values = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         gw, gb = torch.zeros_like(weight), torch.zeros_like(weight)

@@ -28,7 +28,7 @@ class UNet(SegmentationNetwork):
         self.head = nn.Conv2d(encoder.channels[0], num_organs, 3, padding=1)
 
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
-        """The one head's logits."""
+        """Return the logits of the only head."""
         x = maps[-1]
         for level in reversed(range(len(self.ups))):
             x = self.ups[level](x)
@@ -36,14 +36,14 @@ class UNet(SegmentationNetwork):
         return [self.head(x)]
 
     def skip(self, level: int, x_BCHW: Tensor, decoded_BCHW: Tensor) -> Tensor:
-        """What joins the upsampled decoder map: the encoder's map as it is."""
+        """Return the map to join with the upsampled decoder map: the encoder's, unchanged."""
         return x_BCHW
 
 
 class AttentionGate(nn.Module):
-    """Weighs a skip connection, pixel by pixel, by what the decoder looks for.
+    """Attention gate: weight a skip connection pixel by pixel, given the decoder's map.
 
-    psi(relu(W_x x + W_g g)) through a sigmoid, with 1x1 convolutions.
+    x * sigmoid(psi(relu(W_x x + W_g g))), all three 1x1 convolutions with batch norm.
     """
 
     def __init__(self, channels: int) -> None:
@@ -53,7 +53,7 @@ class AttentionGate(nn.Module):
         self.score = ConvNorm(channels // 2 or 1, 1)
 
     def forward(self, x_BCHW: Tensor, gating_BCHW: Tensor) -> Tensor:
-        """Encoder map and upsampled decoder map of the same shape -> the weighed encoder map."""
+        """Encoder map and upsampled decoder map, both B x C x H x W -> weighted encoder map."""
         score = self.score(F.relu(self.skip(x_BCHW) + self.gating(gating_BCHW), inplace=True))
         return x_BCHW * torch.sigmoid(score)
 
@@ -66,5 +66,5 @@ class AttentionUNet(UNet):
         self.gates = nn.ModuleList(AttentionGate(fine) for fine in encoder.channels[:-1])
 
     def skip(self, level: int, x_BCHW: Tensor, decoded_BCHW: Tensor) -> Tensor:
-        """The encoder's map, weighed."""
+        """Return the encoder's map, weighted by its attention gate."""
         return cast(Tensor, self.gates[level](x_BCHW, decoded_BCHW))

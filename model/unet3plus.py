@@ -20,10 +20,10 @@ from model.upsampling import upsample_conv
 
 
 class FullScaleLevel(Recomputing):
-    """One decoder level: a branch from every level, joined and mixed.
+    """One decoder level: a branch from every level, concatenated and mixed.
 
-    Each branch is a 3x3 convolution of a map brought to this level's resolution. Their batch
-    norms are one over the joined maps, which is the same function as one for each.
+    Each branch is a 3x3 convolution of a map at this level's resolution. One batch norm over the
+    concatenated maps is the same function as the paper's one for each branch, and faster.
 
     Attributes:
         branches: one convolution per level, the finest first.
@@ -40,10 +40,15 @@ class FullScaleLevel(Recomputing):
         self.mix_norm: nn.Module = nn.BatchNorm2d(joined)
 
     def forward(self, maps: list[Tensor], size: torch.Size) -> Tensor:
-        """Maps at least as large as `size` fit it exactly; smaller ones are upsampled to it.
+        """Compute the level, except `mix_norm` and ReLU.
+
+        Args:
+            maps: one per branch, each of `size` or smaller by a power of 2.
+            size: H and W of this level.
 
         Returns:
-            B x C x H x W, still without `mix_norm` and ReLU.
+            B x C x H x W, before `mix_norm` and ReLU: whether those are stored or recomputed
+            depends on the convolution that follows.
         """
         parts = [
             upsample_conv(x, cast(nn.Conv2d, conv), size[0] // x.shape[-2])
@@ -59,7 +64,7 @@ class FullScaleLevel(Recomputing):
 
 
 class UNet3Plus(SegmentationNetwork, Recomputing):
-    """Full-scale skip connections, optional deep supervision and classification-guided module.
+    """Full-scale skip connections, optional deep supervision and slice classifier (CGM).
 
     Every branch of a decoder level has `width` channels.
     """
@@ -92,7 +97,7 @@ class UNet3Plus(SegmentationNetwork, Recomputing):
             self.classifier = OrganClassifier(deepest, num_organs)
 
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
-        """Logits, the finest head first; the deepest head sees the encoder's deepest map."""
+        """Return logits, the finest head first; the deepest head uses the encoder's deepest map."""
         pooled = [pool_to_levels(x, len(self.levels) - k) for k, x in enumerate(maps[:-1])]
         decoded = [maps[-1]]
         for i, level in reversed(list(enumerate(cast(Iterable[FullScaleLevel], self.levels)))):
@@ -106,7 +111,7 @@ class UNet3Plus(SegmentationNetwork, Recomputing):
 
 
 def pool_to_levels(x_BCHW: Tensor, num_levels: int) -> list[Tensor]:
-    """A map at its own level and, max-pooled, at those below it."""
+    """Return a map at its own level and, max-pooled by 2 each time, at the levels below."""
     levels = [x_BCHW]
     while len(levels) < num_levels:
         levels.append(F.max_pool2d(levels[-1], 2))

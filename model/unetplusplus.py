@@ -13,7 +13,7 @@ from model.segmentation import SegmentationNetwork
 
 
 class NestedColumn(nn.Module):
-    """The nodes X^{i,j} of one j: each joins its whole row so far with the map below it."""
+    """Nodes X^{i,j} of one j: each joins all maps of its row with the upsampled map below."""
 
     def __init__(self, channels: list[int], column: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class NestedColumn(nn.Module):
         )
 
     def forward(self, rows: list[list[Tensor]]) -> list[list[Tensor]]:
-        """Rows of maps, the finest first -> the same rows, a map longer, without the last."""
+        """Rows of maps, the finest first -> the rows with one more map, without the last row."""
         joined = [
             torch.cat([up(below[-1]), *row], dim=1)
             for up, row, below in zip(self.ups, rows, rows[1:], strict=False)
@@ -36,8 +36,8 @@ class NestedColumn(nn.Module):
 class UNetPlusPlus(SegmentationNetwork):
     """Nested dense skip connections.
 
-    With deep supervision there is a 1x1 head on each node of the finest row. The first logits are
-    the mean of them all, which is the network's result; in training the single heads follow.
+    With deep supervision each node of the finest row has a 1x1 head. The first logits are the mean
+    of all heads, which is the network's result; in training those of each head follow.
     """
 
     def __init__(self, encoder: Encoder, *, num_organs: int, deep_supervision: bool) -> None:
@@ -52,7 +52,7 @@ class UNetPlusPlus(SegmentationNetwork):
         )
 
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
-        """Mean of the heads, then each head, the one of the last node first."""
+        """Return the mean of the heads, then each head, that of the last node first."""
         rows = [[x] for x in maps]
         for column in self.columns:
             rows = column(rows)

@@ -1,6 +1,6 @@
-"""A 3x3 convolution of a bilinearly upsampled map, with the order of the two exchanged.
+"""A 3x3 convolution of a bilinearly upsampled map, computed in the exchanged order.
 
-Both are linear, so with t running over the nine taps
+Both operations are linear, so with t running over the nine taps
 
     conv(up(x)) = sum over t of shift_t(up(W_t x)),
 
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 
 def upsample_conv(x_BCHW: Tensor, conv: nn.Conv2d, scale: int) -> Tensor:
-    """conv(upsample(x)): bilinear by `scale`, half-pixel centres, then 3x3 with zero padding.
+    """Return conv(upsample(x)): bilinear, half-pixel centres, then 3x3 with zero padding.
 
-    Takes whichever form needs fewer multiplications.
+    Uses the order that needs fewer multiplications.
 
     Args:
         x_BCHW: B x C x h x w.
@@ -43,9 +43,9 @@ def upsample_conv(x_BCHW: Tensor, conv: nn.Conv2d, scale: int) -> Tensor:
 def exchange_pays(
     in_channels: int, out_channels: int, size: tuple[int, int] | torch.Size, scale: int
 ) -> bool:
-    """Whether convolving first takes fewer multiplications for a map of `size` (h, w).
+    """Return True if convolving first needs fewer multiplications for a map of `size` (h, w).
 
-    The matrices are banded but multiplied densely, which is a loss for large maps and scale 2.
+    The matrices are banded but multiplied as dense ones: no gain for large maps and scale 2.
     """
     height, width = size
     pixels = scale**2 * height * width
@@ -57,13 +57,13 @@ def exchange_pays(
 
 
 def upsample_then_conv(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, scale: int) -> Tensor:
-    """The plain order."""
+    """Upsample, then convolve; shapes as for `upsample_conv`."""
     x_BCHW = F.interpolate(x_BCHW, scale_factor=scale, mode="bilinear", align_corners=False)
     return F.conv2d(x_BCHW, weight, bias, padding=1)
 
 
 def conv_then_upsample(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, scale: int) -> Tensor:
-    """The exchanged order, as three matrix products; shapes as for `upsample_conv`."""
+    """Convolve, then upsample, as three matrix products; shapes as for `upsample_conv`."""
     batch, in_channels, height, width = x_BCHW.shape
     out_channels = weight.shape[0]
     rows = shifted_upsampling(height, scale, x_BCHW).permute(1, 0, 2).flatten(1)
@@ -81,10 +81,10 @@ def conv_then_upsample(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, scal
 
 
 def shifted_upsampling(size: int, scale: int, like: Tensor) -> Tensor:
-    """Linear upsampling of `size` points as matrices, moved by each of the taps -1, 0, 1.
+    """Return linear upsampling of `size` points as matrices, shifted by the taps -1, 0 and 1.
 
     Returns:
-        3 x (scale size) x size: [t, y, n] is the weight of point n at place y + t - 1, and zero
+        3 x (scale size) x size: [t, y, n] is the weight of point n at position y + t - 1; zero
         beyond the ends.
     """
     identity = torch.eye(size, dtype=like.dtype, device=like.device)

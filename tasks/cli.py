@@ -1,4 +1,7 @@
-"""The `fullscale` command: thin entry points; each imports what it needs when it runs."""
+"""The `fullscale` command: one subcommand for each unit of work.
+
+Every command imports its modules when it runs, so that `fullscale --help` starts fast.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,14 @@ from fullscale.runtime.console import report_errors, track
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="From annotated CT scans to a registered organ-segmentation model.",
+    epilog=(
+        "Exit codes: 0 success; 1 an error, whose message says how to fix it; 2 wrong usage; "
+        "3 some scans failed (predict); 75 a temporary failure, try again later."
+    ),
 )
+
+# Groups of commands in the help.
+SCANS, RESULTS, USE = "Scans", "Networks and results", "Use a model"
 
 
 @app.callback()
@@ -21,17 +30,43 @@ def main() -> None:
     """From annotated CT scans to a registered organ-segmentation model."""
 
 
-@app.command()
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        help="models:/NAME@ALIAS, models:/NAME/VERSION, or the folder of a trained network. "
+        "Default: the champion of the model that params.yaml registers."
+    ),
+]
+Layout = Annotated[
+    str | None,
+    typer.Option(help="Layout of the folder, see docs/data.md. Default: detected."),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where to compute: auto, cpu, cuda or mps. auto uses a CUDA GPU if there is one, "
+        "otherwise the CPU."
+    ),
+]
+
+
+@app.command(rich_help_panel=SCANS)
 @report_errors
 def sample(
-    folder: Annotated[Path, typer.Argument(help="New folder for the scans.")],
+    folder: Annotated[Path, typer.Argument(help="New folder to write the scans to.")],
     cases: Annotated[int, typer.Option(min=1, help="Number of scans.")] = 26,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Random seed. The same seed writes the same files.")
+    ] = 0,
     full_size: Annotated[
-        bool, typer.Option("--full-size", help="512 x 512 voxels in plane, about 300 slices.")
+        bool,
+        typer.Option(
+            "--full-size",
+            help="Make scans of clinical size: 512 x 512 voxels in plane, about 300 slices.",
+        ),
     ] = False,
 ) -> None:
-    """Make synthetic annotated abdominal CT in the nnU-Net raw layout."""
+    """Make synthetic annotated CT scans of the abdomen, in the nnU-Net raw layout."""
     from fullscale.phantom.sample import write_sample
 
     names = write_sample(
@@ -44,30 +79,17 @@ def sample(
     typer.echo(f"sample: {len(names)} scans in {folder}")
 
 
-ModelName = Annotated[
-    str | None,
-    typer.Option(
-        help="models:/NAME@ALIAS, models:/NAME/VERSION or the folder of a trained network; "
-        "the champion if not named."
-    ),
-]
-
-Layout = Annotated[
-    str | None, typer.Option(help="Layout of the folder, see docs/data.md; detected if not named.")
-]
-
-
-@app.command()
+@app.command(rich_help_panel=SCANS)
 @report_errors
 def validate(
-    source: Annotated[Path, typer.Argument(help="Folder of annotated scans; never changed.")],
+    source: Annotated[Path, typer.Argument(help="Folder of annotated scans. It is only read.")],
     layout: Layout = None,
     report: Annotated[
-        Path | None, typer.Option(help="Also write an HTML page with a picture of every case.")
+        Path | None, typer.Option(help="Also write an HTML page with a picture of each case.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Run every check on annotated scans; exit with 1 if any would be refused."""
+    """Check annotated scans. Exit code 1 if `ingest` would refuse one of them."""
     import json
 
     from rich.box import SIMPLE
@@ -98,32 +120,31 @@ def validate(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=SCANS)
 @report_errors
 def ingest(
-    source: Annotated[Path, typer.Argument(help="Folder of annotated scans; never changed.")],
-    data: Annotated[Path, typer.Option(help="The versioned cohort they join.")] = Path("data"),
+    source: Annotated[Path, typer.Argument(help="Folder of annotated scans. It is only read.")],
+    data: Annotated[
+        Path, typer.Option(help="Folder of the versioned cohort to add them to.")
+    ] = Path("data"),
     layout: Layout = None,
     replace_changed: Annotated[
-        bool, typer.Option("--replace-changed", help="Let changed cases replace those in data/.")
+        bool,
+        typer.Option("--replace-changed", help="Replace cases in data/ whose files have changed."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")
+    ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 if any scan is refused.")
+        bool, typer.Option("--strict", help="Exit with code 1 if a scan is refused.")
     ] = False,
 ) -> None:
-    """Check annotated scans and bring the good ones into data/."""
+    """Check annotated scans and add the accepted ones to data/."""
+    from fullscale.ingestion.ingest import IngestOptions
     from fullscale.ingestion.ingest import ingest as run
 
-    report = run(
-        source,
-        data,
-        layout=layout,
-        dry_run=dry_run,
-        replace_changed=replace_changed,
-        num_workers=0,
-        progress=track,
-    )
+    options = IngestOptions(layout, dry_run, replace_changed)
+    report = run(source, data, options, num_workers=0, progress=track)
     for finding in (*report.refused, *report.warnings):
         typer.echo(f"{finding.severity} {finding.case}: {finding}", err=True)
     for name, (theirs, ours) in report.remapped.items():
@@ -136,15 +157,15 @@ def ingest(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 @report_errors
 def networks() -> None:
-    """List the networks: parameters, cost of a 320 x 320 slice, and where they were published."""
+    """List the networks: parameters, cost of a 320 x 320 slice, and publication."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    from model.networks import RESNET101_NOTE, describe
+    from model.networks import RESNET101_NOTE, list_networks
 
     table = Table(box=SIMPLE)
     for heading in ("name", "encoder"):
@@ -152,7 +173,7 @@ def networks() -> None:
     for heading in ("parameters", "published (M)", "GMAC"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("source")
-    for row in describe():
+    for row in list_networks():
         published = row.published_parameters_m
         table.add_row(
             row.name,
@@ -167,59 +188,70 @@ def networks() -> None:
     console.print(RESNET101_NOTE)
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 @report_errors
 def verdict() -> None:
-    """Show the scores, the gate's verdict and the registered model of the last run."""
+    """Show the last run: scores, verdict of the promotion gate, and registered model."""
     from rich.console import Console
 
-    from fullscale.params import load_params
-    from fullscale.reporting.text_summary import (
-        make_table,
-        read_report,
-        registry_line,
-        verdict_lines,
-    )
+    from fullscale.reporting.results import read_results
+    from fullscale.reporting.text_summary import make_table, registry_line, verdict_lines
     from fullscale.tracking.store import default_store
+    from fullscale.workspace import open_workspace
 
     root = Path()
-    params = load_params(root / "params.yaml")
-    content = read_report(root / "reports" / "gate.json")
+    workspace = open_workspace(root)
+    params = workspace.load_params()
+    results = read_results(workspace, params)
+    content = results.require_verdict()
     console = Console(highlight=False, soft_wrap=True)
-    console.print(make_table(params, root))
+    console.print(make_table(results))
     for line in verdict_lines(content):
         console.print(line)
     console.print(registry_line(params, content, default_store(root)))
     console.print("MLflow UI: `make services`, then http://127.0.0.1:5000/#/models")
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 @report_errors
 def report(
-    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path(
-        "reports/report.html"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="HTML file to write.", show_default="report.html in the folder of the reports"
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Of another pipeline, such as paper/sample.")
+    ] = None,
     overlays: Annotated[
         bool,
-        typer.Option(help="Segment and draw three test cases; needs scans and trained networks."),
+        typer.Option(
+            help="Segment three test cases and draw them. Needs the scans and the trained networks."
+        ),
     ] = True,
     track_it: Annotated[
-        bool, typer.Option("--mlflow/--no-mlflow", help="Add it to the candidate's run in MLflow.")
+        bool,
+        typer.Option("--mlflow/--no-mlflow", help="Add the page to the candidate's MLflow run."),
     ] = True,
 ) -> None:
-    """Write the last run's result as one HTML page: verdict, scores, pictures, provenance."""
-    from fullscale.params import load_params
+    """Write the last run as an HTML page: verdict, scores, pictures, provenance."""
+    from fullscale.reporting.page import PAGE
+    from fullscale.reporting.results import read_results
     from fullscale.tracking.store import default_store
+    from fullscale.workspace import open_workspace
     from tasks.report import track_report, write_report
 
-    root = Path()
-    written = write_report(root, output, with_overlays=overlays)
+    workspace = open_workspace(Path(), profile)
+    params = workspace.load_params()
+    results = read_results(workspace, params)
+    output = output or workspace.reports / PAGE
+    written = write_report(results, params, output, with_overlays=overlays)
     for note in written.notes:
         typer.echo(f"report: {note}")
     typer.echo(f"report: {output}")
     if track_it:
-        params = load_params(root / "params.yaml")
-        run_id = track_report(written, params, root, default_store(root))
+        run_id = track_report(written, params, workspace, default_store(workspace.root))
         typer.echo(
             f"report: page and pictures are in MLflow run {run_id}"
             if run_id
@@ -227,35 +259,58 @@ def report(
         )
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 @report_errors
 def predict(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="NIfTI file, DICOM series, or folder of either.")
+        Path,
+        typer.Argument(
+            metavar="IN", help="NIfTI file, folder of one DICOM series, or folder of scans."
+        ),
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Label map; for a folder of scans a folder.")
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="Label map to write, .nii or .nii.gz; a folder if IN is a folder of scans.",
+        ),
     ],
     model: ModelName = None,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="One file for each organ beside the label map.")
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="Also write a probability map for each organ, next to the label map.",
+        ),
     ] = False,
-    preview: Annotated[Path | None, typer.Option(help="PNG with outlines.")] = None,
-    statistics: Annotated[Path | None, typer.Option(help="JSON with volumes and warnings.")] = None,
+    preview: Annotated[
+        Path | None, typer.Option(help="PNG to write: slices with the organs' outlines.")
+    ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(help="JSON file to write: organ volumes, warnings, model version."),
+    ] = None,
     dicom_seg: Annotated[
-        Path | None, typer.Option(help="DICOM segmentation of a DICOM series.")
+        Path | None,
+        typer.Option(help="DICOM segmentation to write, *.dcm, if IN is a DICOM series."),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse scans unlike those trained on.")
+        bool,
+        typer.Option(
+            "--strict", help="Refuse scans that differ from the training scans, instead of warning."
+        ),
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    batch_size: Annotated[str, typer.Option(help="Slices at a time, or auto.")] = "auto",
+    device: Device = "auto",
+    batch_size: Annotated[
+        str, typer.Option(help="Slices computed at a time; auto fits the memory.")
+    ] = "auto",
 ) -> None:
-    """Segment scans with a registered model; exit with 3 if some of several failed."""
+    """Segment scans with a registered model. Exit code 3 if some of several scans failed."""
     from fullscale.prediction.predictor import Predictor, pick_device
     from fullscale.prediction.segmentation import read_batch_size
     from fullscale.serving.model_lookup import default_model, find_model
-    from tasks.predict import plan_jobs, run_jobs
+    from fullscale.serving.prediction_jobs import plan_jobs
+    from tasks.predict import predict as run
 
     root = Path()
     jobs = plan_jobs(
@@ -270,7 +325,7 @@ def predict(
     found = find_model(model or default_model(root), root)
     num_slices = read_batch_size(batch_size, found.trained.description, where)
     predictor = Predictor(found.trained, found.threshold, num_slices, where)
-    outcomes = run_jobs(jobs, predictor, found, strict=strict)
+    outcomes = run(jobs, predictor, found, strict=strict)
     for outcome in outcomes:
         if outcome.organs is not None:
             volumes = [f"{name} {each.volume_ml:.1f} ml" for name, each in outcome.organs.items()]
@@ -281,49 +336,55 @@ def predict(
         raise typer.Exit(1 if num_failed == len(outcomes) else 3)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 @report_errors
 def serve(
     model: ModelName = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; it asks no password.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on. The server has no password.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 5001,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free port.")
+    ] = 5001,
     scan_root: Annotated[
         Path | None,
         typer.Option(
             envvar="FULLSCALE_SCAN_ROOT",
             file_okay=False,
             exists=True,
-            help="Folder that requests may name scans in.",
+            help="Folder of scans that requests may name by path.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    max_request_mb: Annotated[int, typer.Option(min=1, help="Of one request.")] = 256,
-    every_s: Annotated[float, typer.Option(min=0.1, help="How often to look at the alias.")] = 5.0,
+    device: Device = "auto",
+    max_request_mb: Annotated[
+        int, typer.Option(min=1, help="Largest size of a request, in MB.")
+    ] = 256,
+    every_s: Annotated[
+        float, typer.Option(min=0.1, help="Seconds between two checks of the alias.")
+    ] = 5.0,
 ) -> None:
-    """Answer requests with the champion, whichever version its alias moves to, until Ctrl-C."""
+    """Serve a model over HTTP and follow its alias to new versions. Ctrl-C stops."""
     from dataclasses import replace
 
-    from fullscale.serving.alias_follower import Served
-    from fullscale.serving.http_app import Bounds
+    from fullscale.serving.alias_follower import AliasFollower
+    from fullscale.serving.http_app import RequestLimits
     from fullscale.serving.model_lookup import default_model
-    from fullscale.serving.upload import Limits
+    from fullscale.serving.upload import ScanLimits
     from tasks.serve import serve as run
 
     root = Path()
-    limits = replace(Limits.from_environment(), scan_root=scan_root)
-    served = Served(model or default_model(root), root, limits, device)
-    run(served, Bounds(max_request_mb << 20), host, port, every_s)
+    limits = replace(ScanLimits.from_environment(), scan_root=scan_root)
+    follower = AliasFollower(model or default_model(root), root, limits, device)
+    run(follower, RequestLimits(max_request_mb << 20), host, port, every_s)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 @report_errors
 def export(
-    onnx: Annotated[Path, typer.Option(help="The file to write, *.onnx.")],
+    onnx: Annotated[Path, typer.Option(help="ONNX file to write, *.onnx.")],
     model: ModelName = None,
 ) -> None:
-    """Write a registered model as ONNX, if ONNX Runtime computes with it what predict does."""
+    """Write a model as ONNX, if ONNX Runtime gives the same results as `predict`."""
     from fullscale.serving.model_lookup import default_model, find_model
     from tasks.export import check_request
     from tasks.export import export as run
@@ -341,6 +402,65 @@ def export(
         f"export: ONNX Runtime and predict differ by at most {written.parity.difference:.1g} in "
         f"probability and in {written.parity.num_different} of {written.parity.num_pixels} "
         "mask pixels"
+    )
+
+
+@app.command(rich_help_panel=USE)
+@report_errors
+def import_checkpoint(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Checkpoint of the UNet 3+ authors' program.")
+    ],
+    folder: Annotated[
+        Path, typer.Argument(metavar="OUT", help="New folder for the network, named after it.")
+    ],
+    architecture: Annotated[
+        str,
+        typer.Option(
+            help="unet, unetplusplus, unet3plus, unet3plus_ds (deep supervision) or "
+            "unet3plus_ds_cgm (with slice classifier)."
+        ),
+    ],
+    organ: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=ID",
+            help="Organ and its label id in label maps. Repeat it for every output channel, in "
+            "order.",
+        ),
+    ],
+    size_px: Annotated[
+        int, typer.Option(min=32, max=1024, help="Width and height of the slices trained on.")
+    ],
+    window_hu: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="LOW HIGH", help="HU that were scaled to 0 and 1 in training."),
+    ],
+    body_threshold_hu: Annotated[
+        float, typer.Option(help="Voxels above this are body; slices are cut around the body.")
+    ] = -300,
+    body_margin_mm: Annotated[float, typer.Option(min=0, help="Margin around the body.")] = 10,
+) -> None:
+    """Convert a checkpoint of the UNet 3+ authors' program for `--model`."""
+    from pydantic import ValidationError
+
+    from fullscale.params import SliceParams
+    from fullscale.runtime.errors import StageError, shorten
+    from tasks.import_checkpoint import import_checkpoint as run
+
+    try:
+        slicing = SliceParams(
+            size_px=size_px,
+            window_hu=window_hu,
+            body_threshold_hu=body_threshold_hu,
+            body_margin_mm=body_margin_mm,
+        )
+    except ValidationError as error:
+        raise StageError(shorten(error)) from None
+    written = run(checkpoint, folder, architecture, organ, slicing)
+    typer.echo(
+        f"import-checkpoint: {folder}: {architecture}, width {written.width}, "
+        f"{', '.join(written.organs)}; use it with --model {folder}"
     )
 
 

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from fullscale.evaluation.calibration import ReliabilityCurve
 from fullscale.evaluation.case_scores import read_pair
+from fullscale.evaluation.score_files import write_calibration, write_scores, write_summary
 from fullscale.evaluation.slice_pictures import choose_slices, draw_slices
 from fullscale.evaluation.summary import (
     evaluate_network,
     picture_cases,
     summarise,
     summarise_calibration,
-    tabulate,
+    tabulate_calibration,
 )
-from fullscale.prediction.network_files import load_trained
-from fullscale.prediction.predictor import Predictor
 from fullscale.runtime.console import report_errors
-from fullscale.runtime.files import save_picture, write_atomically
+from fullscale.runtime.files import save_picture
 from fullscale.scans.cohort import Case, Cohort, read_cohort
 from fullscale.versioning.provenance import digest_test_set
 from fullscale.workspace import parse_network_command
 
+if TYPE_CHECKING:
+    from fullscale.prediction.predictor import Predictor
+
 
 def draw_case(predictor: Predictor, case: Case, cohort: Cohort, heading: str, path: Path) -> None:
-    """Picture of slices spread over the organs of a case, with the slices next to them."""
+    """Write a picture of slices spread over the organs of a case, with truth and prediction.
+
+    Args:
+        predictor: a network ready to segment.
+        case: the case to draw.
+        cohort: the cohort of the case.
+        heading: title of the picture.
+        path: the PNG file.
+    """
     scan, labels = read_pair(case)
     found = predictor.segment(scan)
     organs = predictor.description.organs
@@ -51,30 +61,27 @@ def draw_case(predictor: Predictor, case: Case, cohort: Cohort, heading: str, pa
 @report_errors
 def main() -> None:
     """Run the stage for one network: `python -m tasks.evaluate NETWORK`."""
+    # Late: torch takes seconds to import, and a wrong command line must fail at once.
+    from fullscale.prediction.network_files import load_trained
+
     workspace, params, name = parse_network_command("evaluate", sys.argv[1:])
-    cohort = read_cohort(workspace.root / "data")
+    cohort = read_cohort(workspace.data)
     split = pd.read_csv(workspace.split, dtype=str)
     test_cases = split.loc[split["fold"] == "test", "case"].tolist()
     trained = load_trained(workspace.trained(name))
     calibration = {organ: ReliabilityCurve() for organ in trained.description.organs}
-    predictor, scores = evaluate_network(
-        trained, cohort, test_cases, **params.evaluate.model_dump(), calibration=calibration
-    )
-    folder = workspace.reports / name
-    for file, table in (("cases.csv", scores), ("calibration.csv", tabulate(calibration))):
-        write_atomically(folder / file, table.to_csv(index=False, float_format="%.6f"))
+    predictor, scores = evaluate_network(trained, cohort, test_cases, params.evaluate, calibration)
+    write_scores(workspace, name, scores)
+    write_calibration(workspace, name, tabulate_calibration(calibration))
     metrics = summarise(scores, tuple(params.organs), params.register_)
     metrics |= summarise_calibration(calibration)
-    summary = {
-        "test_set": digest_test_set(test_cases),
-        **{key: round(value, 6) for key, value in metrics.items()},
-    }
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    summary = write_summary(workspace, name, digest_test_set(test_cases), metrics)
     by_name = {case.name: case for case in cohort.cases}
     for rank, case in picture_cases(scores).items():
         dice = scores.loc[scores["case"] == case, "dice"].mean()
         heading = f"{name}, {rank} test case {case}, Dice {dice:.3f}"
-        draw_case(predictor, by_name[case], cohort, heading, folder / f"{rank}.png")
+        path = workspace.report(name) / f"{rank}.png"
+        draw_case(predictor, by_name[case], cohort, heading, path)
     means = [key for key in summary if key == "test/dice" or key.startswith("test/dice/")]
     print(f"{name}: " + ", ".join(f"{key} {summary[key]}" for key in means))
 

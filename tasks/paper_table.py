@@ -1,4 +1,4 @@
-"""Stage table: what the paper's tables say beside what the same rows measure on the cohort here."""
+"""Stage paper_table: the values of the paper's tables, and those measured on this cohort."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from fullscale.reporting.paper_rows import Setting, measure_claims, read_rows
-from fullscale.reporting.paper_table import draw_table, tabulate, write_markdown
+from fullscale.reporting.paper_table import draw_table, tabulate_rows, write_markdown
 from fullscale.runtime.console import report_errors
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import save_picture, write_atomically
@@ -20,7 +20,7 @@ from fullscale.workspace import parse_command
 
 
 def choose_timed(cases: Sequence[Case]) -> Case:
-    """The case of middle file size, so that the scan timed is neither the smallest nor largest."""
+    """Return the case of median file size, whose scan is timed."""
     ordered = sorted(cases, key=lambda case: (case.image.stat().st_size, case.name))
     return ordered[len(ordered) // 2]
 
@@ -29,11 +29,11 @@ def choose_timed(cases: Sequence[Case]) -> Case:
 def main() -> None:
     """Run the stage: `python -m tasks.paper_table FOLDER --profile PIPELINE/PROFILE`."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    workspace = parse_command("table", sys.argv[2:])
+    workspace = parse_command("paper_table", sys.argv[2:])
     if folder is None or not workspace.profile:
         raise StageError("usage: python -m tasks.paper_table FOLDER --profile paper/sample")
     params = workspace.load_params()
-    cohort = read_cohort(workspace.root / "data")
+    cohort = read_cohort(workspace.data)
     split = pd.read_csv(workspace.split, dtype=str)
     names = set(split.loc[split["fold"] == "test", "case"])
     tested = [case for case in cohort.cases if case.name in names]
@@ -49,7 +49,7 @@ def main() -> None:
         provenance=read_provenance(workspace.root),
     )
     claims = measure_claims(workspace, params, rows)
-    table = tabulate(rows, setting)
+    table = tabulate_rows(rows, setting)
     write_atomically(folder / "table.csv", table.to_csv(index=False, float_format="%.6g"))
     write_atomically(folder / "table.md", write_markdown(rows, claims, setting))
     save_picture(draw_table(rows, setting), folder / "table.png")

@@ -1,19 +1,21 @@
-"""Stage register: the gate's verdict, and on a pass a registered model that people may promote."""
+"""Stage register: the promotion gate's verdict, and on a pass a registered model version."""
 
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from PIL import Image
-
 from fullscale.evaluation.promotion_gate import Champion, Verdict, judge
+from fullscale.evaluation.score_files import (
+    VerdictContent,
+    read_scores,
+    read_summary,
+    write_verdict,
+)
 from fullscale.evaluation.summary import evaluate_network, summarise
 from fullscale.params import Params
 from fullscale.prediction.network_files import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
@@ -21,16 +23,18 @@ from fullscale.reporting.model_card import (
     PICTURE_WIDTH_PX,
     PICTURES,
     PICTURES_PATH,
-    describe_model,
-    make_page,
+    make_model_page,
+    make_version_page,
 )
 from fullscale.runtime.console import report_errors
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256, write_atomically
 from fullscale.scans.cohort import read_cohort
 from fullscale.serving.row_segmenter import ANSWERS, COLUMNS, example_rows
+from fullscale.tracking.outages import translate_outages
 from fullscale.tracking.registry import (
     CHAMPION,
+    ModelPackage,
     add_files,
     add_test_results,
     announce,
@@ -41,31 +45,30 @@ from fullscale.tracking.registry import (
     find_version,
     log_model,
 )
-from fullscale.tracking.runs import send_leftovers, training_run
+from fullscale.tracking.run_record import RunDescription
+from fullscale.tracking.runs import send_leftovers, write_finished_run
 from fullscale.tracking.store import WEIGHTS_TAG, Store, default_store
 from fullscale.training.history import HISTORY_NAME, read_history
 from fullscale.versioning.provenance import Provenance, digest_test_set, read_provenance
-from fullscale.workspace import open_workspace
+from fullscale.workspace import Workspace, open_workspace
 
-# An artefact, unlike reports/gate.json: where it is missing, this machine has not registered yet.
-RECEIPT = Path("artifacts/register/receipt.json")
 TEST_SET_TAG = "fullscale.test_set"
 CHAMPION_METRICS = ("num_cases", "dice", "num_free_slices", "slice_fpr")
 PACKAGES = ("model", "fullscale")
 LIBRARIES = (
     "mlflow", "torch", "numpy", "pandas", "scipy", "nibabel", "isal", "pydantic", "pyyaml",
-    "safetensors", "rich",
+    "safetensors",
 )  # fmt: skip
 
 
-def decide(params: Params, root: Path, store: Store) -> Verdict:
-    """Judge the candidate against the baseline and the present champion, on the same test cases.
+def decide(params: Params, workspace: Workspace, store: Store) -> Verdict:
+    """Compare the candidate with the baseline and the champion on the same test cases.
 
     Raises:
         StageError: scores are missing or were made on different test cases.
     """
     scores = {
-        name: read_scores(root, name)
+        name: read_scores(workspace, name)
         for name in (params.register_.candidate, params.register_.baseline)
     }
     candidate, baseline = scores.values()
@@ -73,140 +76,120 @@ def decide(params: Params, root: Path, store: Store) -> Verdict:
         raise StageError(
             f"{' and '.join(scores)} were scored on different test cases; run `dvc repro`"
         )
-    champion = score_champion(params, root, store, sorted(candidate["case"].unique()))
+    champion = score_champion(params, workspace, store, sorted(candidate["case"].unique()))
     return judge(candidate, baseline, champion, params.register_)
 
 
 def score_champion(
-    params: Params, root: Path, store: Store, test_cases: list[str]
+    params: Params, workspace: Workspace, store: Store, test_cases: list[str]
 ) -> Champion | None:
-    """The champion with its scores on these cases, made now.
+    """Score the champion on these cases; None if there is none, or if it is the candidate.
 
-    None when there is no champion, or when it is the candidate itself. Only what the gate reads
-    is scored.
+    Settings that change nothing the promotion gate reads are off.
     """
-    settings = params.evaluate.model_copy(update={"largest_component": False, "ablate_gate": False})
+    settings = params.evaluate.model_copy(
+        update={"largest_component": False, "ablate_slice_classifier": False}
+    )
     found = find_alias(store, params.register_.model_name, CHAMPION)
-    weights = root / "artifacts/train" / params.register_.candidate / WEIGHTS_NAME
+    weights = workspace.trained(params.register_.candidate) / WEIGHTS_NAME
     if found is None or found.tags.get(WEIGHTS_TAG) == file_sha256(weights):
         return None
     with tempfile.TemporaryDirectory() as folder:
         trained = load_trained(download_model(store, found, Path(folder)))
-        _, scores = evaluate_network(
-            trained, read_cohort(root / "data"), test_cases, **settings.model_dump()
-        )
+        _, scores = evaluate_network(trained, read_cohort(workspace.data), test_cases, settings)
     return Champion(found.version, found.tags.get(TEST_SET_TAG, "unknown"), scores)
 
 
-def read_scores(root: Path, name: str) -> pd.DataFrame:
-    """The score table that stage evaluate wrote for a network."""
-    path = root / "reports" / name / "cases.csv"
-    try:
-        return pd.read_csv(path, dtype={"case": str, "patient": str})
-    except FileNotFoundError:
-        raise StageError(f"{path} is missing; run `dvc repro evaluate@{name}`") from None
-
-
-def write_verdict(
-    verdict: Verdict, params: Params, root: Path, provenance: Provenance
-) -> dict[str, Any]:
+def record_verdict(
+    verdict: Verdict, params: Params, workspace: Workspace, provenance: Provenance
+) -> VerdictContent:
     """Write reports/gate.json and return its content."""
     candidate = params.register_.candidate
-    test_cases = read_scores(root, candidate)["case"].unique()
+    test_cases = read_scores(workspace, candidate)["case"].unique()
     content = {
         "status": verdict.status,
         "candidate": candidate,
         "baseline": params.register_.baseline,
-        "dice_gain": _plain(asdict(verdict.gain)),
-        "clauses": [_plain(asdict(clause)) for clause in verdict.clauses],
-        "comparisons": [_plain(asdict(each)) for each in verdict.comparisons],
+        "dice_gain": asdict(verdict.gain),
+        "criteria": [asdict(criterion) for criterion in verdict.criteria],
+        "comparisons": [asdict(each) for each in verdict.comparisons],
         "champion": _champion_scores(verdict.champion, tuple(params.organs)),
-        "weights_sha256": file_sha256(root / "artifacts/train" / candidate / WEIGHTS_NAME),
+        "weights_sha256": file_sha256(workspace.trained(candidate) / WEIGHTS_NAME),
         "test_set": digest_test_set(test_cases),
         "data_version": provenance.data_version,
         "git_commit": provenance.git_commit,
     }
-    write_atomically(root / "reports/gate.json", json.dumps(content, indent=2) + "\n")
-    return content
+    return write_verdict(workspace, content)
 
 
 def _champion_scores(champion: Champion | None, organs: tuple[str, ...]) -> dict[str, Any] | None:
-    """Its version, and what people compare, under the keys of reports/NAME/summary.json."""
+    """Return version and main scores, under the keys of reports/NAME/summary.json."""
     if champion is None:
         return None
     summary = summarise(champion.scores, organs)
     keys = [f"test/{metric}/{organ}" for organ in organs for metric in CHAMPION_METRICS]
-    scores = {key: _plain(summary[key]) for key in keys if key in summary}
+    scores = {key: summary[key] for key in keys if key in summary}
     return {"version": champion.version, "scores": scores}
 
 
-def _plain(value: Any) -> Any:
-    """Numbers rounded for JSON, which has no NaN: null is what could not be measured."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value
+def ensure_run(name: str, workspace: Workspace, store: Store, data_version: str) -> str:
+    """Return the id of the tracked run that trained a network's weights.
 
-
-def _afterwards(root: Path, name: str) -> Path:
-    """Where the run of a training that this store never saw is told of."""
-    return root / ".cache/register" / name
-
-
-def ensure_run(name: str, params: Params, root: Path, store: Store, data_version: str) -> str:
-    """The tracked run that trained a network's weights.
-
-    Where DVC restored the weights from its cache and this store never saw the training, a run is
-    written from the stored history, and says so.
+    A store may have never seen the training, where DVC restored the weights from its cache. Then a
+    run is written from the stored history.
     """
-    folder = root / "artifacts/train" / name
+    written_afterwards = workspace.root / ".cache/register" / name
+    for records in (workspace.tracking(name), written_afterwards):
+        send_leftovers(records)
+    folder = workspace.trained(name)
     weights_sha256 = file_sha256(folder / WEIGHTS_NAME)
     run_id = find_training_run(store, weights_sha256)
-    if run_id is not None:
-        return run_id
-    tags = {
-        WEIGHTS_TAG: weights_sha256,
-        "fullscale.network": name,
-        "mlflow.note.content": "Trained elsewhere or earlier, and restored from the DVC cache: "
-        "written afterwards from the stored history.",
-    }
-    with training_run(
-        store, name, {"network": name}, tags, data_version, _afterwards(root, name)
-    ) as run:
-        for metrics in read_history(folder / HISTORY_NAME):
-            run.log_metrics(metrics, step=int(metrics.pop("epoch")))
-        run.log_files(folder, "trained")
-    print(f"register: wrote a run for {name} from its stored history; this store had none")
-    return run.run_id
+    if run_id is None:
+        tags = {
+            WEIGHTS_TAG: weights_sha256,
+            "fullscale.network": name,
+            "mlflow.note.content": "Trained elsewhere or earlier, and restored from the DVC cache: "
+            "written afterwards from the stored history.",
+        }
+        description = RunDescription(
+            store.uri, store.artifact_location, name, {"network": name}, tags, data_version
+        )
+        history = folder / HISTORY_NAME
+        epochs = read_history(history) if history.is_file() else []  # an imported network has none
+        run_id = write_finished_run(description, written_afterwards, epochs, folder)
+        print(f"register: wrote a run for {name} from its stored history; this store had none")
+    return run_id
 
 
-def register(params: Params, root: Path, store: Store, verdict: dict[str, Any]) -> str | None:
-    """Track test results, and register the candidate if it passed; returns its version.
+def register(
+    params: Params, workspace: Workspace, store: Store, verdict: VerdictContent
+) -> str | None:
+    """Track test results, and register the candidate if it passed; return its version.
 
-    Weights that were registered before are not registered again: their tags are brought up to
-    date with the verdict.
+    Weights that are registered already get no second version: its tags are updated instead.
     """
     settings = params.register_
     run_ids, summaries = {}, {}
     for name in (settings.candidate, settings.baseline):
-        for folder in (open_workspace(root).tracking(name), _afterwards(root, name)):
-            send_leftovers(store, folder)
-        run_ids[name] = ensure_run(name, params, root, store, verdict["data_version"])
-        summary = json.loads((root / "reports" / name / "summary.json").read_text(encoding="utf-8"))
-        add_test_results(store, run_ids[name], summary, root / "reports" / name)
-        summaries[name] = summary
+        run_ids[name] = ensure_run(name, workspace, store, verdict["data_version"])
+        summaries[name] = read_summary(workspace, name)
+        add_test_results(store, run_ids[name], summaries[name], workspace.report(name))
     tags = version_tags(verdict)
     version = None
     if verdict["status"] == "pass":
         run_id = run_ids[settings.candidate]
-        version = _register_once(params, root, store, run_id, tags)
+        version = find_version(store, settings.model_name, tags[WEIGHTS_TAG]) or log_model(
+            store, run_id, settings.model_name, package_candidate(params, workspace)
+        )
+        announce(store, settings.model_name, version, tags)
         organs = tuple(params.organs)
-        pictures = add_previews(store, run_id, root / "reports" / settings.candidate)
-        page = make_page(verdict, summaries, organs, run_id, pictures)
-        describe_version(store, settings.model_name, version, page, describe_model(organs))
+        pictures = add_previews(store, run_id, workspace.report(settings.candidate))
+        page = make_version_page(verdict, summaries, organs, run_id, pictures)
+        describe_version(store, settings.model_name, version, page, make_model_page(organs))
     receipt = {"model_name": settings.model_name, "tags": tags}
-    write_atomically(root / RECEIPT, json.dumps(receipt, indent=2) + "\n")
+    # An artefact, unlike reports/gate.json: without it, this machine has not registered yet.
+    path = workspace.artifacts / "register/receipt.json"
+    write_atomically(path, json.dumps(receipt, indent=2) + "\n")
     return version
 
 
@@ -218,6 +201,8 @@ def add_previews(store: Store, run_id: str, reports: Path) -> list[str]:
         run_id: the run.
         reports: the folder in which stage evaluate left its pictures.
     """
+    from PIL import Image
+
     names = [name for name in PICTURES if (reports / f"{name}.png").is_file()]
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
@@ -229,8 +214,8 @@ def add_previews(store: Store, run_id: str, reports: Path) -> list[str]:
     return names
 
 
-def version_tags(verdict: dict[str, Any]) -> dict[str, str]:
-    """What a registered version says of itself."""
+def version_tags(verdict: VerdictContent) -> dict[str, str]:
+    """Return the tags of a registered version."""
     return {
         WEIGHTS_TAG: verdict["weights_sha256"],
         "fullscale.data_version": verdict["data_version"],
@@ -238,26 +223,20 @@ def version_tags(verdict: dict[str, Any]) -> dict[str, str]:
         TEST_SET_TAG: verdict["test_set"],
         "fullscale.verdict": verdict["status"],
         **{
-            f"fullscale.verdict.{clause['name'].replace('/', '.')}": clause["found"]
-            for clause in verdict["clauses"]
+            f"fullscale.verdict.{criterion['name'].replace('/', '.')}": criterion["found"]
+            for criterion in verdict["criteria"]
         },
     }
 
 
-def _register_once(
-    params: Params, root: Path, store: Store, run_id: str, tags: dict[str, str]
-) -> str:
-    name = params.register_.model_name
-    known = find_version(store, name, tags[WEIGHTS_TAG])
-    folder = root / "artifacts/train" / params.register_.candidate
-    version = known or log_model(
-        store,
-        run_id,
-        name,
+def package_candidate(params: Params, workspace: Workspace) -> ModelPackage:
+    """Return what a version of the candidate consists of: network, verdict, code, libraries."""
+    folder, root = workspace.trained(params.register_.candidate), workspace.root
+    return ModelPackage(
         trained_files={
             "weights": folder / WEIGHTS_NAME,
             "description": folder / DESCRIPTION_NAME,
-            "verdict": root / "reports/gate.json",
+            "verdict": workspace.verdict,
         },
         code=tuple(root / package for package in PACKAGES),
         model_file=root / "fullscale/serving/pyfunc_model.py",
@@ -267,29 +246,27 @@ def _register_once(
         outputs=ANSWERS,
         input_example=example_rows(),
     )
-    announce(store, name, version, tags)
-    return version
 
 
 def get_version(library: str) -> str:
-    """The installed version, without a build's suffix such as +cpu."""
+    """Return the installed version, without a build's suffix such as +cpu."""
     return metadata.version(library).split("+")[0]
 
 
 @report_errors
 def main() -> None:
     """Run the stage: scores of candidate and baseline -> reports/gate.json and the registry."""
-    root = Path()
-    params = open_workspace(root).load_params()
-    store = default_store(root)
-    verdict = decide(params, root, store)
-    content = write_verdict(verdict, params, root, read_provenance(root))
-    registered = register(params, root, store, content)
+    workspace = open_workspace(Path())
+    params = workspace.load_params()
+    store = default_store(workspace.root)
+    with translate_outages(store.uri):
+        verdict = decide(params, workspace, store)
+        content = record_verdict(verdict, params, workspace, read_provenance(workspace.root))
+        registered = register(params, workspace, store, content)
     print(f"register: verdict {verdict.status}")
-    for clause in verdict.clauses:
-        print(
-            f"register: {'yes' if clause.passed else 'NO '} {clause.found}; wanted {clause.wanted}"
-        )
+    for criterion in verdict.criteria:
+        passed = "yes" if criterion.passed else "NO "
+        print(f"register: {passed} {criterion.found}; wanted {criterion.wanted}")
     if registered is not None:
         print(f"register: {params.register_.model_name} version {registered}")
 

@@ -1,4 +1,4 @@
-"""The server as a process: it says where it listens, follows the alias, and ends on a signal."""
+"""Run the HTTP server until it is stopped by a signal."""
 
 from __future__ import annotations
 
@@ -9,31 +9,34 @@ import socket
 import uvicorn
 
 from fullscale.runtime.errors import StageError
-from fullscale.serving.alias_follower import Served
-from fullscale.serving.http_app import Bounds, make_app
+from fullscale.serving.alias_follower import AliasFollower
+from fullscale.serving.http_app import RequestLimits, make_app
 
 MAX_CONNECTIONS = 64
 
 
-def serve(served: Served, bounds: Bounds, host: str, port: int, every_s: float) -> None:
+def serve(
+    follower: AliasFollower, limits: RequestLimits, host: str, port: int, interval_s: float
+) -> None:
     """Answer requests until SIGINT or SIGTERM.
 
     Args:
-        served: the model.
-        bounds: what is taken at all.
+        follower: the model; it follows its alias while the server runs.
+        limits: limits on requests.
         host: name or address to listen on.
-        port: 0 for any that is free.
-        every_s: how often to look whether the model's alias moved.
+        port: port to listen on; 0 for any free one.
+        interval_s: time between two checks of the model's alias.
 
     Raises:
-        StageError: nothing can listen there.
+        StageError: the address or port cannot be used.
     """
     config = uvicorn.Config(
-        make_app(served, bounds),
+        make_app(follower, limits),
         log_level="warning",
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=10,
     )
+    # Opened here, not by uvicorn: a port in use must be one line, and port 0 must be shown.
     try:
         listening = socket.create_server((host, port), family=_family(host, port))
     except OSError as error:
@@ -41,9 +44,9 @@ def serve(served: Served, bounds: Bounds, host: str, port: int, every_s: float) 
         raise StageError(
             f"nothing can listen on {host}:{port} ({reason}); name another --port or --host"
         ) from None
-    served.follow(every_s)
-    number = served.current.model.version
-    print(f"serve: {served.wanted}" + (f" is version {number}" if number else ""))
+    follower.start(interval_s)
+    number = follower.current.model.version
+    print(f"serve: {follower.model_name}" + (f" is version {number}" if number else ""))
     print(
         f"serve: http://{host}:{listening.getsockname()[1]}/invocations; Ctrl-C stops", flush=True
     )
@@ -52,7 +55,7 @@ def serve(served: Served, bounds: Bounds, host: str, port: int, every_s: float) 
     except KeyboardInterrupt:
         pass
     finally:
-        served.close()
+        follower.close()
 
 
 def _family(host: str, port: int) -> socket.AddressFamily:

@@ -1,4 +1,4 @@
-"""Stage slice: from the annotated scans to memory-mapped slices."""
+"""Stage slice: resample the annotated scans to memory-mapped slices."""
 
 from __future__ import annotations
 
@@ -12,13 +12,8 @@ from fullscale.runtime.console import report_errors, track
 from fullscale.runtime.errors import ScanError, StageError
 from fullscale.scans.cohort import Case, Cohort, read_cohort
 from fullscale.scans.parallel import Compute, map_cases
-from fullscale.scans.slice_store import (
-    SliceRecipe,
-    SliceStore,
-    clear_store,
-    write_case,
-    write_tables,
-)
+from fullscale.scans.slice_store import SliceStore
+from fullscale.scans.slice_writer import SliceRecipe, clear_store, write_case, write_tables
 from fullscale.workspace import parse_command
 
 CACHE_DIR = Path(".cache/slices")
@@ -26,13 +21,13 @@ CACHE_DIR = Path(".cache/slices")
 
 @dataclass(frozen=True)
 class SliceSummary:
-    """What the stage did.
+    """The result of the stage.
 
     Attributes:
-        num_cases: cases in the store.
-        num_slices: slices in the store.
-        num_sliced: cases that were sliced now; the others were found in the cache.
-        num_lost: organ voxels outside the slices, of the cases that have any.
+        num_cases: number of cases in the store.
+        num_slices: number of slices in the store.
+        num_sliced: number of cases sliced now; the others came from the cache.
+        num_lost: number of organ voxels outside the slices, by case, if any.
     """
 
     num_cases: int
@@ -46,19 +41,19 @@ def slice_cohort(
 ) -> SliceSummary:
     """Slice every case of a cohort into a slice store.
 
-    A bad case does not end the work: the others are sliced first, and found in the cache when
-    the stage runs again.
+    A bad case does not end the run: the others are sliced first, and come from the cache when the
+    stage runs again.
 
     Args:
-        data_dir: the cohort.
-        output_dir: the store, whose tables are written only if every case could be sliced.
-        params: sections organs, slice and compute.
-        cache_dir: slices made before, found by content; None keeps none.
+        data_dir: folder of the cohort.
+        output_dir: folder of the store; its tables are written only if every case was sliced.
+        params: the sections organs, slice and compute are used.
+        cache_dir: cache of slices; None uses no cache.
 
     Raises:
         ScanError: the cohort cannot be used.
-        StageError: params name a label the cohort does not have, or cases could not be sliced;
-            every one of them is named.
+        StageError: params name a label that the cohort does not have, or cases cannot be sliced;
+            the message names all of them.
     """
     cohort = read_cohort(data_dir.resolve())
     _check_labels(cohort, params)
@@ -72,15 +67,15 @@ def slice_cohort(
     clear_store(output_dir, {case.name for case in cohort.cases}, cache_dir)
     work = partial(
         _slice_one,
-        cohort=Cohort(cohort.root, cohort.name, cohort.labels, ()),
+        cohort=Cohort(cohort.root, cohort.name, cohort.labels, ()),  # small to send to workers
         root=output_dir.resolve(),
         recipe=recipe,
         cache_dir=None if cache_dir is None else cache_dir.resolve(),
     )
     compute = Compute(params.compute.backend, params.compute.address, params.compute.num_workers)
     results = map_cases(work, cohort.cases, compute)
-    outcomes = list(track(results, "slice", len(cohort.cases)))
-    failed = [str(outcome) for outcome in outcomes if isinstance(outcome, ScanError)]
+    was_sliced = list(track(results, "slice", len(cohort.cases)))
+    failed = [str(result) for result in was_sliced if isinstance(result, ScanError)]
     if failed:
         raise StageError(
             f"{len(failed)} of {len(cohort.cases)} cases cannot be sliced: " + " | ".join(failed)
@@ -92,7 +87,7 @@ def slice_cohort(
     return SliceSummary(
         num_cases=len(cases),
         num_slices=int(cases["num_slices"].sum()),
-        num_sliced=sum(outcome is True for outcome in outcomes),
+        num_sliced=sum(result is True for result in was_sliced),
         num_lost=dict(zip(lossy["case"], lossy["num_lost"].astype(int), strict=True)),
     )
 
@@ -100,7 +95,7 @@ def slice_cohort(
 def _slice_one(
     case: Case, *, cohort: Cohort, root: Path, recipe: SliceRecipe, cache_dir: Path | None
 ) -> bool | ScanError:
-    """Whether the case had to be sliced, or why it could not be."""
+    """Slice one case in a worker; return `write_case`'s result, or the error with the case name."""
     annotated = cohort.annotated_organs(case, recipe.organs)
     try:
         return write_case(root, case, annotated, recipe, cache_dir)

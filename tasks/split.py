@@ -1,11 +1,11 @@
-"""Stage split: which patients are tested, which steer training, and which are learned from.
+"""Stage split: assign every case to the training, validation or test set.
 
-Test membership is a function of the patient and a salt alone, so a patient who joins later
-never moves another. The rest is divided by scikit-learn, grouped by patient and stratified by
-which organs a case annotates.
+Membership in the test set is a function of the patient and a salt alone, so adding a patient never
+moves another one. scikit-learn splits the other patients into training and validation, grouped by
+patient and stratified by the organs that a case annotates.
 
-What is for training only, such as scans that landed in the inbox, never changes the test set: its
-patients are not tested, and a later scan of a patient who is tested is not used at all.
+Cases for training only, such as scans from the inbox, never change the test set: they do not make
+their patient a test patient, and those of a test patient are not used at all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from fullscale.params import SplitParams
 from fullscale.runtime.console import report_errors
@@ -30,31 +29,31 @@ FOLDS = ("train", "val", "test")
 
 
 def is_test_patient(patient: str, params: SplitParams) -> bool:
-    """Whether a patient belongs to the frozen test set.
+    """Return True if a patient belongs to the test set.
 
-    Named test patients, where params give any, replace the hash altogether.
+    Test patients named in params, if any, replace the hash.
     """
     if params.test_patients:
         return patient in params.test_patients
+    # The first 64 bits of the hash, as a number in [0, 1), are uniform over patients.
     digest = hashlib.sha256(f"{params.salt}/{patient}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < params.test_fraction
 
 
 def split_cases(cases: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
-    """Give every case a fold.
+    """Assign every case to a fold.
 
     Args:
-        cases: columns case, patient, annotated (organs, ';'-separated) and perhaps training_only;
-            one row per case.
+        cases: one row per case; columns case, patient, annotated (organs, ';'-separated), and
+            optionally training_only (bool).
         params: the section `split` of params.yaml.
 
     Returns:
-        Columns case, patient, fold (one of train, val, test, unused), ordered by case. Unused is
-        a case for training only whose patient is tested.
+        Columns case, patient, fold (train, val, test or unused), sorted by case. A case for
+        training only whose patient is a test patient is unused.
 
     Raises:
-        StageError: a named test patient has no case to test, or too few patients are left to
-            divide.
+        StageError: a named test patient has no case to test, or there are too few patients.
     """
     cases = cases.sort_values("case", ignore_index=True)
     may_test = np.ones(len(cases), dtype=bool)
@@ -65,8 +64,8 @@ def split_cases(cases: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
     if missing:
         raise StageError(
             f"split.test_patients names patients who have no case: {', '.join(missing)}; "
-            "ingest their scans or take them off the list (scans that landed in the inbox are "
-            "for training only)"
+            "ingest their scans or remove them from the list (scans from the inbox are for "
+            "training only)"
         )
     test_patients = {patient for patient in testable if is_test_patient(patient, params)}
     is_tested = cases["patient"].isin(test_patients).to_numpy()
@@ -86,9 +85,13 @@ def split_cases(cases: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
 
 
 def _validation_rows(rest: pd.DataFrame, num_folds: int, seed: int) -> np.ndarray:
-    """Positions in `rest` of one fold of a grouped, stratified division."""
+    """Return the positions in `rest` of one fold of a grouped and stratified K-fold split."""
+    # Imported here: it takes a second, and most importers of this module do not split.
+    from sklearn.model_selection import StratifiedGroupKFold
+
     strata = rest["annotated"].to_numpy()
     counts = rest.groupby("annotated")["patient"].nunique()
+    # scikit-learn needs at least num_folds members in every stratum.
     rare = set(counts[counts < num_folds].index)
     strata = np.array(["rare" if stratum in rare else stratum for stratum in strata])
     if (pd.Series(strata).value_counts() < num_folds).any():

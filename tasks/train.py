@@ -1,4 +1,4 @@
-"""Stage train: one network, learned from the training cases, chosen on the validation cases."""
+"""Stage train: fit one network to the training cases; validation cases choose its epoch."""
 
 from __future__ import annotations
 
@@ -6,38 +6,36 @@ import copy
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
-from filelock import FileLock, Timeout
-from lightning_fabric import Fabric
 
 from fullscale.params import Params
 from fullscale.prediction.network_files import (
     WEIGHTS_NAME,
     TrainedOn,
     build,
-    describe,
+    describe_network,
     save_trained,
 )
-from fullscale.reporting.training_pictures import Reporter
 from fullscale.runtime.checkpoints import Checkpoints
 from fullscale.runtime.console import report_errors
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256
+from fullscale.runtime.locks import acquire_lock
 from fullscale.runtime.processes import die_with_parent
 from fullscale.runtime.signals import StopRequest, stop_on_signal
 from fullscale.scans.slice_store import SliceStore
-from fullscale.tracking.runs import TrainingRun, training_run
+from fullscale.tracking.run_record import RunDescription, RunRecord
+from fullscale.tracking.runs import training_run
 from fullscale.tracking.store import WEIGHTS_TAG, default_store
 from fullscale.training.batch_size import find_batch_size, out_of_memory_explained, uses_bf16
 from fullscale.training.dataset import SliceDataset
 from fullscale.training.history import HISTORY_NAME, write_history
-from fullscale.training.loop import Training
+from fullscale.training.loop import Training, TrainingHooks, TrainingTask
 from fullscale.versioning.provenance import (
     digest_test_set,
     library_versions,
@@ -47,12 +45,38 @@ from fullscale.versioning.provenance import (
 from fullscale.workspace import parse_network_command
 from model.segmentation import SegmentationNetwork
 
-# Where work is done and how it is shared changes weights by rounding only.
+# Imported when used: lightning_fabric imports torch's compiler, which takes a second.
+if TYPE_CHECKING:
+    import pandas as pd
+    from lightning_fabric import Fabric
+
+# Settings that change weights by rounding only, or not at all.
 NOT_IDENTITY = {"devices", "num_nodes", "strategy", "num_picture_slices"}
 
 
+@dataclass(frozen=True)
+class TrainingSession:
+    """The surroundings of one call of `train_network`.
+
+    Attributes:
+        run: tracks the training; None in all processes but the first.
+        fabric: launched; None trains on one device.
+        checkpoints: keep the state of the training; None keeps none.
+        state: of a checkpoint, to resume from; only the first process needs it.
+        stop: checked after every step.
+    """
+
+    run: RunRecord | None = None
+    fabric: Fabric | None = None
+    checkpoints: Checkpoints | None = None
+    state: Mapping[str, Any] | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
+
+
 def make_fabric(params: Params) -> Fabric:
-    """Devices, processes and precision as params ask; still to be launched."""
+    """Return a Fabric, not launched yet, with the devices and the precision of `params`."""
+    from lightning_fabric import Fabric
+
     train = params.train
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -73,16 +97,11 @@ def train_network(
     store: SliceStore,
     split: pd.DataFrame,
     folder: Path,
-    run: TrainingRun | None,
-    *,
-    fabric: Fabric | None = None,
-    checkpoints: Checkpoints | None = None,
-    state: Mapping[str, Any] | None = None,
-    stop: StopRequest | None = None,
+    session: TrainingSession,
 ) -> None:
-    """Train network `name` and leave its best epoch in `folder`.
+    """Train network `name` and write its best epoch to `folder`.
 
-    Best means the highest mean 3D Dice of the validation cases; test cases are never read.
+    The best epoch has the highest mean 3D Dice of the validation cases. Test cases are never read.
 
     Args:
         name: one of params.networks.
@@ -90,28 +109,29 @@ def train_network(
         store: slices of every case.
         split: columns case, patient, fold.
         folder: receives weights.safetensors, network.json and history.csv, at the end.
-        run: where the training is tracked; None in all processes but the first.
-        fabric: launched; None trains on one device.
-        checkpoints: where its state is kept; None keeps none.
-        state: of a checkpoint, to go on from; only the first process needs it.
-        stop: asked after every step.
+        session: run, devices and checkpoints.
 
     Raises:
         StageError: a fold is empty, memory runs out, or a loss is not finite.
         Interrupted: a signal asked to stop.
     """
+    fabric, run = session.fabric, session.run
     if fabric is None:
         fabric = make_fabric(params)
         fabric.launch()
     datasets = {fold: SliceDataset(store, cases_of(split, fold)) for fold in ("train", "val")}
     torch.manual_seed(params.train.seed)
-    network = build(describe(name, params))
-    state = fabric.broadcast(state)
+    network = build(describe_network(name, params))
+    state = fabric.broadcast(session.state)
     if state is not None:
         batch_size = int(state["batch_size"])
     else:
         batch_size = _choose_batch_size(network, name, params, datasets["train"], fabric)
-    reporter = None if run is None else Reporter(name, params, datasets["val"], run)
+    reporter = None
+    if run is not None:
+        from fullscale.reporting.training_pictures import Reporter
+
+        reporter = Reporter(name, params, datasets["val"], run)
 
     def on_epoch(metrics: dict[str, float], measured: dict[str, float]) -> None:
         if reporter is not None:
@@ -122,22 +142,16 @@ def train_network(
     with out_of_memory_explained(batch_size, params.slice.size_px):
         training = Training(
             fabric,
-            name,
-            params,
             network,
-            datasets["train"],
-            datasets["val"],
-            batch_size,
-            checkpoints,
-            stop or StopRequest(),
-            on_epoch,
+            TrainingTask(name, params, datasets["train"], datasets["val"], batch_size),
+            TrainingHooks(on_epoch, session.checkpoints, session.stop),
         )
         if state is not None:
             training.restore(state)
         elif reporter is not None:
             reporter.log_augmented(datasets["train"])
         training.run()
-    position = training.position
+    position = training.progress
     if not position.best_epoch:
         raise StageError(
             "no validation case has an organ, nor was any found in one: no epoch can be chosen; "
@@ -145,7 +159,7 @@ def train_network(
         )
     if fabric.is_global_zero:
         grids = [store.load(case).grid for case in cases_of(split, "train")]
-        description = describe(name, params).model_copy(
+        description = describe_network(name, params).model_copy(
             update={
                 "epoch": position.best_epoch,
                 "val_dice": position.best_dice,
@@ -161,10 +175,10 @@ def train_network(
 
 
 def cases_of(split: pd.DataFrame, fold: str) -> list[str]:
-    """The cases of a fold.
+    """Return the cases of a fold.
 
     Raises:
-        StageError: there is none.
+        StageError: the fold is empty.
     """
     cases: list[str] = split.loc[split["fold"] == fold, "case"].tolist()
     if not cases:
@@ -175,7 +189,7 @@ def cases_of(split: pd.DataFrame, fold: str) -> list[str]:
 def identify(
     name: str, params: Params, store: SliceStore, split: pd.DataFrame, code: Mapping[str, str]
 ) -> dict[str, str]:
-    """All that decides a network's weights, by name: settings, slices of each case, code."""
+    """Return what decides a network's weights, by name: settings, slices of each case, code."""
     settings = {
         "organs": params.organs,
         "recipe": params.recipes[name].model_dump(),
@@ -196,33 +210,12 @@ def identify(
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mapping to one level, keys joined by dots."""
+    """Flatten a nested mapping; keys are joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in section.items():
         name = f"{prefix}{key}"
         flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
-
-
-@contextmanager
-def only_trainer(folder: Path, stop: StopRequest) -> Iterator[None]:
-    """Within, no other process trains in `folder`; one that is about to end is waited for."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
-    told = False
-    while True:
-        try:
-            lock.acquire(timeout=1)
-            break
-        except Timeout:
-            stop.raise_if_asked()
-            if not told:
-                print(f"train: waiting for another training in {folder}", flush=True)
-                told = True
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _choose_batch_size(
@@ -251,6 +244,8 @@ def _choose_batch_size(
 @report_errors
 def main() -> None:
     """Run the stage for one network: `python -m tasks.train NETWORK`."""
+    import pandas as pd
+
     die_with_parent()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     workspace, params, name = parse_network_command("train", sys.argv[1:])
@@ -262,34 +257,29 @@ def main() -> None:
         fabric = make_fabric(params)
         fabric.launch()
         if not fabric.is_global_zero:
-            train_network(name, params, store, split, folder, None, fabric=fabric, stop=stop)
+            session = TrainingSession(fabric=fabric, stop=stop)
+            train_network(name, params, store, split, folder, session)
             return
         work = workspace.work / name
-        with only_trainer(work, stop):
+        # A dvc that was killed may have left a trainer that is about to end.
+        with acquire_lock(work / "lock", on_wait=stop.raise_if_requested):
             identity = identify(name, params, store, split, stage_code(root, "train"))
             checkpoints = Checkpoints(work / "checkpoints", identity)
             state = checkpoints.load()
+            tracking_store = default_store(root)
+            description = RunDescription(
+                store_uri=tracking_store.uri,
+                artifact_location=tracking_store.artifact_location,
+                name=f"{workspace.profile} {name}".lstrip(),
+                parameters=_parameters(name, params),
+                tags=_tags(name, split, root),
+                data_version=read_provenance(root).data_version,
+            )
             with training_run(
-                default_store(root),
-                f"{workspace.profile} {name}".lstrip(),
-                _parameters(name, params),
-                _tags(name, split, root),
-                read_provenance(root).data_version,
-                workspace.tracking(name),
-                resume=state is not None,
+                description, workspace.tracking(name), resume=state is not None
             ) as run:
-                train_network(
-                    name,
-                    params,
-                    store,
-                    split,
-                    folder,
-                    run,
-                    fabric=fabric,
-                    checkpoints=checkpoints,
-                    state=state,
-                    stop=stop,
-                )
+                session = TrainingSession(run, fabric, checkpoints, state, stop)
+                train_network(name, params, store, split, folder, session)
                 run.log_files(folder, "trained")
                 run.set_tag(WEIGHTS_TAG, file_sha256(folder / WEIGHTS_NAME))
             checkpoints.clear()

@@ -3,15 +3,21 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 from cohorts import write_nnunet
-from project import clone_project
+from filelock import FileLock
+from project import Project, copy_project, write_published
+from quick_project import make_quick_project
 from repository import make_repository
 from tiny import CASES, TINY, changed, make_store
 
 from fullscale.ingestion.ingest import ingest
 from fullscale.params import Params
+from fullscale.runtime.console import configure_logging
 from fullscale.scans.cohort import read_cohort
 from fullscale.scans.slice_store import SliceStore
 from tasks.slice import slice_cohort
@@ -19,11 +25,56 @@ from tasks.slice import slice_cohort
 # Tests run side by side, one to a core: more threads each would be in one another's way, and cost
 # two fifths more processor time in all.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-SMALL = {
-    "slice": {"size_px": 32},
-    "train": {"width": 4, "num_epochs": 1, "num_picture_slices": 0},
-    "register": {"num_bootstrap": 200},
-}
+# These take long to make, so a test that uses one is slow.
+SLOW_FIXTURES = {"prefect", "quick_template", "reproduced_template", "patients", "sample"}
+# Started first, the longest before the others: at the end no process is left alone with one.
+LONG_FILES = (
+    "system/test_services.py",
+    "system/test_restarts.py",
+    "flows/test_chain_faults.py",
+    "system/test_soak.py",
+    "flows/test_stages.py",
+    "flows/test_retrain.py",
+    "system/test_inbox_to_challenger.py",
+    "system/test_survival.py",
+    "system/test_distributed.py",
+    "system/test_team_servers.py",
+    "system/test_pipeline.py",
+    "tasks/test_export.py",
+    "system/test_serving.py",
+    "system/test_promotion.py",
+    "system/test_paper.py",
+)
+FIRST_OUTPUT = "first_output.txt"
+"""What `dvc repro` printed when the reproduced project was made, next to the project."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before slow tests are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the longest files, and mark what uses a slow fixture."""
+    order = {f"tests/{name}": place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one process more than cores: many tests mostly wait for other programs."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that leaves a child process behind."""
+    if session.config.getoption("numprocesses", None):
+        return  # its children are the processes that run tests, and each of them checks itself
+    children = [child for child in psutil.Process().children() if child.status() != "zombie"]
+    left = [" ".join(child.cmdline()) for child in children]
+    # Python and joblib keep these for processes to come; they end with this one.
+    left = [line for line in left if "multiprocessing" not in line and "loky" not in line]
+    if left:
+        raise RuntimeError(f"the tests left processes behind: {left}")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,15 +88,79 @@ def heard_signals():
             signal.signal(number, usual or signal.SIG_DFL)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def log_on_stderr():
+    """Log lines are on stderr, as where a command line has configured logging."""
+    configure_logging()
+
+
 @pytest.fixture(scope="session")
-def small_project(tmp_path_factory):
-    """A clone with the sample scans, narrow networks and one epoch, reproduced once."""
-    project = clone_project(tmp_path_factory.mktemp("small") / "project")
-    project.run("dvc", "pull", "--quiet", "data.dvc")
-    for section, values in SMALL.items():
-        project.change_params(section, **values)
-    project.first_output = project.run("dvc", "repro")
-    return project
+def build_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Return a function that lets one of the processes of this run of pytest fill a folder.
+
+    The others wait for it. The folder is shared: tests copy from it and write nothing into it.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def build(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, finished = shared / name, shared / f"{name}.finished"
+        with FileLock(shared / f"{name}.lock"):
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                finished.touch()
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def quick_template(build_once) -> Project:
+    """A small project that nothing was run in; for copying alone."""
+    return Project(build_once("quick", make_quick_project) / "project")
+
+
+@pytest.fixture
+def quick_project(quick_template, tmp_path) -> Project:
+    """A small project for one test, in which nothing was run."""
+    return copy_project(quick_template, tmp_path / "quick")
+
+
+@pytest.fixture(scope="session")
+def reproduced_template(build_once, quick_template) -> Project:
+    """A small project whose pipeline was run once; for copying alone."""
+
+    def reproduce(folder: Path) -> None:
+        project = copy_project(quick_template, folder)
+        (folder / FIRST_OUTPUT).write_text(project.run("dvc", "repro"))
+
+    return Project(build_once("reproduced", reproduce) / "project")
+
+
+@pytest.fixture
+def reproduced_project(reproduced_template, tmp_path) -> Project:
+    """A small project for one test, after a run of its pipeline: slices, networks, registry."""
+    return copy_project(reproduced_template, tmp_path / "reproduced")
+
+
+@pytest.fixture(scope="session")
+def prefect() -> Iterator[None]:
+    """A Prefect server for all tests of this process that need one; settings lead to it."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory) -> Path:
+    """A folder with README, parameters and reports as they are published."""
+    folder = tmp_path_factory.mktemp("published")
+    write_published(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
-"""Do voxels with probability 0.8 belong to the organ eight times in ten?
+"""Calibration of voxel probabilities: reliability curves and expected calibration error.
 
-Probabilities are counted into bins as scans pass by; no volume is kept. Z Y X voxels, N bins.
+In a calibrated network 80 % of the voxels with probability 0.8 belong to the organ. Probabilities
+are counted into bins scan by scan; no volume is kept. Z Y X voxels, N bins.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ class ReliabilityCurve:
         true_ZYX: Mask,
         spacing_mm: Sequence[float],
     ) -> None:
-        """Count one scan; without the organ it adds nothing.
+        """Count one scan; a scan without the organ adds nothing.
 
         Args:
-            probability_ZYX: in [0, 1]; a bin holds its lower end, the last its upper end, too.
+            probability_ZYX: in [0, 1]; a bin includes its lower end, the last bin both ends.
             true_ZYX: boolean mask of the annotation, same shape.
             spacing_mm: distance of voxels along Z, Y, X.
 
@@ -69,7 +70,7 @@ class ReliabilityCurve:
 
     @property
     def num_voxels(self) -> int:
-        """Voxels counted."""
+        """Number of voxels counted."""
         return int(self.num_voxels_N.sum())
 
     @property
@@ -85,7 +86,7 @@ class ReliabilityCurve:
         return float(gaps_N.sum() / self.num_voxels)
 
     def rows(self) -> list[dict[str, float]]:
-        """The curve: bin_low, bin_high, num_voxels, mean_probability and fraction_true of each bin.
+        """Return bin_low, bin_high, num_voxels, mean_probability and fraction_true of each bin.
 
         Bins without voxels have no row.
         """
@@ -104,7 +105,7 @@ class ReliabilityCurve:
 
 
 def neighbourhood(true_ZYX: Mask, spacing_mm: Sequence[float]) -> Box | None:
-    """The box around a mask, `MARGIN_MM` wider on each side but within the scan.
+    """Return the box around a mask, `MARGIN_MM` wider on each side but within the scan.
 
     Args:
         true_ZYX: boolean.

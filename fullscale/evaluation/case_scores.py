@@ -7,114 +7,124 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fullscale.evaluation.calibration import ReliabilityCurve
-from fullscale.evaluation.metrics import score_gate, score_overlap, score_physical
+from fullscale.evaluation.metrics import score_classifier, score_overlap, score_physical
 from fullscale.evaluation.surface import Mask, largest_component
-from fullscale.prediction.predictor import Predictor
-from fullscale.scans.cohort import Case, Cohort
 from fullscale.scans.volume import Volume, read_image, read_labels
 
-CLEANED = "_cleaned"
-"""Ends the name of a score taken after all but the organ's largest component was dropped."""
+if TYPE_CHECKING:
+    from fullscale.evaluation.calibration import ReliabilityCurve
+    from fullscale.params import EvaluateParams
+    from fullscale.prediction.predictor import Predictor
+    from fullscale.scans.cohort import Case, Cohort
 
-NO_GATE, SOFT_GATE = "_no_gate", "_soft_gate"
-"""End the names of scores taken from the same prediction under another gate."""
+CLEANED = "_cleaned"
+"""Suffix of scores of each organ's largest component alone."""
+
+NO_CLASSIFIER, SOFT_CLASSIFIER = "_no_classifier", "_soft_classifier"
+"""Suffixes of scores of the same prediction without the slice classifier, and with its probability
+as a factor."""
+
+CLASSIFIER_THRESHOLD = 0.5
+"""The slice classifier closes slices of this probability and below."""
 
 ABLATED = ("dice", "num_false_positive_slices")
 TRUTH_ONLY = ("num_true_voxels", "num_organ_slices", "num_free_slices", "num_free_voxels")
-"""Counts that no change of the prediction changes."""
+"""Counts of the annotation, equal for every variant of a prediction."""
 
-Row = dict[str, Any]
+ScoreRow = dict[str, Any]
 
 
 def score_case(
     predictor: Predictor,
     case: Case,
     cohort: Cohort,
-    *,
-    min_false_positive_px: int,
-    keep_largest: bool,
-    ablate_gate: bool,
+    settings: EvaluateParams,
     calibration: Mapping[str, ReliabilityCurve] | None,
-) -> list[Row]:
+) -> list[ScoreRow]:
     """Score every annotated organ of a case; one organ's volumes are in memory at a time.
 
     Args:
         predictor: a network ready to segment.
-        case: what to score.
-        cohort: the cohort it comes from.
-        min_false_positive_px: predicted pixels that make an organ-free slice a false positive.
-        keep_largest: score the largest component of each organ, too.
-        ablate_gate: score Dice and false-positive slices without the gate and with a soft one,
-            too; the decoder then runs for every slice.
-        calibration: organ to the curve to which its voxels are added, after the hard gate.
+        case: the case to score.
+        cohort: the cohort of the case.
+        settings: the section `evaluate` of params.yaml. With `ablate_slice_classifier` the decoder
+            runs for every slice, also for those that the slice classifier closes.
+        calibration: organ to the curve to which its voxels are added, after the slice classifier.
 
     Returns:
-        A row for each organ: case, patient, organ and `score_mask`; for a network with a
-        classifier the fields of `GateScores` and, where asked, the ablation; where asked,
-        `score_mask` of the largest component under names that end in `_cleaned`.
+        A row for each organ: case, patient, organ and the values of `score_mask`. A network with a
+        slice classifier adds the fields of `ClassifierScores` and, if requested, the ablation.
+        If requested, the values of `score_mask` for the largest component follow, with the suffix
+        `_cleaned`.
     """
     scan, labels = read_pair(case)
     spacing_mm = scan.spacing_mm
-    found = predictor.predict(scan, "none" if ablate_gate else "hard")
+    min_false_positive_px = settings.min_false_positive_px
+    found = predictor.predict(scan, "none" if settings.ablate_slice_classifier else "hard")
     del scan  # as large as two masks, and the scores do not need it
     rows = []
     for organ in cohort.annotated_organs(case, predictor.description.organs):
         true_ZYX = np.isin(labels.values_ZYX, predictor.description.organs[organ])
-        gate_Z = found.organ_probability(organ)
-        row: Row = {"case": case.name, "patient": case.patient, "organ": organ}
-        of_gate: Row = {} if gate_Z is None else asdict(score_gate(gate_Z > 0.5, true_ZYX))
+        present_Z = found.organ_probability(organ)
         probability_ZYX = found.restore(organ)
-        if gate_Z is not None:
-            if ablate_gate:
-                for suffix, mask_ZYX in other_gates(probability_ZYX, gate_Z, predictor.threshold):
+        classifier_scores: ScoreRow = {}
+        if present_Z is not None:
+            open_Z = present_Z > CLASSIFIER_THRESHOLD
+            classifier_scores = asdict(score_classifier(open_Z, true_ZYX))
+            if settings.ablate_slice_classifier:
+                variants = classifier_variants(probability_ZYX, present_Z, predictor.threshold)
+                for suffix, mask_ZYX in variants:
                     other = asdict(score_overlap(mask_ZYX, true_ZYX, min_false_positive_px))
-                    of_gate |= rename({name: other[name] for name in ABLATED}, suffix)
-            probability_ZYX[gate_Z <= 0.5] = 0
+                    ablated = {name: other[name] for name in ABLATED}
+                    classifier_scores |= add_suffix(ablated, suffix)
+            probability_ZYX[present_Z <= CLASSIFIER_THRESHOLD] = 0
         if calibration is not None:
             calibration[organ].add(probability_ZYX, true_ZYX, spacing_mm)
         predicted_ZYX = probability_ZYX >= predictor.threshold
         del probability_ZYX  # as large as four masks
-        row |= score_mask(predicted_ZYX, true_ZYX, spacing_mm, min_false_positive_px) | of_gate
-        if keep_largest:
+        row: ScoreRow = {"case": case.name, "patient": case.patient, "organ": organ}
+        row |= score_mask(predicted_ZYX, true_ZYX, spacing_mm, min_false_positive_px)
+        row |= classifier_scores
+        if settings.largest_component:
             cleaned_ZYX = largest_component(predicted_ZYX)
             cleaned = score_mask(cleaned_ZYX, true_ZYX, spacing_mm, min_false_positive_px)
-            row |= rename(cleaned, CLEANED)
+            row |= add_suffix(cleaned, CLEANED)
         rows.append(row)
     return rows
 
 
-def other_gates(
-    probability_ZYX: np.ndarray, gate_Z: np.ndarray, threshold: float
+def classifier_variants(
+    probability_ZYX: np.ndarray, present_Z: np.ndarray, threshold: float
 ) -> Iterator[tuple[str, Mask]]:
-    """What would have been segmented without a gate, and with a soft one.
+    """Yield the masks without the slice classifier, and with its probability as a factor.
 
     Args:
-        probability_ZYX: before any gate.
-        gate_Z: the classifier's probability that a slice holds the organ.
+        probability_ZYX: of the decoder, in [0, 1].
+        present_Z: the slice classifier's probability that a slice holds the organ.
         threshold: probability from which a voxel belongs to the organ.
 
     Yields:
-        How names of its scores end, and the mask, boolean (Z, Y, X).
+        The suffix of the scores' names, and the mask, boolean (Z, Y, X).
     """
-    yield NO_GATE, probability_ZYX >= threshold
+    yield NO_CLASSIFIER, probability_ZYX >= threshold
+    # Slice by slice: the product of whole volumes would be as large as four masks.
     soft_ZYX = np.empty(probability_ZYX.shape, dtype=bool)
-    for mask_YX, probability_YX, gate in zip(soft_ZYX, probability_ZYX, gate_Z, strict=True):
-        np.greater_equal(probability_YX * gate, threshold, out=mask_YX)
-    yield SOFT_GATE, soft_ZYX
+    for mask_YX, probability_YX, present in zip(soft_ZYX, probability_ZYX, present_Z, strict=True):
+        np.greater_equal(probability_YX * present, threshold, out=mask_YX)
+    yield SOFT_CLASSIFIER, soft_ZYX
 
 
-def rename(row: Row, suffix: str) -> Row:
-    """The scores of another prediction, under names of their own, beside the raw ones."""
+def add_suffix(row: ScoreRow, suffix: str) -> ScoreRow:
+    """Return the scores that depend on the prediction, with a suffix on their names."""
     return {f"{name}{suffix}": value for name, value in row.items() if name not in TRUTH_ONLY}
 
 
 def read_pair(case: Case) -> tuple[Volume, Volume]:
-    """Scan and annotation of a case."""
+    """Read scan and annotation of a case."""
     return read_image(case.image), read_labels(case.label)
 
 
@@ -123,8 +133,8 @@ def score_mask(
     true_ZYX: Mask,
     spacing_mm: tuple[float, float, float],
     min_false_positive_px: int,
-) -> Row:
-    """Dice, IoU, the fields of `PhysicalScores`, both false-positive rates, then all counts."""
+) -> ScoreRow:
+    """Return Dice, IoU, the fields of `PhysicalScores`, both false-positive rates, all counts."""
     overlap = score_overlap(predicted_ZYX, true_ZYX, min_false_positive_px)
     return {
         "dice": overlap.dice,

@@ -1,8 +1,8 @@
 """Scores of a predicted mask against the truth, for one organ of one scan on the scan's own grid.
 
-Z slices, Y X pixels; masks are boolean. Where prediction and truth are both empty there is nothing
-to score: overlap, distances and volume are NaN. An organ that only one of them holds is missed:
-Dice, IoU and surface Dice are 0, and distances are the scan's diagonal.
+Z slices, Y X pixels; masks are boolean. If prediction and truth are both empty, overlap, distances
+and volume are NaN. If only one of them holds the organ, the organ counts as missed: Dice, IoU and
+surface Dice are 0, and distances are the scan's diagonal.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from model.overlap import dice_score, share
 
 @dataclass(frozen=True)
 class OverlapScores:
-    """What counting voxels says.
+    """Scores from counts of voxels and slices.
 
     Attributes:
         dice: overlap in 3D, 0 to 1; NaN when prediction and truth are both empty.
-        iou: intersection over union, likewise.
+        iou: intersection over union, 0 to 1; NaN when prediction and truth are both empty.
         num_true_voxels: voxels of the organ in the truth.
         num_predicted_voxels: voxels of the organ in the prediction.
         num_organ_slices: slices in which the truth holds the organ.
-        num_free_slices: slices in which it does not.
-        num_false_positive_slices: organ-free slices with at least k predicted pixels.
+        num_free_slices: slices in which the truth does not hold the organ.
+        num_false_positive_slices: organ-free slices with at least `min_false_positive_px`
+            predicted pixels.
         num_false_positive_voxels: predicted voxels outside the organ.
         num_free_voxels: voxels outside the organ.
     """
@@ -46,25 +47,25 @@ class OverlapScores:
 
     @property
     def slice_fpr(self) -> float:
-        """Share of organ-free slices with a false positive; NaN when no slice is free."""
+        """Share of organ-free slices with a false positive; NaN without organ-free slices."""
         return share(self.num_false_positive_slices, self.num_free_slices)
 
     @property
     def voxel_fpr(self) -> float:
-        """Share of voxels outside the organ that were predicted to be inside."""
+        """Share of voxels outside the organ that were predicted as organ."""
         return share(self.num_false_positive_voxels, self.num_free_voxels)
 
 
 @dataclass(frozen=True)
 class PhysicalScores:
-    """What takes the size of voxels to say.
+    """Scores in physical units, which depend on the size of voxels.
 
     Attributes:
         hd95_mm: Hausdorff distance, the larger of the two directed 95th percentiles.
         mean_surface_distance_mm: average symmetric surface distance.
         surface_dice_1mm: share of both surfaces within 1 mm of the other, 0 to 1.
         surface_dice_3mm: within 3 mm.
-        volume_difference_ml: predicted less true volume.
+        volume_difference_ml: predicted volume - true volume.
     """
 
     hd95_mm: float
@@ -75,29 +76,29 @@ class PhysicalScores:
 
 
 @dataclass(frozen=True)
-class GateScores:
-    """What the classifier said of each slice.
+class ClassifierScores:
+    """Errors of the slice classifier (CGM), which opens slices with the organ and closes others.
 
     Attributes:
-        num_false_closings: organ slices whose gate was closed.
+        num_false_closings: organ slices that were closed.
         num_closed_voxels: organ voxels in those slices.
-        num_false_openings: organ-free slices whose gate was open.
-        gate_sensitivity: share of organ slices whose gate was open; NaN when there is none.
-        gate_specificity: share of organ-free slices whose gate was closed; NaN when there is none.
+        num_false_openings: organ-free slices that were open.
+        classifier_sensitivity: share of organ slices that were open; NaN without organ slices.
+        classifier_specificity: share of organ-free slices that were closed; NaN without any.
     """
 
     num_false_closings: int
     num_closed_voxels: int
     num_false_openings: int
-    gate_sensitivity: float
-    gate_specificity: float
+    classifier_sensitivity: float
+    classifier_specificity: float
 
 
 def score_overlap(predicted_ZYX: Mask, true_ZYX: Mask, min_false_positive_px: int) -> OverlapScores:
     """Count voxels and slices.
 
     Args:
-        predicted_ZYX: boolean mask, after the gate.
+        predicted_ZYX: boolean mask, after the slice classifier.
         true_ZYX: boolean mask of the annotation, same shape.
         min_false_positive_px: predicted pixels that make an organ-free slice a false positive.
 
@@ -131,7 +132,7 @@ def score_physical(
     """Measure distances of surfaces and the difference of volumes.
 
     Args:
-        predicted_ZYX: boolean mask, after the gate.
+        predicted_ZYX: boolean mask, after the slice classifier.
         true_ZYX: boolean mask of the annotation, same shape.
         spacing_mm: distance of voxels along Z, Y, X.
 
@@ -155,30 +156,33 @@ def score_physical(
     )
 
 
-def score_gate(open_Z: NDArray[np.bool_], true_ZYX: Mask) -> GateScores:
-    """Compare a classifier's gates with the slices that hold the organ.
+def score_classifier(open_Z: NDArray[np.bool_], true_ZYX: Mask) -> ClassifierScores:
+    """Compare the slices that the slice classifier opened with those that hold the organ.
 
     Args:
-        open_Z: boolean, whether the gate was open in each slice.
+        open_Z: boolean, True for each open slice.
         true_ZYX: boolean mask of the annotation.
 
     Raises:
         ValueError: the numbers of slices differ.
     """
     if open_Z.shape != true_ZYX.shape[:1]:
-        raise ValueError(f"gates of shape {open_Z.shape} for {len(true_ZYX)} slices of truth")
+        raise ValueError(
+            f"decisions of the slice classifier of shape {open_Z.shape} for {len(true_ZYX)} slices "
+            "of truth; they must be one for each slice"
+        )
     true_Z = _num_pixels(true_ZYX)
     has_organ_Z = true_Z > 0
     num_organ = int(np.count_nonzero(has_organ_Z))
     num_false_closings = int(np.count_nonzero(has_organ_Z & ~open_Z))
     num_false_openings = int(np.count_nonzero(~has_organ_Z & open_Z))
     num_free = len(true_Z) - num_organ
-    return GateScores(
+    return ClassifierScores(
         num_false_closings=num_false_closings,
         num_closed_voxels=int(true_Z[~open_Z].sum()),
         num_false_openings=num_false_openings,
-        gate_sensitivity=share(num_organ - num_false_closings, num_organ),
-        gate_specificity=share(num_free - num_false_openings, num_free),
+        classifier_sensitivity=share(num_organ - num_false_closings, num_organ),
+        classifier_specificity=share(num_free - num_false_openings, num_free),
     )
 
 

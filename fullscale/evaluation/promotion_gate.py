@@ -1,6 +1,6 @@
-"""The gate: does a candidate beat the baseline, on paired test cases, by what params ask for?
+"""The promotion gate: compare a candidate with the baseline on paired test cases.
 
-Pure functions of score tables; nothing here knows where scores or models are kept.
+Pure functions of score tables, without access to files or to the registry.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
-
-import pandas as pd
 
 from fullscale.evaluation.statistics import (
     Comparison,
@@ -21,26 +19,26 @@ from fullscale.evaluation.statistics import (
 from fullscale.params import RegisterParams
 from fullscale.versioning.provenance import digest_test_set
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 VERDICT_WORDS = {
     "pass": "PASS: the candidate may be promoted",
     "fail": "FAIL: the candidate does not beat the baseline as params ask",
     "undecided": "UNDECIDED: too few test cases for a verdict",
 }
 
-if TYPE_CHECKING:
-    pass
-
 Status = Literal["pass", "fail", "undecided"]
 
 
 @dataclass(frozen=True)
 class Champion:
-    """The model in use.
+    """The model in use (alias `champion`).
 
     Attributes:
         version: its version in the registry.
         test_set: digest of the test cases on which it was registered.
-        scores: its scores on the present test cases, made now.
+        scores: its scores on the present test cases.
     """
 
     version: str
@@ -49,14 +47,15 @@ class Champion:
 
 
 @dataclass(frozen=True)
-class Clause:
-    """One condition of the gate, and whether it holds.
+class Criterion:
+    """One condition of the promotion gate, and its result.
 
     Attributes:
-        name: the condition's own, such as "slice_fpr/liver".
-        passed: whether it holds.
-        value: the number it rests on; NaN where there is none, and then it does not hold.
-        limit: what the number is compared with.
+        name: key of the condition, such as "slice_fpr/liver".
+        passed: True if the condition is met.
+        value: the number that is compared with `limit`; NaN, which never passes, if it cannot be
+            computed.
+        limit: the threshold.
         found: the number in words.
         wanted: the limit in words.
     """
@@ -71,19 +70,19 @@ class Clause:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome and every reason for it.
+    """The decision of the promotion gate, with its reasons.
 
     Attributes:
-        status: "undecided" on too few cases, else "pass" if every clause holds.
-        clauses: the conditions, the number of cases first.
+        status: "undecided" on too few cases, else "pass" if every criterion is met.
+        criteria: the conditions, the number of cases first.
         gain: the candidate's gain over the baseline.
-        comparisons: candidate, baseline and champion with each other, for the reader; the gate
-            does not use them.
-        champion: the model in use that the candidate was compared with, if there was one.
+        comparisons: candidate, baseline and champion with each other, for the reader; they do not
+            change the decision.
+        champion: the model in use that the candidate was compared with, if any.
     """
 
     status: Status
-    clauses: tuple[Clause, ...]
+    criteria: tuple[Criterion, ...]
     gain: Gain
     comparisons: tuple[Comparison, ...]
     champion: Champion | None
@@ -95,36 +94,36 @@ def judge(
     champion: Champion | None,
     params: RegisterParams,
 ) -> Verdict:
-    """Give a verdict.
+    """Return the verdict on a candidate.
 
     Args:
-        candidate: scores by case and organ, as `tasks.evaluate.score_cases` returns them.
+        candidate: scores by case and organ, as `score_cases` returns them.
         baseline: scores of the baseline on the same cases.
-        champion: the model in use; None when there is none, or when it is the candidate itself.
+        champion: the model in use; None without a champion, or if it is the candidate itself.
         params: the section `register` of params.yaml.
     """
     gain = paired_gain(candidate, baseline, params)
-    clauses = [
-        _num_cases_clause(candidate, params),
-        _dice_gain_clause(gain, params),
-        *_organ_dice_clauses(candidate, baseline, params),
-        *(_slice_fpr_clause(organ, rows, params) for organ, rows in candidate.groupby("organ")),
+    criteria = [
+        _num_cases_criterion(candidate, params),
+        _dice_gain_criterion(gain, params),
+        *_organ_dice_criteria(candidate, baseline, params),
+        *(_slice_fpr_criterion(organ, rows, params) for organ, rows in candidate.groupby("organ")),
     ]
     tables = {params.candidate: candidate, params.baseline: baseline}
     if champion is not None:
-        clauses.append(_champion_clause(candidate, champion, params))
+        criteria.append(_champion_criterion(candidate, champion, params))
         tables[f"champion version {champion.version}"] = champion.scores
-    if not clauses[0].passed:
+    if not criteria[0].passed:
         status: Status = "undecided"
     else:
-        status = "pass" if all(clause.passed for clause in clauses) else "fail"
+        status = "pass" if all(criterion.passed for criterion in criteria) else "fail"
     comparisons = tuple(compare_networks(tables, params))
-    return Verdict(status, tuple(clauses), gain, comparisons, champion)
+    return Verdict(status, tuple(criteria), gain, comparisons, champion)
 
 
-def _num_cases_clause(candidate: pd.DataFrame, params: RegisterParams) -> Clause:
+def _num_cases_criterion(candidate: pd.DataFrame, params: RegisterParams) -> Criterion:
     num_cases = candidate["case"].nunique()
-    return Clause(
+    return Criterion(
         "num_cases",
         num_cases >= params.min_cases,
         num_cases,
@@ -134,30 +133,33 @@ def _num_cases_clause(candidate: pd.DataFrame, params: RegisterParams) -> Clause
     )
 
 
-def _dice_gain_clause(gain: Gain, params: RegisterParams) -> Clause:
-    return Clause(
+def _dice_gain_criterion(gain: Gain, params: RegisterParams) -> Criterion:
+    return Criterion(
         "dice_gain",
         gain.low > params.min_dice_gain,
         gain.low,
         params.min_dice_gain,
-        f"{params.candidate} less {params.baseline}: {_describe(gain, params)}",
+        f"{params.candidate} - {params.baseline}: {_format_gain(gain, params)}",
         f"lower bound above {params.min_dice_gain:g}",
     )
 
 
-def _organ_dice_clauses(
+def _organ_dice_criteria(
     candidate: pd.DataFrame, baseline: pd.DataFrame, params: RegisterParams
-) -> list[Clause]:
-    """No organ pays for another: mean Dice of each, over cases in which both networks have one."""
+) -> list[Criterion]:
+    """Compare the mean Dice of each organ, so that a gain in one does not hide a loss in another.
+
+    Means are over the cases in which both networks have a Dice.
+    """
     pairs = pair_scores(candidate, baseline)
-    clauses = []
+    criteria = []
     for organ in sorted(set(candidate["organ"])):
         rows = pairs[pairs["organ"] == organ]
         mean, other = rows["dice"].mean(), rows["dice_other"].mean()
-        clauses.append(
-            Clause(
+        criteria.append(
+            Criterion(
                 f"organ_dice/{organ}",
-                # A loss of exactly the tolerance is allowed, whatever rounding makes of it.
+                # 1e-9: a loss of exactly the tolerance passes in spite of floating-point noise.
                 bool(mean - other >= -params.max_organ_dice_loss - 1e-9),
                 float(mean - other),
                 -params.max_organ_dice_loss,
@@ -167,14 +169,14 @@ def _organ_dice_clauses(
                 f"at most {params.max_organ_dice_loss:g} below {params.baseline}",
             )
         )
-    return clauses
+    return criteria
 
 
-def _slice_fpr_clause(organ: object, rows: pd.DataFrame, params: RegisterParams) -> Clause:
+def _slice_fpr_criterion(organ: object, rows: pd.DataFrame, params: RegisterParams) -> Criterion:
     num_free = int(rows["num_free_slices"].sum())
     num_false = int(rows["num_false_positive_slices"].sum())
     rate = num_false / num_free if num_free else math.nan
-    return Clause(
+    return Criterion(
         f"slice_fpr/{organ}",
         rate <= params.max_slice_fpr,
         rate,
@@ -185,15 +187,17 @@ def _slice_fpr_clause(organ: object, rows: pd.DataFrame, params: RegisterParams)
     )
 
 
-def _champion_clause(candidate: pd.DataFrame, champion: Champion, params: RegisterParams) -> Clause:
+def _champion_criterion(
+    candidate: pd.DataFrame, champion: Champion, params: RegisterParams
+) -> Criterion:
     gain = paired_gain(candidate, champion.scores, params)
     test_set = digest_test_set(candidate["case"].unique())
-    return Clause(
+    return Criterion(
         "champion",
         gain.mean >= 0,
         gain.mean,
         0.0,
-        f"{params.candidate} less champion version {champion.version}: {_describe(gain, params)}"
+        f"{params.candidate} - champion version {champion.version}: {_format_gain(gain, params)}"
         + (
             ""
             if champion.test_set == test_set
@@ -204,7 +208,7 @@ def _champion_clause(candidate: pd.DataFrame, champion: Champion, params: Regist
     )
 
 
-def _describe(gain: Gain, params: RegisterParams) -> str:
+def _format_gain(gain: Gain, params: RegisterParams) -> str:
     return (
         f"{gain.mean:+.4f}, {params.confidence:.0%} interval {gain.low:+.4f} to {gain.high:+.4f}, "
         f"Wilcoxon p {gain.p_value:.2g}"

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from fullscale.scans.slice_outlines import OutlineStyle, draw_outlined_slice
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 NUM_PICTURE_SLICES = 6
-TRUTH_COLOUR, PREDICTION_COLOUR = "#22d3a6", "#ff5a5f"
+MAX_COLUMNS = 6
+CELL_IN = 2.6
+TRUTH, PREDICTION = OutlineStyle("#22d3a6"), OutlineStyle("#ff5a5f")
 
 
 def draw_slices(
@@ -20,45 +27,44 @@ def draw_slices(
     titles: Sequence[str],
     heading: str = "",
 ) -> Figure:
-    """Slices side by side, truth outlined in green and prediction in red.
+    """Draw slices side by side, truth outlined in green and prediction in red.
 
     Args:
         images_NHW: HU, in radiological view (patient's right on the left).
-        truths_NKHW: boolean masks, one per organ.
+        truths_NKHW: boolean masks, one for each organ.
         predictions_NKHW: boolean masks of the same shape.
-        window_hu: grey-scale window.
-        titles: one per slice.
-        heading: written over the whole picture.
+        window_hu: HU of black and of white.
+        titles: one for each slice.
+        heading: title of the whole picture.
     """
-    columns = min(len(images_NHW), 6)
+    from matplotlib.figure import Figure
+
+    columns = min(len(images_NHW), MAX_COLUMNS)
     rows = -(-len(images_NHW) // columns)
     height, width = images_NHW.shape[1:]
-    cell_in = 2.6
     figure = Figure(
-        figsize=(cell_in * columns, (cell_in * height / width + 0.3) * rows + 0.4),
+        figsize=(CELL_IN * columns, (CELL_IN * height / width + 0.3) * rows + 0.4),
         layout="constrained",
     )
-    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, image, truths, predictions, title in zip(
-        axes, images_NHW, truths_NKHW, predictions_NKHW, titles, strict=False
+    cells = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in cells:
+        axes.set_axis_off()
+    for axes, image_HW, truths_KHW, predictions_KHW, title in zip(
+        cells, images_NHW, truths_NKHW, predictions_NKHW, titles, strict=False
     ):
-        axis.imshow(image, cmap="gray", vmin=window_hu[0], vmax=window_hu[1])
-        for masks, colour in ((truths, TRUTH_COLOUR), (predictions, PREDICTION_COLOUR)):
-            for mask in masks:
-                if mask.any():
-                    axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.0)
-        axis.set_title(title, fontsize=8)
+        outlines = [(mask_HW, TRUTH) for mask_HW in truths_KHW]
+        outlines += [(mask_HW, PREDICTION) for mask_HW in predictions_KHW]
+        draw_outlined_slice(axes, image_HW, outlines, window_hu, interpolation="auto")
+        axes.set_title(title, fontsize=8)
     figure.suptitle(f"{heading}  (green: truth, red: prediction)".strip(), fontsize=9)
     return figure
 
 
 def choose_slices(masks: Sequence[NDArray[np.bool_]]) -> list[int]:
-    """Indices of slices spread evenly over those in which anything is outlined.
+    """Return indices of slices spread evenly over the slices in which any mask is set.
 
-    A mask that none of these shows adds the slice in which it is largest, so that what was found
-    is not drawn as nothing.
+    A mask that none of these slices shows adds the slice in which it is largest, so that the
+    picture of a small finding is not empty.
 
     Args:
         masks: boolean (K, Z, Y, X), of truth and networks.

@@ -1,13 +1,14 @@
-"""How sure are the scores? Intervals over patients, and paired tests between networks.
+"""Bootstrap intervals of scores over patients, and paired tests between networks.
 
-Pure functions of score tables. Patients, not scans or organs, are resampled, because what comes
-from one patient is not independent.
+Pure functions of score tables. Patients, not scans or organs, are resampled, because the scans and
+organs of one patient are not independent.
 
 Intervals are bootstrap-t (Efron and Tibshirani 1993, chapter 12): every resample is divided by its
-own standard error, which lets an interval be as lopsided as the scores are. Percentile and BCa
-intervals of Dice-like differences of 28 patients are too short. tests/tasks/test_statistics.py
-measures how often these hold the true mean. Where a few patients differ from all others by far, as
-when an organ is missed now and then, no interval from 28 patients holds it as often as it says.
+standard error, so an interval is as asymmetric as the scores. Percentile and BCa intervals of
+Dice-like differences of 28 patients are too short. tests/evaluation/test_statistics.py measures how
+often these intervals contain the true mean. If few patients differ strongly from all others, for
+example because an organ is sometimes missed, no interval from 28 patients reaches its nominal
+coverage.
 
 P patients, B resamples.
 """
@@ -18,19 +19,21 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from fullscale.params import RegisterParams
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 UNBOUNDED = (-math.inf, math.inf)
 DICE_DIFFERENCES = (-1.0, 1.0)
 PAIRING = ["case", "patient", "organ"]
 NO_SPREAD = 1e-12
-"""What differs by no more is equal, and its order is that of rounding."""
+"""Smaller differences are ties (floating-point noise)."""
 
 Array = NDArray[np.float64]
 
@@ -40,7 +43,7 @@ class Interval:
     """A mean and the bootstrap interval around it.
 
     Attributes:
-        mean: NaN when there is nothing to average.
+        mean: NaN without values.
         low, high: the interval's ends.
     """
 
@@ -51,7 +54,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Gain:
-    """A paired difference in Dice, one network less another.
+    """A paired difference in Dice, first network - second network.
 
     Attributes:
         mean: mean over patients of each patient's mean difference.
@@ -71,12 +74,12 @@ class Gain:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two networks on one organ, or on all.
+    """A paired comparison of two networks on one organ, or on all organs.
 
     Attributes:
         first, second: the networks.
         organ: "all" for every organ together.
-        gain: first less second.
+        gain: first - second.
         p_holm: the gain's p-value, corrected for the number of comparisons made together.
     """
 
@@ -88,7 +91,7 @@ class Comparison:
 
 
 def paired_gain(first: pd.DataFrame, second: pd.DataFrame, params: RegisterParams) -> Gain:
-    """Difference in Dice between two networks scored on the same cases.
+    """Return the difference in Dice between two networks scored on the same cases.
 
     Args:
         first: columns case, patient, organ, dice.
@@ -96,7 +99,7 @@ def paired_gain(first: pd.DataFrame, second: pd.DataFrame, params: RegisterParam
         params: confidence, num_bootstrap and seed.
 
     Returns:
-        The difference, first less second; NaN figures when no pair is defined.
+        The difference, first - second; NaN if no case has a Dice of both.
     """
     pairs = pair_scores(first, second)
     by_patient = (pairs["dice"] - pairs["dice_other"]).groupby(pairs["patient"]).mean()
@@ -113,7 +116,7 @@ def paired_gain(first: pd.DataFrame, second: pd.DataFrame, params: RegisterParam
 
 
 def pair_scores(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Rows of two score tables side by side where both Dice are defined.
+    """Join the rows of two score tables in which both Dice are defined.
 
     Returns:
         Columns case, patient, organ, dice, and dice_other from the second table.
@@ -128,14 +131,14 @@ def pair_scores(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 def compare_networks(
     tables: Mapping[str, pd.DataFrame], params: RegisterParams
 ) -> list[Comparison]:
-    """Differences in Dice between any two networks, over all organs and for each.
+    """Return the differences in Dice of all pairs of networks, over all organs and for each organ.
 
     Args:
         tables: network to its scores by case and organ, on the same cases.
         params: confidence, num_bootstrap and seed.
 
     Returns:
-        For each pair of networks all organs together, then each alone. p-values are corrected for
+        For each pair of networks all organs together, then each organ. p-values are corrected for
         the length of this list.
     """
     found = []
@@ -154,11 +157,11 @@ def _of(scores: pd.DataFrame, organ: str) -> pd.DataFrame:
 def mean_over_cases(
     scores: pd.Series[float], patients: pd.Series[str], params: RegisterParams
 ) -> Interval:
-    """Mean of a score over cases; the interval draws patients with all their cases.
+    """Return the mean of a score over cases; the interval resamples patients with all their cases.
 
     Args:
-        scores: one for each case; NaN is not counted.
-        patients: whose case it is, in the same order.
+        scores: one for each case; NaN is left out.
+        patients: the patient of each case, in the same order.
         params: confidence, num_bootstrap and seed.
     """
     return pooled_mean(scores.fillna(0), scores.notna().astype(float), patients, params)
@@ -170,14 +173,16 @@ def pooled_mean(
     patients: pd.Series[str],
     params: RegisterParams,
 ) -> Interval:
-    """The sum of parts over the sum of wholes; the interval draws patients with all their cases.
+    """Return sum(parts) / sum(wholes); the interval resamples patients with all their cases.
 
     Args:
-        parts: one for each case, such as its false-positive slices.
-        wholes: what they are part of, such as its organ-free slices.
-        patients: whose case it is, in the same order.
+        parts: a count for each case, such as its false-positive slices.
+        wholes: the count it is a part of, such as its organ-free slices.
+        patients: the patient of each case, in the same order.
         params: confidence, num_bootstrap and seed.
     """
+    import pandas as pd
+
     sums = pd.DataFrame({"part": parts, "whole": wholes}).astype(float).groupby(patients).sum()
     sums = sums[sums["whole"] > 0]
     means_P = (sums["part"] / sums["whole"]).to_numpy()
@@ -190,16 +195,15 @@ def bootstrap_mean(
     params: RegisterParams,
     limits: tuple[float, float] = UNBOUNDED,
 ) -> Interval:
-    """Weighted mean over patients with its bootstrap-t interval.
+    """Return the weighted mean over patients with its bootstrap-t interval.
 
-    The standard error is that of a ratio of sums. A resample without any spread, which two or
-    three patients often give, bounds nothing: the interval then ends at `limits`, and so it does
-    where all but a few of many patients are equal. Patients who are all equal show no spread at
-    all, and the interval has no width.
+    The standard error is that of a ratio of sums. A resample without spread has an infinite t, and
+    the interval then ends at `limits`. This is frequent with two or three patients, and when almost
+    all patients are equal. If all patients are equal, the interval has no width.
 
     Args:
         means_P: a value for each patient.
-        weights_P: how much each counts, positive.
+        weights_P: a positive weight for each patient.
         params: confidence, num_bootstrap and seed.
         limits: the lowest and highest value possible.
 
@@ -227,7 +231,7 @@ def bootstrap_mean(
 
 
 def _mean_and_error(values_BP: Array, weights_BP: Array) -> tuple[Array, Array]:
-    """Weighted means and their standard errors, both B; an error below rounding is 0."""
+    """Return weighted means and their standard errors, both (B,); errors within noise are 0."""
     num_patients = values_BP.shape[1]
     total_B = weights_BP.sum(axis=1)
     means_B = (weights_BP * values_BP).sum(axis=1) / total_B
@@ -237,24 +241,26 @@ def _mean_and_error(values_BP: Array, weights_BP: Array) -> tuple[Array, Array]:
 
 
 def wilcoxon_p(differences: Array) -> float:
-    """Two-sided p-value of the Wilcoxon signed-rank test that differences centre on 0.
+    """Return the two-sided p-value of Wilcoxon's signed-rank test of differences against 0.
 
-    Differences of 0 are left out, as Wilcoxon did. NaN without differences, and 1 when all are 0.
+    Differences of 0 are dropped (Wilcoxon 1945). NaN without differences, and 1 if all are 0.
     """
+    from scipy import stats  # late: it takes a second, and most commands need no test
+
     if not len(differences):
         return math.nan
     nonzero = differences[np.abs(differences) > NO_SPREAD]
     if not len(nonzero):
         return 1.0
-    # Rounded, so that differences that are equal but for rounding share a rank.
+    # Rounded, so that ties with floating-point noise share a rank.
     return float(stats.wilcoxon(nonzero.round(12)).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number by Holm's step-down method (Holm 1979).
+    """Return p-values corrected for their number by Holm's step-down method (Holm 1979).
 
     Args:
-        p_values: NaN is no test: it stays NaN and counts for nothing.
+        p_values: NaN means that the test was not possible: it stays NaN and is not counted.
 
     Returns:
         Corrected p-values in the same order, at most 1.

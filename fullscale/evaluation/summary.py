@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from fullscale.evaluation.calibration import ReliabilityCurve
-from fullscale.evaluation.case_scores import CLEANED, NO_GATE, SOFT_GATE, score_case
+from fullscale.evaluation.case_scores import CLEANED, NO_CLASSIFIER, SOFT_CLASSIFIER, score_case
 from fullscale.evaluation.statistics import UNBOUNDED, Interval, mean_over_cases, pooled_mean
-from fullscale.params import RegisterParams
-from fullscale.prediction.network_files import Trained
-from fullscale.prediction.predictor import Predictor
+from fullscale.params import EvaluateParams, RegisterParams
 from fullscale.runtime.console import track
 from fullscale.runtime.errors import StageError
 from fullscale.scans.cohort import Case, Cohort
 from model.overlap import share
 
-SUFFIXES = ("", NO_GATE, SOFT_GATE, CLEANED)
+if TYPE_CHECKING:
+    from fullscale.prediction.network_files import Trained
+    from fullscale.prediction.predictor import Predictor
+
+SUFFIXES = ("", NO_CLASSIFIER, SOFT_CLASSIFIER, CLEANED)
 MEANS = {
     "dice": (0.0, 1.0),
     "iou": (0.0, 1.0),
@@ -28,7 +31,7 @@ MEANS = {
     "surface_dice_3mm": (0.0, 1.0),
     "volume_difference_ml": UNBOUNDED,
 }
-"""Averaged over cases, and the lowest and highest value that each can take."""
+"""Metrics that are averaged over cases, with their lowest and highest possible value."""
 RATES = {
     "slice_fpr": ("num_false_positive_slices", "num_free_slices"),
     "voxel_fpr": ("num_false_positive_voxels", "num_free_voxels"),
@@ -36,17 +39,17 @@ RATES = {
     "false_openings": ("num_false_openings", "num_free_slices"),
     "closed_volume": ("num_closed_voxels", "num_true_voxels"),
 }
-"""Pooled over cases: the sum of one count over the sum of the other, which no suffix changes."""
+"""Rates that are pooled over cases: the sum of one count divided by the sum of another.
+
+The second one counts the annotation, so a variant of the prediction does not change it.
+"""
 
 
 def score_cases(
     predictor: Predictor,
     cases: Sequence[Case],
     cohort: Cohort,
-    *,
-    min_false_positive_px: int,
-    largest_component: bool = False,
-    ablate_gate: bool = False,
+    settings: EvaluateParams,
     calibration: Mapping[str, ReliabilityCurve] | None = None,
 ) -> pd.DataFrame:
     """Score every annotated organ of every case, one scan at a time.
@@ -54,10 +57,8 @@ def score_cases(
     Args:
         predictor: a network ready to segment.
         cases: the cases to score.
-        cohort: the cohort they come from.
-        min_false_positive_px: predicted pixels that make an organ-free slice a false positive.
-        largest_component: score the largest component of each organ, too.
-        ablate_gate: score Dice and false-positive slices under other gates, too.
+        cohort: the cohort of the cases.
+        settings: the section `evaluate` of params.yaml.
         calibration: organ to the curve to which its voxels are added.
 
     Returns:
@@ -66,36 +67,30 @@ def score_cases(
     """
     rows = []
     for case in track(cases, f"scoring {predictor.description.name}", len(cases)):
-        rows += score_case(
-            predictor,
-            case,
-            cohort,
-            min_false_positive_px=min_false_positive_px,
-            keep_largest=largest_component,
-            ablate_gate=ablate_gate,
-            calibration=calibration,
-        )
+        rows += score_case(predictor, case, cohort, settings, calibration)
     return pd.DataFrame(rows)
 
 
 def summarise(
     scores: pd.DataFrame, organs: Sequence[str], params: RegisterParams | None = None
 ) -> dict[str, float]:
-    """Metrics over cases: means, pooled rates, and how much each rests on.
+    """Return metrics over cases: means, pooled rates, and the counts behind them.
 
     Keys are `test/<metric>/<organ>`, the same in reports and in MLflow. A metric that cannot be
     measured is left out.
 
     Args:
         scores: as `score_cases` returns them.
-        organs: in the order wanted.
-        params: confidence, num_bootstrap and seed of intervals, whose ends are called
-            `test/<metric>_low/<organ>` and `_high`; None makes none. An interval is left out
-            where it has no width or no end: the cases are too few or too equal to give one.
+        organs: sets the order of the keys.
+        params: confidence, num_bootstrap and seed of intervals, with the keys
+            `test/<metric>_low/<organ>` and `test/<metric>_high/<organ>`; None: no intervals. An
+            interval without width or with an infinite end is left out: the cases are too few or
+            too similar.
 
     Returns:
-        For each organ the means over `num_cases` cases, the rates over the slices or voxels
-        counted beside them, and the number of missed organs, which prediction or truth lacks.
+        For each organ the means over `num_cases` cases, the rates with the counts of slices or
+        voxels they are taken over, and the number of missed organs: those that only the prediction
+        or only the annotation holds.
     """
     metrics: dict[str, float] = {
         "test/dice": float(scores["dice"].mean()),
@@ -136,8 +131,8 @@ def _summarise_organ(rows: pd.DataFrame, params: RegisterParams | None) -> dict[
                     pooled = pooled_mean(rows[parts], rows[whole], patients, params)
                     found |= _ends(name, pooled, (0.0, 1.0))
     if "false_closings" in found:
-        found["gate_sensitivity"] = 1 - found["false_closings"]
-        found["gate_specificity"] = 1 - found["false_openings"]
+        found["classifier_sensitivity"] = 1 - found["false_closings"]
+        found["classifier_specificity"] = 1 - found["false_openings"]
     return found
 
 
@@ -152,19 +147,26 @@ def evaluate_network(
     trained: Trained,
     cohort: Cohort,
     test_cases: Sequence[str],
-    *,
-    threshold: float,
-    batch_size: int,
-    min_false_positive_px: int,
-    largest_component: bool = False,
-    ablate_gate: bool = False,
+    settings: EvaluateParams,
     calibration: Mapping[str, ReliabilityCurve] | None = None,
 ) -> tuple[Predictor, pd.DataFrame]:
-    """Score a trained network on named cases of a cohort; arguments as `score_cases` takes them.
+    """Score a trained network on named cases of a cohort.
+
+    Args:
+        trained: the network.
+        cohort: the cohort of the cases.
+        test_cases: names of the cases.
+        settings: the section `evaluate` of params.yaml.
+        calibration: organ to the curve to which its voxels are added.
+
+    Returns:
+        The network ready to segment, and the scores as `score_cases` returns them.
 
     Raises:
-        StageError: there is no case to score, or the cohort lacks one.
+        StageError: `test_cases` is empty, or the cohort lacks one of them.
     """
+    from fullscale.prediction.predictor import Predictor
+
     by_name = {case.name: case for case in cohort.cases}
     missing = sorted(set(test_cases) - set(by_name))
     if missing or not test_cases:
@@ -174,22 +176,13 @@ def evaluate_network(
             if missing
             else "the split holds no test cases; add scans or change split.test_fraction"
         )
-    predictor = Predictor(trained, threshold, batch_size)
+    predictor = Predictor(trained, settings.threshold, settings.batch_size)
     cases = [by_name[name] for name in test_cases]
-    scores = score_cases(
-        predictor,
-        cases,
-        cohort,
-        min_false_positive_px=min_false_positive_px,
-        largest_component=largest_component,
-        ablate_gate=ablate_gate,
-        calibration=calibration,
-    )
-    return predictor, scores
+    return predictor, score_cases(predictor, cases, cohort, settings, calibration)
 
 
-def tabulate(calibration: Mapping[str, ReliabilityCurve]) -> pd.DataFrame:
-    """Reliability curves as one table: organ, and the columns of `ReliabilityCurve.rows`."""
+def tabulate_calibration(calibration: Mapping[str, ReliabilityCurve]) -> pd.DataFrame:
+    """Return reliability curves as one table: organ, and the columns of `ReliabilityCurve.rows`."""
     rows = [{"organ": organ, **row} for organ, curve in calibration.items() for row in curve.rows()]
     return pd.DataFrame(
         rows,
@@ -198,7 +191,7 @@ def tabulate(calibration: Mapping[str, ReliabilityCurve]) -> pd.DataFrame:
 
 
 def summarise_calibration(calibration: Mapping[str, ReliabilityCurve]) -> dict[str, float]:
-    """Expected calibration error of each organ that was seen, and the voxels it rests on."""
+    """Return expected calibration error and number of voxels of each organ that was counted."""
     metrics: dict[str, float] = {}
     for organ, curve in calibration.items():
         if curve.num_voxels:
@@ -208,7 +201,14 @@ def summarise_calibration(calibration: Mapping[str, ReliabilityCurve]) -> dict[s
 
 
 def picture_cases(scores: pd.DataFrame) -> dict[str, str]:
-    """The best, the median and the worst case by mean Dice over organs."""
+    """Return the worst, the median and the best case by mean Dice over organs.
+
+    Args:
+        scores: columns case and dice.
+
+    Returns:
+        "worst", "median" and "best" to the name of a case; empty if no case has a Dice.
+    """
     ranked = scores.groupby("case")["dice"].mean().dropna().sort_values()
     names = list(ranked.index)
     if not names:

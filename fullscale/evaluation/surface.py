@@ -1,10 +1,10 @@
-"""How far the surfaces of two masks lie apart, in millimetres.
+"""Distances between the surfaces of two masks, in millimetres.
 
-A mask's surface is the mask less its erosion by the six face neighbours; what lies on the edge of
-the scan is surface. Distances go from voxel centre to voxel centre, each to the nearest of the
-other surface. They are looked up in a k-d tree of surface voxels: exact, as a distance transform
-is, but in memory that grows with the surface and not with the box around both masks, which a
-single stray voxel makes as large as the scan.
+A mask's surface is the mask without its erosion by the six face neighbours; mask voxels on the edge
+of the scan are surface. A distance is measured from the centre of a voxel to the nearest centre of
+the other surface, in a k-d tree of surface voxels. That is as exact as a distance transform, but
+its memory grows with the surface and not with the box around both masks, which a single stray
+voxel makes as large as the scan.
 
 Z Y X voxels, P surface voxels of the prediction, T of the truth.
 """
@@ -21,7 +21,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 ROUNDING_MM = 1e-4
-"""Added to tolerances: file headers give spacing in single precision, which must not decide."""
+"""Added to tolerances, because file headers give spacing in single precision."""
 
 Mask = NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
@@ -33,7 +33,7 @@ class SurfaceDistances:
 
     Attributes:
         from_predicted_P: from each surface voxel of the prediction to the truth's surface.
-        from_true_T: the other way.
+        from_true_T: from each surface voxel of the truth to the prediction's surface.
     """
 
     from_predicted_P: NDArray[np.float64]
@@ -58,13 +58,13 @@ class SurfaceDistances:
         return float(total / (len(self.from_predicted_P) + len(self.from_true_T)))
 
     def dice_within(self, tolerance_mm: float) -> float:
-        """Surface Dice: the share of both surfaces' voxels within a tolerance of the other.
+        """Return surface Dice: the share of both surfaces' voxels within a tolerance of the other.
 
         Nikolov et al. 2021, "Clinically applicable segmentation of head and neck anatomy for
-        radiotherapy", with voxels counted in place of areas, as MONAI counts by default.
+        radiotherapy", with counts of voxels in place of areas, as in MONAI by default.
 
         Args:
-            tolerance_mm: largest distance that still agrees.
+            tolerance_mm: largest distance that counts as agreement.
         """
         limit_mm = tolerance_mm + ROUNDING_MM
         near = (self.from_predicted_P <= limit_mm).sum() + (self.from_true_T <= limit_mm).sum()
@@ -74,7 +74,7 @@ class SurfaceDistances:
 def surface_distances(
     predicted_ZYX: Mask, true_ZYX: Mask, spacing_mm: Sequence[float]
 ) -> SurfaceDistances:
-    """Measure the surfaces of two masks against each other.
+    """Measure the distances between the surfaces of two masks.
 
     Args:
         predicted_ZYX: boolean.
@@ -82,7 +82,7 @@ def surface_distances(
         spacing_mm: distance of voxels along Z, Y, X.
 
     Raises:
-        ValueError: shapes differ, or a mask is empty and has no surface.
+        ValueError: shapes differ, or a mask is empty.
     """
     if predicted_ZYX.shape != true_ZYX.shape:
         raise ValueError(
@@ -102,7 +102,7 @@ def surface_distances(
 
 
 def surface_points(mask_ZYX: Mask, spacing_mm: Sequence[float]) -> NDArray[np.float64]:
-    """Centres of a mask's surface voxels.
+    """Return the centres of a mask's surface voxels.
 
     Args:
         mask_ZYX: boolean.
@@ -114,7 +114,7 @@ def surface_points(mask_ZYX: Mask, spacing_mm: Sequence[float]) -> NDArray[np.fl
     box = bounding_box(mask_ZYX)
     if box is None:
         return np.empty((0, 3))
-    # Beyond the box there is no mask, so erosion sees there what it sees beyond the scan.
+    # The mask ends at the box, and erosion takes what is outside of an array as empty.
     part_ZYX = mask_ZYX[box]
     surface_ZYX = part_ZYX & ~ndimage.binary_erosion(part_ZYX)
     start = [side.start for side in box]
@@ -122,7 +122,7 @@ def surface_points(mask_ZYX: Mask, spacing_mm: Sequence[float]) -> NDArray[np.fl
 
 
 def bounding_box(mask_ZYX: Mask) -> Box | None:
-    """The smallest box that holds a mask, or None for an empty one."""
+    """Return the smallest box that holds a mask, or None for an empty mask."""
     with_mask = [mask_ZYX.any(axis=axes) for axes in ((1, 2), (0, 2), (0, 1))]
     if not with_mask[0].any():
         return None
@@ -135,14 +135,14 @@ def bounding_box(mask_ZYX: Mask) -> Box | None:
 
 
 def diagonal_mm(shape_ZYX: Sequence[int], spacing_mm: Sequence[float]) -> float:
-    """Length of a scan from corner to opposite corner, in mm."""
+    """Return the length of a scan from corner to opposite corner, in mm."""
     return math.hypot(*(num * step for num, step in zip(shape_ZYX, spacing_mm, strict=True)))
 
 
 def largest_component(mask_ZYX: Mask) -> Mask:
-    """A mask's largest part in 3D; voxels that touch by a face, an edge or a corner are one part.
+    """Return a mask's largest connected component in 3D, with 26 neighbours.
 
-    Of two equally large parts the first in memory order is kept.
+    Of two equally large components the first in memory order is kept.
 
     Args:
         mask_ZYX: boolean.
@@ -155,7 +155,7 @@ def largest_component(mask_ZYX: Mask) -> Mask:
     if box is not None:
         part_ZYX = mask_ZYX[box]
         component_ZYX, _ = ndimage.label(part_ZYX, structure=np.ones((3, 3, 3)))
-        # Of the mask's voxels only: bincount makes 64-bit integers of all it is given.
+        # Only the mask's voxels, because bincount converts its input to 64-bit integers.
         largest_ZYX[box] = component_ZYX == np.bincount(component_ZYX[part_ZYX]).argmax()
     return largest_ZYX
 

@@ -1,1 +1,1 @@
-"""From what people have to a checked cohort: layouts, checks, report, inbox. No torch."""
+"""Turn folders of annotated scans into a checked cohort: layouts, checks, report, inbox."""

@@ -1,4 +1,4 @@
-"""All checks on one case, and those that need to see every case."""
+"""All checks on one case, and the checks that compare cases."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from fullscale.scans.cohort import check_case_name
 from fullscale.scans.volume import Volume
 
 MAX_LABEL_SHARE = 0.9
-_COARSE_MM = 4.0
-_MIN_MIRROR_VOXELS = 50
+_COARSE_MM = 4.0  # organs are far larger than this, so a coarse grid answers the same questions
 _SEAM_SLICES = 16
+_MIN_MIRROR_VOXELS = 50
+# A mirrored label must fit much better, in both ratio and HU, before a case is refused.
 _MIRROR_RATIO = 1.5
 _MIRROR_GAIN_HU = 15.0
 _AXES = ("head to foot", "front to back", "left to right")
@@ -29,15 +30,15 @@ _AXES = ("head to foot", "front to back", "left to right")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a scan is like.
+    """Measured properties of a scan.
 
     Attributes:
-        shape_ZYX: voxels along each canonical axis.
-        spacing_mm: distance of voxels along Z, Y, X.
-        orientation: the file's own axis codes.
-        hu_range: lowest and highest value.
-        organ_ml: volume of each annotated label.
-        voxels_sha256: checksum of the voxels in canonical order, whatever the file.
+        shape_ZYX: number of voxels along each canonical axis.
+        spacing_mm: distance of voxels along Z, Y, X in mm.
+        orientation: axis codes of the file, such as "RAS".
+        hu_range: lowest and highest value in HU.
+        organ_ml: volume of each annotated label in ml.
+        voxels_sha256: checksum of the voxels in canonical order, independent of the file format.
     """
 
     shape_ZYX: tuple[int, int, int]
@@ -50,15 +51,15 @@ class Facts:
 
 @dataclass(eq=False)
 class Inspection:
-    """What the checks say about one case.
+    """The result of all checks on one case, with its volumes.
 
     Attributes:
-        case: its name.
-        patient: whose scan it is.
-        findings: of the checks, none for a flawless case.
+        case: name of the case.
+        patient: identifier of the patient.
+        findings: one for each failed check.
         facts: None if the files could not be read.
-        scan: in HU; None if unreadable.
-        labels: with the source's ids; None if unreadable.
+        scan: HU; None if unreadable.
+        labels: label ids of the source; None if unreadable.
     """
 
     case: str
@@ -70,45 +71,46 @@ class Inspection:
 
     @property
     def is_refused(self) -> bool:
-        """Whether a finding keeps the case out."""
+        """True if a finding refuses the case."""
         return any(finding.severity == "refused" for finding in self.findings)
 
 
 def inspect_case(case: SourceCase, labels: Mapping[str, int]) -> Inspection:
-    """Read a case and run every check on it; a bad case is a finding, not an error.
+    """Read a case once and run every check on it. Problems become findings, not errors.
 
     Args:
-        case: to be read once.
+        case: the case to read.
         labels: label id by name in this source, without background.
     """
-    seen = Inspection(case.name, case.patient)
+    result = Inspection(case.name, case.patient)
     try:
         check_case_name(case.name)
-        with warnings.catch_warnings(action="ignore"):  # parsers quote what may be private
-            seen.scan, seen.labels = case.load()
+        # The warnings of the parsers quote header text, which may name the patient.
+        with warnings.catch_warnings(action="ignore"):
+            result.scan, result.labels = case.load()
     except ScanError as error:
-        seen.findings.append(Finding.of_error(case.name, error))
-        return seen
-    counts = _count_ids(seen.labels)
-    seen.facts = _facts(seen.scan, counts, case, labels)
+        result.findings.append(Finding.from_error(case.name, error))
+        return result
+    counts = _count_ids(result.labels)
+    result.facts = _measure_facts(result.scan, counts, case, labels)
     found = [
-        *_check_scan(seen.scan),
+        *_check_scan(result.scan),
         *_check_ids(counts, case, labels),
-        *_check_interpolated(seen.labels),
-        *_check_mirrored(seen.scan, seen.labels),
-        *_check_liver_side(seen.scan, seen.labels, labels),
-        *_check_text(seen.scan, seen.labels),
+        *_check_interpolated(result.labels),
+        *_check_mirrored(result.scan, result.labels),
+        *_check_liver_side(result.scan, result.labels, labels),
+        *_check_text(result.scan, result.labels),
     ]
-    seen.findings += [Finding.of(case.name, code, text) for code, text in found]
-    return seen
+    result.findings += [Finding.from_check(case.name, code, text) for code, text in found]
+    return result
 
 
 class CrossChecks:
-    """Checks that compare a case with the ones before it.
+    """Checks that compare a case with those before it.
 
     Args:
-        voxels: case names by checksum of their voxels, of cases that are known already.
-        patients: case names of each patient, of cases that are known already.
+        voxels: name of each known case, by the checksum of its voxels.
+        patients: names of the known cases of each patient.
     """
 
     def __init__(
@@ -120,10 +122,10 @@ class CrossChecks:
         self._patients = {patient: list(cases) for patient, cases in (patients or {}).items()}
 
     def check(self, case: str, patient: str, voxels_sha256: str) -> list[Finding]:
-        """Findings on one more case; it is remembered unless it is refused."""
+        """Compare one more case and return the findings; remember the case unless it is refused."""
         first = self._voxels.setdefault(voxels_sha256, case)
         if first != case:
-            return [Finding.of(case, "content_twice", f"{case} with the voxels of {first}")]
+            return [Finding.from_check(case, "content_twice", f"{case} with the voxels of {first}")]
         others = self._patients.setdefault(patient, [])
         if case in others:
             return []
@@ -131,18 +133,18 @@ class CrossChecks:
         if len(others) < 2:
             return []
         found = f"patient {patient} with cases {', '.join(others)}"
-        return [Finding.of(case, "patient_shared", found)]
+        return [Finding.from_check(case, "patient_shared", found)]
 
 
 def _count_ids(labels: Volume) -> NDArray[np.int64]:
-    """Number of voxels of each label id from 0 to 255."""
+    """Return the number of voxels of each label id from 0 to 255."""
     counts = np.zeros(256, dtype=np.int64)
     for plane in labels.values_ZYX:
         counts += np.bincount(plane.ravel(), minlength=256)
     return counts
 
 
-def _facts(
+def _measure_facts(
     scan: Volume, counts: NDArray[np.int64], case: SourceCase, labels: Mapping[str, int]
 ) -> Facts:
     z, y, x = scan.values_ZYX.shape
@@ -165,6 +167,7 @@ def _voxels_sha256(scan: Volume) -> str:
 
 
 Found = Iterator[tuple[str, str]]
+"""Code of a failed check, and the values found."""
 
 
 def _check_scan(scan: Volume) -> Found:
@@ -192,20 +195,21 @@ def _check_ids(counts: NDArray[np.int64], case: SourceCase, labels: Mapping[str,
 
 
 def _check_interpolated(labels: Volume) -> Found:
-    """Whether an id is but the seam that interpolation leaves between a higher id and 0.
+    """Find an id that is only a seam between a higher id and 0, as interpolation makes it.
 
-    Such a seam is one pixel wide, touches the higher id nearly everywhere, and is long compared
-    with that id's edge. Some slices tell as much as all.
+    Linear interpolation between id 2 and background 0 yields a rim of id 1. Such a seam is one
+    pixel wide, touches the higher id nearly everywhere, and is long compared with that id's edge.
+    A sample of the labelled slices is enough to detect it.
     """
-    drawn = [z for z, plane in enumerate(labels.values_ZYX) if plane.any()]
-    some = labels.values_ZYX[drawn[:: max(1, len(drawn) // _SEAM_SLICES)]]
-    present = np.flatnonzero(np.bincount(some.ravel(), minlength=1)[1:]) + 1
+    labelled = [z for z, plane in enumerate(labels.values_ZYX) if plane.any()]
+    sample = labels.values_ZYX[labelled[:: max(1, len(labelled) // _SEAM_SLICES)]]
+    present = np.flatnonzero(np.bincount(sample.ravel(), minlength=1)[1:]) + 1
     for low, high in combinations(present.tolist(), 2):
-        seam, inside = some == low, some == high
+        seam, inside = sample == low, sample == high
         num_seam = int(np.count_nonzero(seam))
-        num_edge = int(np.count_nonzero(inside & _beside(~inside)))
-        num_touching = int(np.count_nonzero(seam & _beside(inside)))
-        num_deep = int(np.count_nonzero(seam & ~_beside(~seam)))
+        num_edge = int(np.count_nonzero(inside & _dilate_in_plane(~inside)))
+        num_touching = int(np.count_nonzero(seam & _dilate_in_plane(inside)))
+        num_deep = int(np.count_nonzero(seam & ~_dilate_in_plane(~seam)))
         if (
             num_touching > 0.9 * num_seam
             and num_deep < 0.02 * num_seam
@@ -215,38 +219,42 @@ def _check_interpolated(labels: Volume) -> Found:
             return
 
 
-def _beside(mask_ZYX: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels in the mask or with one of their eight neighbours in the plane in it."""
+def _dilate_in_plane(mask_ZYX: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Dilate a mask by one pixel in each axial plane (8-neighbourhood)."""
     return np.asarray(ndimage.binary_dilation(mask_ZYX, np.ones((1, 3, 3), dtype=bool)))
 
 
 def _check_mirrored(scan: Volume, labels: Volume) -> Found:
-    """Whether the label lies on much more even tissue when it is mirrored.
+    """Check if the label covers much more homogeneous tissue when it is mirrored.
 
-    Tissue under a label that fits varies by its noise; under one that does not it also varies by
-    what else is there. The measure is the mean absolute deviation from each label's median HU.
+    Tissue under a correct label varies by noise only; under a misplaced label it also varies with
+    the organs around. The measure is the mean absolute deviation from each label's median HU, for
+    the seven ways to flip the three axes.
     """
     strides = tuple(slice(None, None, max(1, round(_COARSE_MM / s))) for s in scan.spacing_mm)
     hu = scan.values_ZYX[strides].astype(np.float32)
     ids = labels.values_ZYX[strides]
     if np.count_nonzero(ids) < _MIN_MIRROR_VOXELS:
         return
-    as_it_is = _unevenness(hu, ids)
+    deviation_hu = _mean_deviation_hu(hu, ids)
     flips = [axes for axes in product((False, True), repeat=3) if any(axes)]
     flipped = {
-        axes: _unevenness(hu, np.flip(ids, tuple(i for i in range(3) if axes[i]))) for axes in flips
+        axes: _mean_deviation_hu(hu, np.flip(ids, tuple(i for i in range(3) if axes[i])))
+        for axes in flips
     }
     best = min(flipped, key=lambda axes: flipped[axes])
-    if as_it_is > _MIRROR_RATIO * flipped[best] and as_it_is - flipped[best] > _MIRROR_GAIN_HU:
+    gain_hu = deviation_hu - flipped[best]
+    if deviation_hu > _MIRROR_RATIO * flipped[best] and gain_hu > _MIRROR_GAIN_HU:
         along = " and ".join(name for name, flip in zip(_AXES, best, strict=True) if flip)
         yield (
             "label_mirrored",
-            f"tissue under the labels varying by {as_it_is:.0f} HU, but by {flipped[best]:.0f} "
+            f"tissue under the labels varying by {deviation_hu:.0f} HU, but by {flipped[best]:.0f} "
             f"HU with the label mirrored from {along}",
         )
 
 
-def _unevenness(hu: NDArray[np.float32], ids: NDArray[np.uint8]) -> float:
+def _mean_deviation_hu(hu: NDArray[np.float32], ids: NDArray[np.uint8]) -> float:
+    """Return the mean absolute deviation of labelled voxels from their label's median."""
     total = 0.0
     for label_id in np.flatnonzero(np.bincount(ids.ravel(), minlength=2)[1:]) + 1:
         inside = hu[ids == label_id]

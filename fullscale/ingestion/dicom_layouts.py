@@ -1,6 +1,6 @@
-"""Layouts of DICOM series with masks beside them: 3D-IRCADb and CHAOS CT."""
+"""Layouts of DICOM series with masks in separate files: 3D-IRCADb and CHAOS CT."""
 
-# pydicom's data sets and highdicom carry no types for what is called here.
+# pydicom has no type annotations for the functions called here.
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from fullscale.scans.volume import Volume
 
 
 def matches_ircadb(folder: Path) -> bool:
-    """Whether there are PATIENT_DICOM and MASKS_DICOM, here or one folder down."""
+    """Return True if PATIENT_DICOM and MASKS_DICOM exist, here or one folder down."""
     return bool(_ircadb_cases(folder))
 
 
 def read_ircadb(folder: Path) -> Source:
-    """One folder per patient; each folder in MASKS_DICOM is one organ.
+    """Read one folder per patient; each folder in MASKS_DICOM is one organ.
 
-    Folders that differ by a number at the end, such as livertumor01, are one organ.
+    Folders whose names differ only by a number at the end, such as livertumor01 and
+    livertumor02, are one organ.
     """
     masks: dict[Path, dict[str, list[Path]]] = {}
     for case in _ircadb_cases(folder):
@@ -85,7 +86,7 @@ def _load_ircadb(
 
 
 def _read_mask_folder(folder: Path, order: SeriesOrder) -> NDArray[np.bool_]:
-    """Masks lie in files named as the slices they belong to."""
+    """Read one mask (columns, rows, slices); its files have the names of their slices."""
     drawn = np.zeros(order.geometry.own_shape, dtype=bool, order="F")
     for k, slice_file in enumerate(order.files):
         path = folder / slice_file.name
@@ -105,12 +106,12 @@ def _read_mask_folder(folder: Path, order: SeriesOrder) -> NDArray[np.bool_]:
 
 
 def matches_chaos(folder: Path) -> bool:
-    """Whether there are DICOM_anon and Ground, here or up to two folders down."""
+    """Return True if DICOM_anon and Ground exist, here or up to two folders down."""
     return bool(_chaos_cases(folder))
 
 
 def read_chaos(folder: Path) -> Source:
-    """One folder per patient; the n-th picture belongs to the n-th slice by file name."""
+    """Read one folder per patient; the n-th picture belongs to the n-th slice by file name."""
     cases = []
     for case in _chaos_cases(folder):
         name = f"chaos_{safe_name(case.name)}"

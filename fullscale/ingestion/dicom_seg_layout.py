@@ -1,6 +1,6 @@
-"""The layout of CT series with DICOM segmentation objects, in any folders."""
+"""The layout of CT series with DICOM segmentation objects (SEG), in any folders."""
 
-# pydicom's data sets and highdicom carry no types for what is called here.
+# pydicom and highdicom have no type annotations for the functions called here.
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from fullscale.scans.dicom import (
 )
 from fullscale.scans.volume import Volume
 
-SEG_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
+SEG_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"  # SOP class: Segmentation Storage
 
-Part = tuple[Path, int]
-"""A file and the number of a segment in it."""
+SegmentRef = tuple[Path, int]
+"""A DICOM SEG file and the number of a segment in it."""
 
 
 def matches_dicom_seg(folder: Path) -> bool:
-    """Whether there is a DICOM segmentation anywhere."""
+    """Return True if any subfolder holds a DICOM segmentation."""
     for path in folder.rglob("*"):
         if is_dicom(path):
             try:
@@ -48,39 +48,39 @@ def matches_dicom_seg(folder: Path) -> bool:
 
 
 def read_dicom_seg(folder: Path) -> Source:
-    """CT series anywhere, with the DICOM segmentations that refer to them.
+    """Read CT series in any folders, with the DICOM segmentations that refer to them.
 
-    A patient is named after the first of his or her cases, never by an id from the header.
+    A patient is named after the first of their cases, never by an id from the header.
     """
-    found = _look_through(folder)
-    names = {label for series in found.series.values() for label in series.segments}
+    index = _index_folder(folder)
+    names = {label for series in index.series.values() for label in series.segments}
     labels = {label: number for number, label in enumerate(sorted(names), start=1)}
     cases, case_of_patient, taken = list[SourceCase](), dict[str, str](), set[str]()
-    for uid, series in sorted(found.series.items(), key=lambda item: str(item[1].first_file)):
+    for uid, series in sorted(index.series.items(), key=lambda item: str(item[1].first_file)):
         name = _free_name(series.first_file.relative_to(folder), taken)
         taken.add(name)
         if not series.files:
             error = failure("file_missing", f"{name}: no CT series {uid or 'that it refers to'}")
-            found.refused.append((name, error))
+            index.refused.append((name, error))
         elif not series.segments:
             error = failure("file_missing", f"{name}: no segmentation of CT series {uid}")
-            found.refused.append((name, error))
+            index.refused.append((name, error))
         else:
             drawn = {labels[label]: parts for label, parts in series.segments.items()}
             files = (*series.files, *series.segmentations)
             load = partial(_load, name, tuple(series.files), drawn)
             patient = case_of_patient.setdefault(series.patient_id or name, name)
             cases.append(SourceCase(name, patient, tuple(series.segments), files, load))
-    return Source("dicom-seg", folder.name, labels, tuple(cases), tuple(found.refused))
+    return Source("dicom-seg", folder.name, labels, tuple(cases), tuple(index.refused))
 
 
 @dataclass
 class _Series:
-    """One CT series: its files, the segmentations that refer to it, and parts of each label."""
+    """One CT series: its files, the SEG files that refer to it, and segments of each label."""
 
     files: list[Path] = field(default_factory=list)
     segmentations: list[Path] = field(default_factory=list)
-    segments: dict[str, list[Part]] = field(default_factory=dict)
+    segments: dict[str, list[SegmentRef]] = field(default_factory=dict)
     patient_id: str = ""
 
     @property
@@ -89,13 +89,15 @@ class _Series:
 
 
 @dataclass
-class _Found:
+class _FolderIndex:
+    """All CT series of a folder by SeriesInstanceUID, and the files that cannot be used."""
+
     series: defaultdict[str, _Series] = field(default_factory=lambda: defaultdict(_Series))
     refused: list[tuple[str, ScanError]] = field(default_factory=list)
 
 
-def _look_through(folder: Path) -> _Found:
-    found = _Found()
+def _index_folder(folder: Path) -> _FolderIndex:
+    index = _FolderIndex()
     for path in sorted(folder.rglob("*")):
         if not is_dicom(path):
             continue
@@ -103,17 +105,17 @@ def _look_through(folder: Path) -> _Found:
             header = read_header(path)
             kind = _text(header, "SOPClassUID")
             if kind == SEG_CLASS:
-                _add_segmentation(found, path, header)
+                _add_segmentation(index, path, header)
             elif kind in CT_CLASSES:
-                series = found.series[_text(header, "SeriesInstanceUID")]
+                series = index.series[_text(header, "SeriesInstanceUID")]
                 series.files.append(path)
                 series.patient_id = series.patient_id or _text(header, "PatientID")
         except ScanError as error:
-            found.refused.append((str(path.relative_to(folder)), error))
-    return found
+            index.refused.append((str(path.relative_to(folder)), error))
+    return index
 
 
-def _add_segmentation(found: _Found, path: Path, header: pydicom.Dataset) -> None:
+def _add_segmentation(index: _FolderIndex, path: Path, header: pydicom.Dataset) -> None:
     try:
         references = header.get("ReferencedSeriesSequence") or [pydicom.Dataset()]
         uid = _text(references[0], "SeriesInstanceUID")
@@ -123,15 +125,15 @@ def _add_segmentation(found: _Found, path: Path, header: pydicom.Dataset) -> Non
         ]
     except READ_ERRORS as error:
         raise failure("unreadable", f"{path}: {error}") from error
-    found.series[uid].segmentations.append(path)
+    index.series[uid].segmentations.append(path)
     for label, number in segments:
         if not label:
             raise failure("unreadable", f"{path}: segment {number} without a label")
-        found.series[uid].segments.setdefault(label, []).append((path, number))
+        index.series[uid].segments.setdefault(label, []).append((path, number))
 
 
 def _load(
-    name: str, files: Sequence[Path], segments: Mapping[int, Sequence[Part]]
+    name: str, files: Sequence[Path], segments: Mapping[int, Sequence[SegmentRef]]
 ) -> tuple[Volume, Volume]:
     order = order_series(files, name)
     scan = read_series(order, name)
@@ -145,7 +147,7 @@ def _load(
 
 
 def _read_segment(path: Path, number: int, order: SeriesOrder) -> NDArray[np.bool_]:
-    """One segment on the slices it was drawn on, own axes columns, rows, slices."""
+    """Read one segment as a mask (columns, rows, slices) on the grid of its series."""
     import highdicom
 
     try:
@@ -175,7 +177,7 @@ def _text(header: pydicom.Dataset, tag: str) -> str:
 
 
 def _free_name(path: Path, taken: set[str]) -> str:
-    """The top folder's name, with a number where it has several cases."""
+    """Return the name of the top folder, numbered if it is taken."""
     base = safe_name(path.parts[0] if len(path.parts) > 1 else path.stem)
     name, count = base, 1
     while name in taken:

@@ -2,12 +2,12 @@
 
     <inbox>/imagesTr/<case>_0000.nii.gz    HU
     <inbox>/labelsTr/<case>.nii.gz         label ids
-    <inbox>/dataset.json                   may be there: labels; otherwise those of the cohort hold
-    <inbox>/cases.csv                      may be there: case, patient, annotated
-    <inbox>/accepted/<data version>/...    what is in the data
-    <inbox>/quarantine/<case>/...          what was refused, with reason.txt
+    <inbox>/dataset.json                   optional: labels; default: those of the cohort
+    <inbox>/cases.csv                      optional: case, patient, annotated
+    <inbox>/accepted/<data version>/...    originals of the pairs in that data version
+    <inbox>/quarantine/<case>/...          refused files, with reason.txt
 
-Files are moved, never deleted, and only when their fate is known.
+Files are moved, never deleted, and only after the data version is committed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from fullscale.runtime.errors import StageError
-from fullscale.runtime.files import write_atomically
+from fullscale.runtime.files import open_atomically, write_atomically
 
 ACCEPTED, QUARANTINE = "accepted", "quarantine"
 TABLES = ("dataset.json", "cases.csv")
@@ -40,9 +40,9 @@ class InboxFile:
     Attributes:
         path: relative to the inbox, with "/".
         size: in bytes.
-        modified_s: when it was last written, in seconds since 1970, by the inbox's own clock.
-        is_plain: whether it is a file, not a link or a device.
-        tag: what an object store gives for its content; empty elsewhere.
+        modified_s: time of the last write, in seconds since 1970, by the clock of the inbox.
+        is_plain: True for a regular file, False for a link or a device.
+        tag: ETag of an object store; empty for a folder.
     """
 
     path: str
@@ -53,13 +53,13 @@ class InboxFile:
 
 
 class Inbox:
-    """Lists, reads and moves files of an inbox, wherever it is.
+    """List, read and move the files of an inbox in a folder or an object store.
 
     Args:
-        url: a folder, or any URL that fsspec knows, such as s3://bucket/inbox.
+        url: a folder, or any URL that fsspec supports, such as s3://bucket/inbox.
 
     Raises:
-        StageError: a package is missing for such a URL.
+        StageError: the URL is not supported, or a package for it is missing.
     """
 
     def __init__(self, url: str) -> None:
@@ -75,10 +75,10 @@ class Inbox:
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def list_files(self) -> dict[str, InboxFile]:
-        """Every file by its path, without those that were sorted away.
+        """Return every file by its path, without accepted/ and quarantine/.
 
         Raises:
-            StageError: a folder that is named as inbox is not there.
+            StageError: the inbox is a folder that does not exist.
         """
         if self.is_local:
             return self._list_folder()
@@ -87,33 +87,36 @@ class Inbox:
         for name, info in sorted(self.fs.find(self.root, detail=True).items()):
             path = name.removeprefix(self.root).lstrip("/")
             if path.split("/")[0] not in (ACCEPTED, QUARANTINE):
-                found[path] = self._describe_object(path, info)
+                found[path] = self._read_object_info(path, info)
         return found
 
     def find(self, path: str) -> InboxFile | None:
-        """A file as it is now, or None where there is none."""
+        """Return the current state of a file, or None if it does not exist."""
         try:
             if self.is_local:
-                return self._describe(Path(self._full(path)))
+                return self._read_file_info(Path(self._full(path)))
             self.fs.invalidate_cache()
-            return self._describe_object(path, self.fs.info(self._full(path)))
+            return self._read_object_info(path, self.fs.info(self._full(path)))
         except FileNotFoundError:
             return None
 
     def read(self, path: str, target: Path) -> None:
-        """Copy a file to this machine."""
+        """Copy a file to this machine; create missing folders."""
         target.parent.mkdir(parents=True, exist_ok=True)
         self.fs.get_file(self._full(path), str(target))
 
     def write(self, path: str, text: str) -> None:
-        """Write a small file, missing folders included."""
+        """Write a small text file; create missing folders."""
         if self.is_local:
             write_atomically(Path(self._full(path)), text)
         else:
             self.fs.pipe_file(self._full(path), text.encode())
 
     def move(self, source: str, target: str) -> None:
-        """Move a file within the inbox; killed meanwhile and called again, it ends the same."""
+        """Move a file within the inbox; after an interruption, call it again to finish.
+
+        Links are moved as links and never followed.
+        """
         if not self.is_local:
             self.fs.cp_file(self._full(source), self._full(target))
             self.fs.rm_file(self._full(source))
@@ -125,13 +128,18 @@ class Inbox:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            part = new.with_name(new.name + ".part")
-            shutil.copy2(old, part, follow_symlinks=False)
-            part.replace(new)
+            # The target is on another disk. The original goes only after the copy is durable.
+            if stat.S_ISREG(old.lstat().st_mode):
+                with old.open("rb") as original, open_atomically(new) as copy:
+                    shutil.copyfileobj(original, copy)
+                shutil.copystat(old, new)
+            else:
+                new.unlink(missing_ok=True)
+                shutil.copy2(old, new, follow_symlinks=False)
             old.unlink()
 
     def is_free(self, folder: str) -> bool:
-        """Whether nothing is below a folder."""
+        """Return True if a folder is missing or empty."""
         if self.is_local:
             return not Path(self._full(folder)).exists()
         self.fs.invalidate_cache()
@@ -153,22 +161,22 @@ class Inbox:
                 continue
             is_folder = entry.is_dir() and not entry.is_symlink()
             for path in (entry, *sorted(entry.rglob("*"))) if is_folder else (entry,):
-                with suppress(FileNotFoundError):  # taken away since it was listed
-                    if (file := self._describe(path)) is not None:
+                with suppress(FileNotFoundError):  # removed since it was listed
+                    if (file := self._read_file_info(path)) is not None:
                         found[file.path] = file
         return found
 
-    def _describe(self, path: Path) -> InboxFile | None:
-        seen = path.lstat()
-        if stat.S_ISDIR(seen.st_mode):
+    def _read_file_info(self, path: Path) -> InboxFile | None:
+        info = path.lstat()
+        if stat.S_ISDIR(info.st_mode):
             return None
         name = path.relative_to(self.root).as_posix()
-        return InboxFile(name, seen.st_size, seen.st_mtime, stat.S_ISREG(seen.st_mode))
+        return InboxFile(name, info.st_size, info.st_mtime, stat.S_ISREG(info.st_mode))
 
-    def _describe_object(self, path: str, info: Mapping[str, Any]) -> InboxFile:
+    def _read_object_info(self, path: str, info: Mapping[str, Any]) -> InboxFile:
         modified = info.get("LastModified") or self.fs.modified(self._full(path))
         if modified.tzinfo is None:
             modified = modified.replace(tzinfo=UTC)
-        # A store may list fractions of a second that it does not give for a single object.
+        # A store may list fractions of a second but give whole seconds for a single object.
         modified_s = float(int(modified.timestamp()))
         return InboxFile(path, int(info["size"]), modified_s, tag=str(info.get("ETag", "")))

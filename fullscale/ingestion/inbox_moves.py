@@ -1,13 +1,14 @@
-"""Moves within the inbox, written down before the first, so that a killed run can be finished."""
+"""Move files within the inbox from a plan on disk, so that a killed run can be finished."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from fullscale.ingestion.arrivals import Pair, case_of
+from fullscale.ingestion.arrivals import Pair, parse_case_name
 from fullscale.ingestion.inbox import (
     ACCEPTED,
     IMAGE_ENDING,
@@ -16,63 +17,64 @@ from fullscale.ingestion.inbox import (
     Inbox,
     InboxFile,
 )
-from fullscale.runtime.console import say
-from fullscale.runtime.files import write_atomically
+from fullscale.runtime.files import write_json
 from fullscale.scans.cohort import CASE_NAME, safe_name
+
+logger = logging.getLogger(__name__)
 
 _PLAN = "moves.json"
 
 
 def plan_moves(
-    home: Path,
+    work_dir: Path,
     inbox: Inbox,
     version: str,
-    inside: Sequence[Pair],
-    outside: Sequence[tuple[Pair, str]],
+    accepted: Sequence[Pair],
+    quarantined: Sequence[tuple[Pair, str]],
 ) -> None:
-    """Write down where files of the inbox go.
+    """Write the plan of moves; move nothing yet.
 
     Args:
-        home: folder of the plan.
-        inbox: nothing is moved yet.
-        version: MD5 of the data that hold the pairs of `inside`.
-        inside: go to accepted/<version>/.
-        outside: go to quarantine/<case>/, or <case>-2 and so on where that is taken, each with
-            its reason in reason.txt beside it.
+        work_dir: folder of the plan.
+        inbox: the inbox that holds the pairs.
+        version: MD5 of the data that hold the accepted pairs.
+        accepted: pairs to move to accepted/<first 8 digits of version>/.
+        quarantined: pairs and reasons. A pair moves to quarantine/<case>/, or to <case>-2, -3, ...
+            if that exists, with its reason in reason.txt.
     """
     moves = [
-        (file, f"{ACCEPTED}/{version[:8]}/{file.path}") for pair in inside for file in pair.files
+        (file, f"{ACCEPTED}/{version[:8]}/{file.path}") for pair in accepted for file in pair.files
     ]
     notes = {}
     taken = set[str]()
-    for pair, why in outside:
+    for pair, reason in quarantined:
         name = pair.name if CASE_NAME.fullmatch(pair.name) else safe_name(pair.name) or "unnamed"
         folder = _free_folder(inbox, name, taken)
-        came = "\n".join(ascii(file.path) for file in pair.files)
-        notes[f"{folder}/reason.txt"] = f"{why}\n\nArrived as\n{came}\n"
-        moves += [(file, f"{folder}/{name}{_ending(file)}") for file in pair.files]
+        paths = "\n".join(ascii(file.path) for file in pair.files)
+        notes[f"{folder}/reason.txt"] = f"{reason}\n\nArrived as\n{paths}\n"
+        moves += [(file, f"{folder}/{name}{_file_ending(file)}") for file in pair.files]
     plan = {
         "inbox": inbox.url,
         "notes": notes,
         "moves": [{"file": asdict(file), "target": target} for file, target in moves],
     }
-    write_atomically(home / _PLAN, json.dumps(plan, indent=1) + "\n")
+    write_json(work_dir / _PLAN, plan)
 
 
-def is_interrupted(home: Path) -> bool:
-    """Whether a run wrote down moves and did not make them all."""
-    return (home / _PLAN).is_file()
+def has_planned_moves(work_dir: Path) -> bool:
+    """Return True if a run planned moves and did not finish them."""
+    return (work_dir / _PLAN).is_file()
 
 
-def sort_away(home: Path) -> None:
-    """Make the moves that are written down.
+def make_moves(work_dir: Path) -> None:
+    """Make the planned moves, then remove the plan; moves that were made already are skipped.
 
-    A file that is not the one that was taken in any more stays in the inbox, as a new one.
+    A file that was written again after it was ingested stays in the inbox as a new file.
 
     Raises:
-        OSError: the inbox cannot be written; the plan stays, and the next run goes on with it.
+        OSError: the inbox cannot be written. The plan stays, and the next run continues it.
     """
-    plan = json.loads((home / _PLAN).read_text(encoding="utf-8"))
+    plan = json.loads((work_dir / _PLAN).read_text(encoding="utf-8"))
     inbox = Inbox(plan["inbox"])
     for path, text in plan["notes"].items():
         inbox.write(path, text)
@@ -82,11 +84,14 @@ def sort_away(home: Path) -> None:
         if found == file:
             inbox.move(file.path, move["target"])
         elif found is not None:
-            say(f"{file.path!a} was written again after it was read; it stays in the inbox")
-    (home / _PLAN).unlink()
+            logger.warning(
+                f"{file.path!a} was written again after it was read; it stays in the inbox"
+            )
+    (work_dir / _PLAN).unlink()
 
 
 def _free_folder(inbox: Inbox, name: str, taken: set[str]) -> str:
+    """Return a quarantine folder that neither exists nor is in `taken`, and add it there."""
     number = 1
     while True:
         folder = f"{QUARANTINE}/{name}" + (f"-{number}" if number > 1 else "")
@@ -96,7 +101,7 @@ def _free_folder(inbox: Inbox, name: str, taken: set[str]) -> str:
         number += 1
 
 
-def _ending(file: InboxFile) -> str:
-    if case_of(file.path) is None:
+def _file_ending(file: InboxFile) -> str:
+    if parse_case_name(file.path) is None:
         return ""
     return IMAGE_ENDING if file.path.startswith("imagesTr/") else LABEL_ENDING

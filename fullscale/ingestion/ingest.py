@@ -1,9 +1,9 @@
-"""Annotated scans into the cohort: everything usable goes in, everything else is explained.
+"""Ingest annotated scans into the cohort; refuse unusable cases with a reason.
 
-The source is only read. Files are written again as plain NIfTI (int16 HU, uint8 labels, own axes
-and affine, no text in the header), so the same scan always becomes the same bytes. A case is in
-the cohort when its row is in cases.csv, and the row is written after both files are complete: a
-run that is killed leaves no half case, and the next run goes on where it stopped.
+The source is only read. Files are rewritten as plain NIfTI (int16 HU, uint8 labels, the source's
+axis order and affine, no text in the header), so equal scans give equal bytes. A case belongs to
+the cohort once its row is in cases.csv, and the row is written after both files are complete.
+Therefore a killed run leaves no incomplete case, and the next run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fullscale.ingestion.case_checks import CrossChecks, inspect_case
 from fullscale.ingestion.layouts import read_source
 from fullscale.ingestion.source import Source, SourceCase
 from fullscale.runtime.errors import ScanError
-from fullscale.runtime.files import file_sha256
+from fullscale.runtime.files import file_sha256, write_json
 from fullscale.scans.checks import Finding, failure
 from fullscale.scans.cohort import (
     BACKGROUND,
@@ -37,26 +37,25 @@ from fullscale.scans.cohort import (
     read_cohort,
     read_json,
     write_cases,
-    write_json,
 )
 from fullscale.scans.parallel import Compute, map_cases
 from fullscale.scans.volume import Volume, write_volume
 
-Progress = Callable[[Iterable["_Prepared"], str, int], Iterator["_Prepared"]]
+Progress = Callable[[Iterable["_PreparedCase"], str, int], Iterator["_PreparedCase"]]
 
 
 @dataclass
 class IngestReport:
-    """What became of a source.
+    """The result of one call of `ingest`.
 
     Attributes:
-        source: its folder.
+        source: folder of the source.
         layout: key of `fullscale.ingestion.layouts.LAYOUTS`.
-        accepted: names of the cases that went in now (or would, in a dry run).
-        skipped: names of the cases that were in already, unchanged.
-        refused: what stayed out, and why.
-        warnings: what went in and deserves a look, and notes on what was done.
-        remapped: label names whose id in the cohort is not the source's, as (source, cohort).
+        accepted: names of the cases that were added (in a dry run, that would be added).
+        skipped: names of the cases that the cohort held already, unchanged.
+        refused: findings that kept cases out.
+        warnings: warnings and notes on accepted cases.
+        remapped: (id in the source, id in the cohort) by label name, where the two differ.
     """
 
     source: str
@@ -69,72 +68,86 @@ class IngestReport:
 
     @property
     def num_usable(self) -> int:
-        """Cases of the source that are in the cohort after this run."""
+        """Number of cases of the source that are in the cohort after this run."""
         return len(self.accepted) + len(self.skipped)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists and mappings."""
+        """Return plain lists and mappings."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """Settings of `ingest`.
+
+    Attributes:
+        layout: key of `fullscale.ingestion.layouts.LAYOUTS`; None detects the layout.
+        dry_run: read and check everything, write nothing.
+        replace_changed: replace a case of the same name if its content differs.
+        training_only: keep the added cases out of every test set.
+    """
+
+    layout: str | None = None
+    dry_run: bool = False
+    replace_changed: bool = False
+    training_only: bool = False
+
+
+_DEFAULTS = IngestOptions()
 
 
 def ingest(
     source: Path,
     data_dir: Path,
+    options: IngestOptions = _DEFAULTS,
     *,
-    layout: str | None = None,
-    dry_run: bool = False,
-    replace_changed: bool = False,
-    training_only: bool = False,
     num_workers: int = 1,
     progress: Progress | None = None,
 ) -> IngestReport:
-    """Bring a folder of annotated scans into the cohort.
+    """Add the usable cases of a folder of annotated scans to the cohort.
 
     Args:
-        source: folder in a layout of `fullscale.ingestion.layouts.LAYOUTS`; it is only read.
-        data_dir: the cohort, made if it is not there.
-        layout: key of `LAYOUTS`; None finds out.
-        dry_run: read and check everything, write nothing.
-        replace_changed: let a case of the same name and other content take the old one's place.
-        training_only: keep the cases that go in out of every test set.
-        num_workers: processes at a time; 0 uses every core.
+        source: folder in a layout of `fullscale.ingestion.layouts.LAYOUTS`; only read.
+        data_dir: the cohort; created if it is missing.
+        options: settings.
+        num_workers: parallel processes; 0 uses every core.
         progress: wraps the results, as `fullscale.runtime.console.track` does.
 
     Returns:
-        What went in, what was there already, what was refused. It is also written to
-        quarantine.json beside `data_dir`.
+        The accepted, skipped and refused cases. The report is also written to quarantine.json
+        next to `data_dir`.
 
     Raises:
-        ScanError: the source has no known layout, or `data_dir` is something else than a cohort.
+        ScanError: the source has no known layout, or `data_dir` is not a cohort.
     """
-    described = read_source(source, layout)
-    cohort = _open_cohort(data_dir, described)
-    labels, remapped = _merged_labels(cohort.labels, described.labels)
-    report = IngestReport(str(source), described.layout, remapped=remapped)
-    report.refused += [Finding.of_error(case, error) for case, error in described.refused]
+    parsed = read_source(source, options.layout)
+    cohort = _open_cohort(data_dir, parsed)
+    labels, remapped = _merge_labels(cohort.labels, parsed.labels)
+    report = IngestReport(str(source), parsed.layout, remapped=remapped)
+    report.refused += [Finding.from_error(case, error) for case, error in parsed.refused]
     incoming = data_dir / ".incoming"
-    work = partial(
+    prepare = partial(
         _prepare,
-        source=replace(described, cases=(), refused=()),
+        source=replace(parsed, cases=(), refused=()),  # small to send to the workers
         labels=labels,
         known={case.name: (case.source_sha256, case.source) for case in cohort.cases},
-        incoming=None if dry_run else incoming.resolve(),
-        replace_changed=replace_changed,
+        incoming=None if options.dry_run else incoming.resolve(),
+        replace_changed=options.replace_changed,
     )
-    results = map_cases(work, described.cases, Compute(num_workers=num_workers))
-    total = len(described.cases)
-    entry = _Entry(data_dir, described, labels, cohort, training_only=training_only)
+    results = map_cases(prepare, parsed.cases, Compute(num_workers=num_workers))
+    total = len(parsed.cases)
+    writer = _CohortWriter(data_dir, parsed, labels, cohort, options)
     for prepared in progress(results, "ingest", total) if progress else results:
-        entry.take(prepared, report, dry_run=dry_run)
-    if not dry_run:
+        writer.add(prepared, report)
+    if not options.dry_run:
         shutil.rmtree(incoming, ignore_errors=True)
         write_json(data_dir.with_name("quarantine.json"), report.to_json())
     return report
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A case that was read and checked, with its new files beside the cohort."""
+class _PreparedCase:
+    """A case that was read and checked, with its new files in the folder .incoming."""
 
     case: str
     patient: str
@@ -161,31 +174,31 @@ def _prepare(
     known: dict[str, tuple[str, str]],
     incoming: Path | None,
     replace_changed: bool,
-) -> _Prepared:
-    """Read, check and write one case beside the cohort; runs in a worker."""
-    blank = _Prepared(case.name, case.patient, case.annotated)
+) -> _PreparedCase:
+    """Read, check and write one case to the folder .incoming; runs in a worker process."""
+    blank = _PreparedCase(case.name, case.patient, case.annotated)
     try:
         check_annotated(case.name, case.annotated, labels)
         digest = _source_digest(case, source, labels)
-        before, origin = known.get(case.name, ("", ""))
-        if before == digest:
+        known_digest, origin = known.get(case.name, ("", ""))
+        if known_digest == digest:
             return replace(blank, is_unchanged=True)
         if origin and not replace_changed:
             raise failure("case_exists", f"{case.name}, which came from {origin}")
     except ScanError as error:
-        return replace(blank, findings=(Finding.of_error(case.name, error),))
-    seen = inspect_case(case, source.labels)
-    checked = replace(blank, findings=tuple(seen.findings), source_sha256=digest)
-    if seen.is_refused or seen.scan is None or seen.labels is None or seen.facts is None:
+        return replace(blank, findings=(Finding.from_error(case.name, error),))
+    result = inspect_case(case, source.labels)
+    checked = replace(blank, findings=tuple(result.findings), source_sha256=digest)
+    if result.is_refused or result.scan is None or result.labels is None or result.facts is None:
         return checked
-    checked = replace(checked, voxels_sha256=seen.facts.voxels_sha256)
+    checked = replace(checked, voxels_sha256=result.facts.voxels_sha256)
     if incoming is None:
         return checked
     incoming.mkdir(parents=True, exist_ok=True)
     image, label = (incoming / f"{case.name}-{part}{FILE_ENDING}" for part in ("ct", "label"))
-    geometry = seen.scan.geometry
-    write_volume(image, geometry.to_own_grid(seen.scan.values_ZYX), geometry.own_affine)
-    new_labels = _mapped_ids(seen.labels, source.labels, labels)
+    geometry = result.scan.geometry
+    write_volume(image, geometry.to_own_grid(result.scan.values_ZYX), geometry.own_affine)
+    new_labels = _map_ids(result.labels, source.labels, labels)
     write_volume(label, geometry.to_own_grid(new_labels), geometry.own_affine)
     return replace(
         checked,
@@ -196,8 +209,8 @@ def _prepare(
     )
 
 
-class _Entry:
-    """Takes prepared cases into a cohort, one at a time."""
+class _CohortWriter:
+    """Add prepared cases to a cohort, one at a time."""
 
     def __init__(
         self,
@@ -205,38 +218,39 @@ class _Entry:
         source: Source,
         labels: dict[str, int],
         cohort: Cohort,
-        *,
-        training_only: bool,
+        options: IngestOptions,
     ) -> None:
         self.root = root
         self.source = source
         self.labels = labels
-        self.training_only = training_only
+        self.options = options
         self.cases = {case.name: case for case in cohort.cases}
         patients: dict[str, list[str]] = {}
         for case in cohort.cases:
             patients.setdefault(case.patient, []).append(case.name)
         voxels = {case.voxels_sha256: case.name for case in cohort.cases if case.voxels_sha256}
-        self.across = CrossChecks(voxels, patients)
+        self.cross_checks = CrossChecks(voxels, patients)
 
-    def take(self, prepared: _Prepared, report: IngestReport, *, dry_run: bool) -> None:
-        """Let one case in, or say why not."""
+    def add(self, prepared: _PreparedCase, report: IngestReport) -> None:
+        """Add one case, or report why it is refused."""
         findings = list(prepared.findings)
         if prepared.is_unchanged:
             report.skipped.append(prepared.case)
             return
         if not prepared.is_refused:
-            findings += self.across.check(prepared.case, prepared.patient, prepared.voxels_sha256)
+            findings += self.cross_checks.check(
+                prepared.case, prepared.patient, prepared.voxels_sha256
+            )
         refused = [finding for finding in findings if finding.severity == "refused"]
         report.refused += refused
         if refused:
             return
         report.warnings += findings
         report.accepted.append(prepared.case)
-        if not dry_run:
+        if not self.options.dry_run:
             self._write(prepared)
 
-    def _write(self, prepared: _Prepared) -> None:
+    def _write(self, prepared: _PreparedCase) -> None:
         row = Case(
             name=prepared.case,
             patient=prepared.patient,
@@ -248,12 +262,13 @@ class _Entry:
             label_sha256=prepared.label_sha256,
             source_sha256=prepared.source_sha256,
             voxels_sha256=prepared.voxels_sha256,
-            training_only=self.training_only,
+            training_only=self.options.training_only,
         )
         if prepared.image is None or prepared.label is None:
             raise ValueError(f"case {prepared.case} was checked, but not written")
         for folder in (row.image.parent, row.label.parent):
             folder.mkdir(parents=True, exist_ok=True)
+        # The row comes last: files without a row are not part of the cohort.
         prepared.label.replace(row.label)
         prepared.image.replace(row.image)
         self.cases[row.name] = row
@@ -264,7 +279,7 @@ class _Entry:
         path = self.root / "dataset.json"
         kept = read_json(path) if path.is_file() else {}
         joined = {
-            key: _joined(kept.get(key, ""), getattr(self.source, key))
+            key: _join_texts(kept.get(key, ""), getattr(self.source, key))
             for key in ("name", "licence", "reference")
         }
         return {
@@ -278,7 +293,7 @@ class _Entry:
 
 
 def _source_digest(case: SourceCase, source: Source, labels: dict[str, int]) -> str:
-    """Checksum of all that decides what the case becomes."""
+    """Return the SHA-256 of everything that determines the ingested case."""
     digest = hashlib.sha256()
     for path in case.files:
         digest.update(checksum(path).encode())
@@ -287,10 +302,8 @@ def _source_digest(case: SourceCase, source: Source, labels: dict[str, int]) -> 
     return digest.hexdigest()
 
 
-def _mapped_ids(
-    labels: Volume, source: dict[str, int], cohort: dict[str, int]
-) -> NDArray[np.uint8]:
-    """Label ids of the source turned into those of the cohort."""
+def _map_ids(labels: Volume, source: dict[str, int], cohort: dict[str, int]) -> NDArray[np.uint8]:
+    """Return the label map (Z, Y, X) with the cohort's ids instead of the source's."""
     new_id = np.zeros(256, dtype=np.uint8)
     for name, value in source.items():
         new_id[value] = cohort[name]
@@ -300,23 +313,27 @@ def _mapped_ids(
 
 
 def _open_cohort(data_dir: Path, source: Source) -> Cohort:
-    """The cohort, or an empty one where the folder is missing or holds no case yet."""
+    """Read the cohort; return an empty one if the folder is missing or holds no case yet."""
     if (data_dir / "cases.csv").is_file():
         return read_cohort(data_dir)
     if data_dir.is_dir():
+        # A killed first run leaves these; anything else is somebody's data.
         own = {"dataset.json", "dataset.json.part", "cases.csv.part"}
         own |= {"imagesTr", "labelsTr", ".incoming"}
-        if strange := sorted(path.name for path in data_dir.iterdir() if path.name not in own):
-            raise failure("not_a_cohort", f"{data_dir} holding {', '.join(strange[:5])}")
+        if foreign := sorted(path.name for path in data_dir.iterdir() if path.name not in own):
+            raise failure("not_a_cohort", f"{data_dir} holding {', '.join(foreign[:5])}")
     return Cohort(data_dir, source.name, {BACKGROUND: 0}, ())
 
 
-def _merged_labels(
+def _merge_labels(
     labels: dict[str, int], added: dict[str, int]
 ) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
-    """Labels of the cohort with those of a source; new names get the next free id.
+    """Add the labels of a source to those of the cohort; new names get the next free id.
 
-    nnU-Net wants ids without gaps, so a source's id is kept only where it is the next one.
+    nnU-Net requires ids without gaps, so a source's id is kept only if it is the next one.
+
+    Returns:
+        All labels, and (id in the source, id in the cohort) of each name whose id differs.
     """
     merged = dict(labels)
     for name in sorted(added, key=lambda key: added[key]):
@@ -327,7 +344,7 @@ def _merged_labels(
     return merged, moved
 
 
-def _joined(before: object, added: str) -> str:
-    """Both texts, each once."""
+def _join_texts(before: object, added: str) -> str:
+    """Append a text to a list separated by "; " unless it is in there."""
     parts = [part for part in str(before).split("; ") if part]
     return "; ".join(parts if not added or added in parts else [*parts, added])

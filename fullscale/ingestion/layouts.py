@@ -1,4 +1,4 @@
-"""The layouts in which annotated scans arrive, in one table; docs/data.md is made from it, too."""
+"""One table of the supported layouts of annotated scans; docs/data.md is generated from it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fullscale.scans.checks import failure
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to arrange annotated scans.
+    """One layout of annotated scans in a folder.
 
     Attributes:
-        name: for `--layout`.
-        title: what people call it.
-        files: what lies where.
-        notes: which labels it has, and what a user should know.
-        matches: whether a folder looks like it.
-        read: describes the folder.
+        name: value of `--layout`.
+        title: common name.
+        files: paths of the files.
+        notes: labels, and special rules.
+        matches: returns True if a folder has this layout.
+        read: lists the cases of a folder; opens no scan.
     """
 
     name: str
@@ -38,8 +38,8 @@ _TABLE = (
         "msd",
         "Medical Segmentation Decathlon",
         "`dataset.json` whose `training` lists pairs of image and label",
-        "Labels from `dataset.json`. Old nnU-Net folders are of this kind, too. A `cases.csv` "
-        "with case, patient, annotated is honoured.",
+        "Labels from `dataset.json`. Old nnU-Net folders have this layout, too. A `cases.csv` "
+        "with case, patient, annotated is used if present.",
         nifti_layouts.matches_msd,
         nifti_layouts.read_msd,
     ),
@@ -47,7 +47,8 @@ _TABLE = (
         "nnunet",
         "nnU-Net raw",
         "`dataset.json`, `imagesTr/<case>_0000.nii.gz`, `labelsTr/<case>.nii.gz`",
-        "Labels from `dataset.json`. A `cases.csv` with case, patient, annotated is honoured.",
+        "Labels from `dataset.json`. A `cases.csv` with case, patient, annotated is used if "
+        "present.",
         nifti_layouts.matches_nnunet,
         nifti_layouts.read_nnunet,
     ),
@@ -55,7 +56,7 @@ _TABLE = (
         "lits",
         "LiTS",
         "`volume-N.nii[.gz]` and `segmentation-N.nii[.gz]`, in any folders",
-        "Labels liver = 1 and tumour = 2; a tumour is part of the liver: organs liver = [1, 2].",
+        "Labels liver = 1 and tumour = 2. A tumour is part of the liver: organs liver = [1, 2].",
         nifti_layouts.matches_lits,
         nifti_layouts.read_lits,
     ),
@@ -63,7 +64,7 @@ _TABLE = (
         "totalsegmentator",
         "TotalSegmentator",
         "`<case>/ct.nii.gz`, `<case>/segmentations/<organ>.nii.gz`",
-        "A case annotates the organs it has a file for. Where masks overlap the smaller one wins.",
+        "A case annotates the organs it has a file for. If masks overlap, the smaller one wins.",
         nifti_layouts.matches_totalsegmentator,
         nifti_layouts.read_totalsegmentator,
     ),
@@ -73,7 +74,7 @@ _TABLE = (
         "`<case>/PATIENT_DICOM/*`, `<case>/MASKS_DICOM/<organ>/*`, unzipped; a mask has the file "
         "name of its slice",
         "A case annotates the organs it has a folder for; livertumor01, livertumor02 are one "
-        "organ. Where masks overlap the smaller one wins. These patients are in LiTS, too.",
+        "organ. If masks overlap, the smaller one wins. These patients are in LiTS, too.",
         dicom_layouts.matches_ircadb,
         dicom_layouts.read_ircadb,
     ),
@@ -90,8 +91,8 @@ _TABLE = (
         "DICOM with DICOM SEG",
         "CT series and segmentation objects in any folders",
         "A case is a CT series with the segmentations that refer to it; it annotates their "
-        "segments. A patient is named after the first of the cases, not by an id of the header; a "
-        "case after its top folder, which should not name a person.",
+        "segments. A case is named after its top folder, which should not name a person; a patient "
+        "after the first of their cases, never by an id of the header.",
         dicom_seg_layout.matches_dicom_seg,
         dicom_seg_layout.read_dicom_seg,
     ),
@@ -101,21 +102,22 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _TABLE}
 
 
 def read_source(folder: Path, layout: str | None = None) -> Source:
-    """Describe a folder of annotated scans.
+    """List the cases of a folder of annotated scans; open no scan.
 
     Args:
-        folder: the source; it is only read.
-        layout: key of `LAYOUTS`; None finds out.
+        folder: the source; only read.
+        layout: key of `LAYOUTS`; None detects the layout.
 
     Raises:
-        ScanError: no such folder, an unknown layout, or tables that cannot be used.
+        ScanError: the folder is missing, its layout is unknown, or its tables cannot be used.
     """
     if not folder.is_dir():
         raise failure("layout_unknown", f"no folder {folder}")
     if layout is not None and layout not in LAYOUTS:
         raise failure("layout_unknown", f"the layout {layout!r}, not among {list(LAYOUTS)}")
     known = [LAYOUTS[layout]] if layout else LAYOUTS.values()
-    with warnings.catch_warnings(action="ignore"):  # parsers quote what may be private
+    # The warnings of the parsers quote header text, which may name the patient.
+    with warnings.catch_warnings(action="ignore"):
         for candidate in known:
             if layout or candidate.matches(folder):
                 return candidate.read(folder)

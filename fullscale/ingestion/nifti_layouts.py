@@ -15,7 +15,7 @@ from fullscale.scans.cohort import (
     check_annotated,
     parse_labels,
     read_json,
-    read_table,
+    read_source_rows,
     safe_name,
     split_names,
 )
@@ -29,14 +29,14 @@ Refused = list[tuple[str, ScanError]]
 
 
 def matches_msd(folder: Path) -> bool:
-    """Whether dataset.json lists its pairs under `training`."""
+    """Return True if dataset.json lists pairs under `training`."""
     if not (folder / "dataset.json").is_file():
         return False
     return bool(read_json(folder / "dataset.json").get("training"))
 
 
 def read_msd(folder: Path) -> Source:
-    """Pairs that dataset.json lists; old nnU-Net folders are of this kind, too."""
+    """Read the pairs that dataset.json lists, as in the Decathlon and in old nnU-Net folders."""
     dataset = read_json(folder / "dataset.json")
     listed = dataset.get("training")
     if not isinstance(listed, list):
@@ -53,6 +53,7 @@ def read_msd(folder: Path) -> Source:
             refused.append((name, error))
             continue
         if not image.is_file():
+            # Old nnU-Net lists the name without the channel number that the file has.
             with_channel = image.with_name(_NIFTI.sub(r"_0000\g<0>", image.name))
             image = with_channel if with_channel.is_file() else image
         pairs[name] = (image, label)
@@ -60,12 +61,12 @@ def read_msd(folder: Path) -> Source:
 
 
 def matches_nnunet(folder: Path) -> bool:
-    """Whether there are dataset.json and imagesTr."""
+    """Return True if dataset.json and imagesTr exist."""
     return (folder / "dataset.json").is_file() and (folder / "imagesTr").is_dir()
 
 
 def read_nnunet(folder: Path) -> Source:
-    """Pairs found by name in imagesTr and labelsTr."""
+    """Read the pairs of equal name in imagesTr and labelsTr; missing files are found later."""
     dataset = read_json(folder / "dataset.json")
     ending = str(dataset.get("file_ending", ".nii.gz"))
     images = {
@@ -86,12 +87,12 @@ def read_nnunet(folder: Path) -> Source:
 
 
 def matches_lits(folder: Path) -> bool:
-    """Whether there is a volume-N.nii or volume-N.nii.gz anywhere."""
+    """Return True if any subfolder holds a volume-N.nii or volume-N.nii.gz."""
     return any(_LITS_IMAGE.fullmatch(path.name) for path in folder.rglob("volume-*.nii*"))
 
 
 def read_lits(folder: Path) -> Source:
-    """Volumes and segmentations of the same number, in any folders."""
+    """Read volumes and segmentations of the same number, in any folders."""
     images, masks = _lits_files(folder, _LITS_IMAGE), _lits_files(folder, _LITS_LABEL)
     if not images:
         raise failure("file_missing", f"{folder} without volume-N.nii or volume-N.nii.gz")
@@ -113,12 +114,12 @@ def read_lits(folder: Path) -> Source:
 
 
 def matches_totalsegmentator(folder: Path) -> bool:
-    """Whether there is a <case>/ct.nii.gz with a folder of segmentations."""
+    """Return True if there is a <case>/ct.nii.gz next to a folder `segmentations`."""
     return any((path.parent / "segmentations").is_dir() for path in folder.glob("*/ct.nii*"))
 
 
 def read_totalsegmentator(folder: Path) -> Source:
-    """One folder per case; every file in `segmentations` is one organ."""
+    """Read one folder per case; every file in `segmentations` is one organ."""
     masks = {
         image.parent: {
             _NIFTI.sub("", path.name): path
@@ -147,7 +148,7 @@ def _from_dataset(
     _check_modality(path, dataset)
     if not pairs and not refused:
         raise failure("file_missing", f"{folder} without a scan")
-    rows = _case_rows(folder)
+    rows = read_source_rows(folder) or {}
     cases = list[SourceCase]()
     for name, (image, label) in sorted(pairs.items()):
         row = rows.get(name, {})
@@ -178,23 +179,23 @@ def _check_modality(path: Path, dataset: Mapping[str, Any]) -> None:
 
 
 def _visible(folder: Path, pattern: str) -> list[Path]:
-    """Files of a folder by name, without the hidden twins that some archives carry."""
+    """Return the files of a folder in order, without hidden ones.
+
+    Archives made on macOS hold a hidden `._NAME` for each file.
+    """
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def _within(folder: Path, name: str) -> Path:
-    """A path that a table names, if it stays in the folder."""
+    """Return the path that a table names.
+
+    Raises:
+        ScanError: it leaves the folder.
+    """
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise failure("case_name", f"the path {name!r}, which leaves {folder}")
     return path
-
-
-def _case_rows(folder: Path) -> dict[str, dict[str, str]]:
-    path = folder / "cases.csv"
-    if not path.is_file():
-        return {}
-    return {row["case"]: row for row in read_table(path, ("case", "patient", "annotated"))}
 
 
 def _lits_files(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:

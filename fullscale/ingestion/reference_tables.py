@@ -1,4 +1,4 @@
-"""The tables of docs/data.md, made from the tables the code uses.
+"""Generate the tables of docs/data.md from the tables that the code uses.
 
 python -m fullscale.ingestion.reference_tables docs/data.md
 """
@@ -11,11 +11,12 @@ from pathlib import Path
 
 from fullscale.ingestion.layouts import LAYOUTS
 from fullscale.runtime.files import write_atomically
+from fullscale.runtime.markdown import escape_pipes, format_table
 from fullscale.scans.checks import CHECKS
 
 
 def layouts_table() -> str:
-    """Every layout as a row of a Markdown table."""
+    """Return a Markdown table with one row per layout."""
     rows = [
         (f"`{layout.name}`", layout.title, layout.files, layout.notes)
         for layout in LAYOUTS.values()
@@ -24,7 +25,7 @@ def layouts_table() -> str:
 
 
 def checks_table() -> str:
-    """Every check as a row of a Markdown table, the gravest first."""
+    """Return a Markdown table with one row per check, the most severe first."""
     order = ("refused", "warning", "note")
     checks = sorted(CHECKS.values(), key=lambda check: order.index(check.severity))
     rows = [
@@ -35,7 +36,7 @@ def checks_table() -> str:
 
 
 def fill_tables(text: str) -> str:
-    """The text with the tables between its markers made anew.
+    """Return the text with the tables between its markers replaced.
 
     Raises:
         ValueError: a marker is missing.
@@ -50,14 +51,12 @@ def fill_tables(text: str) -> str:
 
 
 def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [heads, tuple("---" for _ in heads), *rows]
-    return "".join(
-        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines
-    )
+    lines = format_table(heads, [[escape_pipes(cell) for cell in row] for row in rows])
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Make the tables of one file anew."""
+    """Update the tables of the file on the command line."""
     path = Path(sys.argv[1])
     write_atomically(path, fill_tables(path.read_text(encoding="utf-8")))
 

@@ -1,4 +1,4 @@
-"""What every layout is turned into: cases with a name, a patient, annotated organs and a reader."""
+"""The common form of all layouts: cases with name, patient, annotated labels and a reader."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class SourceCase:
     """One case of a source.
 
     Attributes:
-        name: as the source calls it; not yet known to be safe.
-        patient: whose scan it is.
-        annotated: names of the labels that were drawn in this case.
-        files: what it is made from, for the checksum.
-        load: reads scan and label map on one grid; label ids are the source's.
+        name: name in the source; not yet checked to be safe as a file name.
+        patient: identifier of the patient.
+        annotated: names of the labels drawn in this case.
+        files: all files of the case, for its checksum.
+        load: reads scan and label map on one grid, with the source's label ids.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Source:
 
     Attributes:
         layout: key of `fullscale.ingestion.layouts.LAYOUTS`.
-        name: of the dataset.
+        name: name of the dataset.
         labels: label id by name, without background.
-        cases: by name in order.
-        refused: what the tables name and nothing can be made of, as (case, reason).
-        licence: as the source states it.
-        reference: as the source states it.
+        cases: usable cases, sorted by name.
+        refused: cases that cannot be used, as (case, reason).
+        licence: licence that the source states.
+        reference: publication that the source states.
     """
 
     layout: str
@@ -60,7 +60,7 @@ class Source:
 def nifti_case(
     name: str, patient: str, annotated: Sequence[str], image: Path, label: Path
 ) -> SourceCase:
-    """A case of one NIfTI scan and one NIfTI label map."""
+    """Return a case of one NIfTI scan and one NIfTI label map."""
     load = partial(_load_pair, name, image, label)
     return SourceCase(name, patient, tuple(annotated), (image, label), load)
 
@@ -68,12 +68,12 @@ def nifti_case(
 def masks_case(
     name: str, image: Path, masks: Mapping[str, Path], labels: Mapping[str, int]
 ) -> SourceCase:
-    """A case of one NIfTI scan and one NIfTI mask per organ.
+    """Return a case of one NIfTI scan and one NIfTI mask per organ.
 
     Args:
-        name: of the case, and of its patient.
-        image: the scan.
-        masks: file of each label name.
+        name: name of the case, and of its patient.
+        image: file of the scan.
+        masks: mask file by label name.
         labels: label id by name.
     """
     files = (image, *masks.values())
@@ -84,13 +84,13 @@ def masks_case(
 def paint_masks(
     masks: Mapping[int, NDArray[np.uint8]], shape: tuple[int, ...]
 ) -> NDArray[np.uint8]:
-    """One label map from masks that may overlap; the smaller one lies on top.
+    """Merge masks that may overlap into one label map; the smaller mask wins.
 
     So a tumour stays visible on its organ.
 
     Args:
-        masks: of each label id, packed by `numpy.packbits`: a hundred organs of a scan fit.
-        shape: of the result.
+        masks: mask by label id, packed by `numpy.packbits` so that 100 organs fit in memory.
+        shape: shape of the result.
     """
     painted = np.zeros(shape, dtype=np.uint8)
     num_voxels = int(np.prod(shape))

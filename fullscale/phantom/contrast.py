@@ -1,4 +1,7 @@
-"""HU of the phantom's tissues in the four usual contrast phases."""
+"""HU of the phantom's tissues in the four usual contrast phases.
+
+The ranges are set by hand to resemble clinical CT; they are not measurements.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Bounds over all phases; the tests check every draw against them.
 LIVER_RANGE_HU = (46.0, 143.0)
 SPLEEN_RANGE_HU = (35.0, 158.0)
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """HU of every tissue whose HU depends on the phase, the patient or what was drunk."""
+    """HU of all tissues that depend on contrast phase, patient or oral contrast medium.
+
+    Moire (spleen) and mottle (stomach) are amplitudes of a texture, added to the mean HU.
+    """
 
     phase: str
     liver_hu: float
@@ -38,12 +45,13 @@ class Contrast:
 
 
 def draw_contrast(rng: np.random.Generator) -> Contrast:
-    """One acquisition: unenhanced, arterial, portal venous (the most frequent) or delayed."""
+    """Draw the HU of one scan: unenhanced, arterial, portal venous (most frequent) or delayed."""
     phase = str(rng.choice(["native", "arterial", "portal", "delayed"], p=[0.22, 0.16, 0.46, 0.16]))
 
     def between(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
 
+    # The order of the draws is fixed: another order would change every sample scan.
     if phase == "native":
         blood = between(36, 48)
         liver, spleen, moire = between(49, 66), between(37, 52), 0.0
@@ -51,7 +59,7 @@ def draw_contrast(rng: np.random.Generator) -> Contrast:
         cortex = medulla = between(28, 36)
         myocardium, pancreas, wall, muscle = blood + 2, between(32, 45), between(34, 46), 52.0
         urine = 8.0
-    elif phase == "arterial":
+    elif phase == "arterial":  # the early spleen is patchy, veins are still dark
         liver, spleen, moire = between(62, 92), between(95, 140), between(4, 16)
         artery, portal, hepatic = between(230, 340), between(65, 130), liver - between(0, 12)
         cava, heart = between(55, 110), between(170, 280)
@@ -88,25 +96,25 @@ def draw_contrast(rng: np.random.Generator) -> Contrast:
     drunk = between(120, 320) if stomach_filling < 0.25 else between(5, 60)
     mottle = between(0, 35)
     return Contrast(
-        phase,
-        liver,
-        spleen,
-        moire,
-        artery,
-        portal,
-        hepatic,
-        cava,
-        heart,
-        myocardium,
-        cortex,
-        medulla,
-        urine,
-        pancreas,
-        muscle + between(-4, 4),
-        wall,
-        between(2, 16),
-        drunk,
-        mottle,
-        drunk if stomach_filling < 0.35 else between(10, 45),
-        between(5, 50) if rng.uniform() < 0.7 else between(60, 180),
+        phase=phase,
+        liver_hu=liver,
+        spleen_hu=spleen,
+        spleen_moire_hu=moire,
+        artery_hu=artery,
+        portal_hu=portal,
+        hepatic_vein_hu=hepatic,
+        cava_hu=cava,
+        heart_hu=heart,
+        myocardium_hu=myocardium,
+        renal_cortex_hu=cortex,
+        renal_medulla_hu=medulla,
+        urine_hu=urine,
+        pancreas_hu=pancreas,
+        muscle_hu=muscle + between(-4, 4),
+        bowel_wall_hu=wall,
+        bile_hu=between(2, 16),
+        gastric_hu=drunk,
+        gastric_mottle_hu=mottle,
+        oral_hu=drunk if stomach_filling < 0.35 else between(10, 45),
+        stool_hu=between(5, 50) if rng.uniform() < 0.7 else between(60, 180),
     )

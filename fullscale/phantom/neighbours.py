@@ -1,6 +1,7 @@
-"""What lies about the phantom's liver and spleen, often at nearly their HU.
+"""Organs next to the phantom's liver and spleen, often with nearly their HU.
 
-Same standard adult as the trunk: mm, LPS axes, origin on the midline at mid-liver height.
+Coordinates are those of `trunk`: a standard adult, mm, LPS axes, origin on the midline at mid-liver
+height. Positions and sizes are set by hand to look plausible on CT; they are not measurements.
 """
 
 from __future__ import annotations
@@ -26,16 +27,25 @@ from fullscale.phantom.shapes import (
 from fullscale.phantom.trunk import FAT_HU, Trunk
 
 KIDNEY_FAT_MM = 4.0
-GAS_HU = -950.0
+GAS_HU = -950.0  # gas in the gut is blurred with its wall, so a little above air
 BOWEL_BOX: Box = ((-72.0, -72.0, -300.0), (86.0, -8.0, -22.0))
+"""Space of the small bowel, in mm: below stomach and pancreas, in front of the spine."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Shapes that press into liver and spleen, and everything to paint before and after them."""
+    """The neighbouring organs: shapes that indent liver and spleen, and structures to paint.
+
+    Attributes:
+        kidneys: right and left kidney.
+        stomach: outer surface of the stomach.
+        gallbladder: inner surface of the gallbladder.
+        cava: inferior vena cava.
+        beneath: structures to paint before liver and spleen.
+        above: structures to paint after them.
+    """
 
     kidneys: tuple[Solid, Solid]
-    """Right, left."""
     stomach: Solid
     gallbladder: Solid
     cava: Solid
@@ -44,7 +54,7 @@ class Neighbours:
 
 
 def build_neighbours(rng: np.random.Generator, trunk: Trunk, contrast: Contrast) -> Neighbours:
-    """Draws one set of neighbours. Shapes do not depend on `contrast`."""
+    """Draw the neighbouring organs of one patient; their shapes do not depend on `contrast`."""
     kidneys = (_kidney(rng, -1.0, -46.0), _kidney(rng, 1.0, -32.0))
     stomach = _stomach(rng, trunk)
     gallbladder = ellipsoid(
@@ -79,6 +89,7 @@ def build_neighbours(rng: np.random.Generator, trunk: Trunk, contrast: Contrast)
 
 
 def _kidney(rng: np.random.Generator, side: float, height_mm: float) -> Solid:
+    """Draw a kidney; `side` is -1 for the right and 1 for the left, `height_mm` its centre."""
     x, y, z = (float(rng.uniform(-r, r)) for r in (4.5, 5, 8))
     size = float(rng.uniform(0.88, 1.1))
     turn = rotation(side * 10, -10, side * 25)
@@ -87,6 +98,7 @@ def _kidney(rng: np.random.Generator, side: float, height_mm: float) -> Solid:
 
 
 def _paint_kidneys(kidneys: tuple[Solid, Solid], contrast: Contrast) -> list[Structure]:
+    """Return cortex, medulla, sinus and pelvis of both kidneys, in their perirenal fat."""
     found = []
     for side, kidney in zip((-1.0, 1.0), kidneys, strict=True):
         x, y, z = ((a + b) / 2 for a, b in zip(*kidney.box, strict=True))
@@ -104,6 +116,7 @@ def _paint_kidneys(kidneys: tuple[Solid, Solid], contrast: Contrast) -> list[Str
 
 
 def _stomach(rng: np.random.Generator, trunk: Trunk) -> Solid:
+    """Draw a stomach from fundus to pylorus, with random filling and sag."""
     swell = float(rng.uniform(0.85, 1.3))
     sag, shift = float(rng.uniform(-20, 10)), float(rng.uniform(-8, 8))
     path: list[Triple] = [
@@ -120,6 +133,7 @@ def _stomach(rng: np.random.Generator, trunk: Trunk) -> Solid:
 
 
 def _paint_stomach(rng: np.random.Generator, stomach: Solid, contrast: Contrast) -> list[Structure]:
+    # The patient lies on the back: gas rises to the front, y below a level.
     content = stomach.grow(-float(rng.uniform(4, 7)))
     gas = content.within(in_front_of(float(rng.uniform(-60, -5))))
     clumps = waves(rng, 12, (12, 40))
@@ -135,20 +149,21 @@ def _paint_stomach(rng: np.random.Generator, stomach: Solid, contrast: Contrast)
 
 
 def _wander(rng: np.random.Generator, num_knots: int, stride_mm: float) -> list[Triple]:
-    """A random walk that keeps some of its direction and stays in BOWEL_BOX."""
+    """Return the knots of a random walk that keeps some of its direction within `BOWEL_BOX`."""
     low, high = np.array(BOWEL_BOX)
     knots = [rng.uniform(low, high)]
     heading = rng.normal(size=3)
     for _ in range(num_knots - 1):
         heading = 0.6 * heading + rng.normal(size=3)
         step = knots[-1] + stride_mm * heading / np.linalg.norm(heading)
-        knots.append(
+        knots.append(  # reflected at the sides of the box
             np.where((step < low) | (step > high), 2 * np.clip(step, low, high) - step, step)
         )
     return [(float(x), float(y), float(z)) for x, y, z in knots]
 
 
 def _small_bowel(rng: np.random.Generator, contrast: Contrast) -> list[Structure]:
+    """Draw 26 to 39 loops, some with oral contrast medium or gas."""
     folds = waves(rng, 8, (20, 45))
     found = []
     for _ in range(int(rng.integers(26, 40))):
@@ -169,6 +184,11 @@ def _small_bowel(rng: np.random.Generator, contrast: Contrast) -> list[Structure
 
 
 def _colon(rng: np.random.Generator, trunk: Trunk, contrast: Contrast) -> list[Structure]:
+    """Draw ascending, transverse and descending colon with stool and gas.
+
+    `hepatic` and `splenic` are its flexures next to liver and spleen. Each course is a path in mm,
+    a radius in mm, and the probability of gas.
+    """
     sag, lift = float(rng.uniform(-30, 15)), float(rng.uniform(-15, 30))
     hepatic: Triple = (-84.0, -22.0, -92.0)
     splenic: Triple = (98.0, -24.0, -18.0 + lift)
@@ -208,6 +228,7 @@ def _colon(rng: np.random.Generator, trunk: Trunk, contrast: Contrast) -> list[S
 
 
 def _vessels(cava: Solid, contrast: Contrast) -> list[Structure]:
+    """Return the large vessels and the esophagus; they are the same in every patient."""
     artery, portal = contrast.artery_hu, contrast.portal_hu
     aorta = tube(
         [(4.0, 14.0, -165.0), (10.0, 13.0, -20.0), (14.0, 18.0, 70.0), (24.0, 30.0, 300.0)],
@@ -252,6 +273,7 @@ def _vessels(cava: Solid, contrast: Contrast) -> list[Structure]:
 
 
 def _pancreas(rng: np.random.Generator, contrast: Contrast) -> list[Structure]:
+    """Draw a lobulated pancreas from head to tail, and the duodenum around its head."""
     head_to_tail: list[Triple] = [
         (-34.0, -8.0, -46.0),
         (-20.0, -18.0, -26.0),
@@ -284,7 +306,7 @@ def _pancreas(rng: np.random.Generator, contrast: Contrast) -> list[Structure]:
 
 
 def _heart(rng: np.random.Generator, trunk: Trunk, contrast: Contrast) -> list[Structure]:
-    """Resting on the diaphragm, so that only a muscle's breadth parts it from the liver."""
+    """Draw the heart on the diaphragm; only this thin muscle separates it from the liver."""
     size, height = float(rng.uniform(0.92, 1.12)), float(rng.uniform(102, 110))
     turn = rotation(roll_deg=-22, pitch_deg=8, yaw_deg=-28)
 

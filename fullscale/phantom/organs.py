@@ -1,6 +1,7 @@
 """The phantom's labelled organs: liver with vessels and lesions, and spleen.
 
-Same standard adult as the trunk: mm, LPS axes, origin on the midline at mid-liver height.
+Coordinates are those of `trunk`: a standard adult, mm, LPS axes, origin on the midline at mid-liver
+height. Each organ is shaped by its neighbours and then scaled to a randomly drawn volume.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from fullscale.phantom.shapes import (
 )
 from fullscale.phantom.trunk import FAT_HU, Trunk
 
-LIVER, SPLEEN = 1, 2
+LIVER, SPLEEN = 1, 2  # label ids
+# Boxes in mm that hold the organ in every patient of the standard frame.
 LIVER_BOX: Box = ((-160.0, -120.0, -140.0), (110.0, 110.0, 110.0))
 SPLEEN_BOX: Box = ((10.0, -80.0, -130.0), (160.0, 110.0, 100.0))
+# Branches inside the liver, in mm: each begins at the portal vein or on another branch.
 PORTAL_PATHS: tuple[tuple[Triple, ...], ...] = (
     ((-24.0, -6.0, 8.0), (-55.0, 4.0, 14.0), (-90.0, 18.0, 20.0), (-122.0, 30.0, 14.0)),
     ((-55.0, 4.0, 14.0), (-80.0, -25.0, 10.0), (-105.0, -50.0, 0.0)),
@@ -39,14 +42,15 @@ PORTAL_PATHS: tuple[tuple[Triple, ...], ...] = (
     ((-70.0, 10.0, 14.0), (-84.0, 30.0, 42.0), (-98.0, 40.0, 62.0)),
     ((-24.0, -6.0, 8.0), (-2.0, -28.0, 22.0), (10.0, -52.0, 28.0), (38.0, -66.0, 34.0)),
 )
+# Branches that drain into the vena cava at the top of the liver.
 HEPATIC_PATHS: tuple[tuple[Triple, ...], ...] = (
     ((-26.0, 10.0, 60.0), (-70.0, 22.0, 48.0), (-110.0, 20.0, 16.0), (-122.0, 16.0, -20.0)),
     ((-26.0, 10.0, 60.0), (-42.0, -28.0, 44.0), (-58.0, -58.0, 14.0)),
     ((-26.0, 10.0, 60.0), (-4.0, -24.0, 54.0), (28.0, -52.0, 44.0)),
     ((-70.0, 22.0, 48.0), (-96.0, -14.0, 36.0), (-112.0, -40.0, 20.0)),
 )
-FIT_STEP_MM = 6.0
-LESION_COUNTS = (0, 0, 1, 1, 2, 4, 7)
+FIT_STEP_MM = 6.0  # grid on which a volume is measured
+LESION_COUNTS = (0, 0, 1, 1, 2, 4, 7)  # equally likely
 
 
 def build_liver(
@@ -56,20 +60,27 @@ def build_liver(
     contrast: Contrast,
     frame: Frame,
 ) -> list[Structure]:
-    """Draws one liver with its vessels and lesions. Shapes do not depend on `contrast`.
+    """Draw a liver with vessels and lesions, and in some patients ascites.
 
-    `frame` gives the size of the patient in whom the liver has its volume.
+    Shapes do not depend on `contrast`.
+
+    Args:
+        rng: source of all random draws.
+        trunk: surfaces that bound the liver.
+        neighbours: organs that indent it.
+        contrast: HU of the scan.
+        frame: size of the patient, in which the liver has its volume.
     """
     patchy, patch_hu = waves(rng, 8, (40, 120)), float(rng.uniform(1, 7))
     ascites_mm = float(rng.uniform(4, 12)) if rng.uniform() < 0.15 else 0.0
     fissures = _fissures(rng)
     liver = _shape_liver(rng, trunk, neighbours, fissures, frame)
 
-    def close_by(p: Points) -> Array:
+    def near_liver(p: Points) -> Array:
         return liver.distance(p) - 4
 
-    coat = Solid(close_by, LIVER_BOX).within(neighbours.stomach.distance)
-    fat = [fissure.within(close_by) for fissure in fissures]
+    coat = Solid(near_liver, LIVER_BOX).within(neighbours.stomach.distance)
+    fat = [fissure.within(near_liver) for fissure in fissures]
     ascites = liver.grow(ascites_mm).within(trunk.cavity, trunk.abdomen)
     lesions = [_lesion(rng, contrast) for _ in range(int(rng.choice(LESION_COUNTS)))]
     return [
@@ -90,7 +101,7 @@ def build_spleen(
     contrast: Contrast,
     frame: Frame,
 ) -> list[Structure]:
-    """Draws one spleen; as for the liver."""
+    """Draw a spleen; arguments as for `build_liver`."""
     moire = waves(rng, 10, (18, 45))
     spleen = _shape_spleen(rng, trunk, neighbours, frame)
 
@@ -101,7 +112,7 @@ def build_spleen(
 
 
 def _fissures(rng: np.random.Generator) -> list[Solid]:
-    """The fissures of the round and of the venous ligament."""
+    """Draw the fissures of the round ligament (teres) and of the venous ligament."""
     return [
         ellipsoid((float(rng.uniform(-2, 12)), -62.0, -6.0), (3.0, 30.0, 26.0)),
         ellipsoid((-6.0, -4.0, 38.0), (24.0, 2.2, 22.0), rotation(yaw_deg=-14)),
@@ -109,7 +120,10 @@ def _fissures(rng: np.random.Generator) -> list[Solid]:
 
 
 def _fitting_grid(frame: Frame, box: Box) -> Points:
-    """Positions in the standard adult of a regular grid in the scanner, over `box` and more."""
+    """Return the standard-frame positions of a regular scanner grid that covers `box` and a margin.
+
+    The box is enlarged by 15 % and 14 mm, because scale and warp of `frame` move its sides.
+    """
     margin = np.array([[-14.0], [14.0]])
     return frame.to_standard(grid_over(1.15 * np.array(box) + margin, FIT_STEP_MM))
 
@@ -121,7 +135,7 @@ def _shape_liver(
     fissures: list[Solid],
     frame: Frame,
 ) -> Solid:
-    """Under the diaphragm, within the wall, and right of a slanting visceral surface.
+    """Draw a liver under the diaphragm, within the wall, and right of a slanting visceral surface.
 
     The visceral surface leans to the left in front and falls away to the right below, which
     leaves the thin lower tip along the right flank; the left lobe is a wedge joined to it.
@@ -170,7 +184,7 @@ def _shape_liver(
 
 
 def _kidney_bed(kidney: Solid) -> Solid:
-    """Fat about and behind the right kidney: the liver lies before it and does not wrap it."""
+    """Return the fat around and behind the right kidney, which the liver must not fill."""
     x, y, z = ((a + b) / 2 for a, b in zip(*kidney.box, strict=True))
     return ellipsoid((x + 5, y + 18, z + 2), (34.0, 42.0, 62.0))
 
@@ -178,7 +192,8 @@ def _kidney_bed(kidney: Solid) -> Solid:
 def _shape_spleen(
     rng: np.random.Generator, trunk: Trunk, neighbours: Neighbours, frame: Frame
 ) -> Solid:
-    """A rounded body against the left ribs, hollowed towards the stomach."""
+    """Draw a rounded body against the left ribs, hollow towards the stomach."""
+    # Log-normal with a median of 235 ml; the upper limit is a markedly enlarged spleen.
     target_ml = float(np.clip(np.exp(rng.normal(np.log(235), 0.42)), 125, 720))
     center = (
         101.0 + float(rng.uniform(-4, 4)),
@@ -207,6 +222,7 @@ def _shape_spleen(
 def _branches(
     rng: np.random.Generator, paths: tuple[tuple[Triple, ...], ...], hu: float
 ) -> list[Structure]:
+    """Draw the vessels along `paths`, tapering from 5.5 to 1.6 mm radius, with bent knots."""
     found = []
     for root, *rest in paths:
         bent = [
@@ -218,7 +234,7 @@ def _branches(
 
 
 def _lesion(rng: np.random.Generator, contrast: Contrast) -> Structure:
-    """A cyst, or a solid nodule with a soft rim."""
+    """Draw a cyst, or a solid nodule with a soft rim; radius log-normal, median 11 mm."""
     radius = float(np.clip(np.exp(rng.normal(np.log(11), 0.6)), 4, 38))
     center = (
         float(rng.uniform(-125, 10)),

@@ -1,7 +1,7 @@
-"""Synthetic abdominal CT with true labels of liver and spleen, in the nnU-Net raw layout.
+"""Write synthetic abdominal CT with exact labels of liver and spleen, in the nnU-Net raw layout.
 
-`phantom_trunk`, `phantom_neighbours` and `phantom_organs` draw an analytic body, `phantom_scanner`
-scans it, and this module chooses who is scanned and writes the cohort.
+`trunk`, `neighbours` and `organs` draw an analytic body, `scanner` simulates its scan; this module
+chooses the patients and writes the cohort.
 """
 
 from __future__ import annotations
@@ -28,12 +28,19 @@ ORGANS = {"liver": LIVER, "spleen": SPLEEN}
 CASES_PER_BLOCK = 13
 """Cases come in blocks: twelve patients, then a second scan of one of them."""
 RESCANNED, LIVER_ONLY, SPLEEN_ONLY = 5, 3, 8
-"""Places within a block."""
+"""Positions in a block: the patient scanned twice, and those with only one organ annotated."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Who is scanned, how often before, and which organs are annotated."""
+    """One scan of the sample.
+
+    Attributes:
+        name: name of the case.
+        patient: number of the patient, from 0.
+        repeat: number of earlier scans of this patient.
+        annotated: organs with a label.
+    """
 
     name: str
     patient: int
@@ -42,7 +49,7 @@ class Case:
 
 
 def case_at(index: int) -> Case:
-    """The case at `index` (from 0); the same whatever the number of cases."""
+    """Return the case at `index` (from 0); it does not depend on the number of cases."""
     block, place = divmod(index, CASES_PER_BLOCK)
     is_repeat = place == CASES_PER_BLOCK - 1
     organs = {LIVER_ONLY: ("liver",), SPLEEN_ONLY: ("spleen",)}.get(place, tuple(ORGANS))
@@ -58,14 +65,14 @@ def write_sample(
     full_size: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Writes a synthetic cohort in the nnU-Net raw layout, as a whole or not at all.
+    """Write a synthetic cohort in the nnU-Net raw layout; the folder appears only when complete.
 
     Args:
-        folder: Where to write; must not exist yet, or be empty.
-        num_cases: How many scans, at least 1. 26 scans are 24 patients.
-        seed: Same seed, same bytes. Case i does not depend on `num_cases`.
+        folder: target; must be missing or empty.
+        num_cases: number of scans, at least 1. 26 scans show 24 patients.
+        seed: equal seeds give equal bytes. Case i does not depend on `num_cases`.
         full_size: 512 x 512 pixels of 0.7 to 0.9 mm and about 300 slices, for benchmarks.
-        progress: Called with (cases done, num_cases) after every case.
+        progress: called with (cases done, num_cases) after every case.
 
     Returns:
         The case names in order.
@@ -106,6 +113,7 @@ def _check_request(folder: Path, num_cases: int, seed: int) -> None:
 
 
 def _write_case(folder: Path, case: Case, seed: int, full_size: bool) -> None:
+    # Two scans of a patient share the body but not contrast, grid and noise.
     scan_rng = np.random.default_rng([seed, case.patient, 1 + case.repeat])
     body_rng = np.random.default_rng([seed, case.patient, 0])
     body = build_body(body_rng, draw_contrast(scan_rng))
@@ -119,7 +127,10 @@ def _write_case(folder: Path, case: Case, seed: int, full_size: bool) -> None:
 
 
 def save_volume(path: Path, volume: npt.NDArray[Any], scan: Acquisition) -> None:
-    """Writes a (Z, Y, X) LPS volume in the scan's own voxel order; equal input, equal bytes."""
+    """Write a (Z, Y, X) LPS volume as .nii.gz in the voxel order of `scan.orientation`.
+
+    Equal input gives equal bytes: the compressed file holds neither time nor name.
+    """
     data = np.transpose(volume, (2, 1, 0))
     spacing = np.array(scan.spacing_mm[::-1])
     start = np.array(scan.origin_mm[::-1]) + np.array(scan.table_mm[::-1])

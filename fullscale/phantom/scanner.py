@@ -1,4 +1,4 @@
-"""The phantom's CT scanner: samples a body on a grid, with partial volume, blur, noise, streaks."""
+"""Simulate a CT scan of the phantom: sampling with partial volume, blur, noise and streaks."""
 
 from __future__ import annotations
 
@@ -14,28 +14,35 @@ from fullscale.phantom.organs import LIVER, SPLEEN, build_liver, build_spleen
 from fullscale.phantom.shapes import Array, Frame, Points, Structure, Triple, grid_over, waves
 from fullscale.phantom.trunk import build_trunk
 
+# Axis orders of the files and their probabilities; readers must handle all of them.
 ORIENTATIONS = ("LPS", "RAS", "LAS", "RPI", "LPI", "RAI", "RPS", "LAI")
 ORIENTATION_WEIGHTS = (0.28, 0.24, 0.14, 0.1, 0.08, 0.06, 0.05, 0.05)
-AIR_HU, FLOOR_HU, CEILING_HU = -1000.0, -1024, 3071
+AIR_HU, FLOOR_HU, CEILING_HU = -1000.0, -1024, 3071  # the 12-bit range of CT scanners
 PLANE_GAP_MM = 2.7
-"""A slice averages planes that lie at most this far apart."""
+"""Largest distance of the planes that are averaged to one thick slice."""
 
 
 @dataclass(frozen=True)
 class Body:
-    """A patient's structures in the standard frame, and how the frame lies in the scanner."""
+    """One patient.
+
+    Attributes:
+        structures: structures in the standard frame, in painting order.
+        frame: position of the standard frame in the scanner.
+        organ_span_mm: lowest and highest z of liver and spleen in the scanner.
+        fat_mm: thickness of the subcutaneous fat.
+        metal_mm: position of a surgical clip in the scanner, if any.
+    """
 
     structures: list[Structure]
     frame: Frame
     organ_span_mm: tuple[float, float]
-    """Lowest and highest z of liver and spleen in the scanner."""
     fat_mm: float
     metal_mm: Triple | None
-    """Where a surgical clip lies in the scanner, if the patient has one."""
 
 
 def build_body(rng: np.random.Generator, contrast: Contrast) -> Body:
-    """Draws a patient. With an equal `rng`, another `contrast` leaves every shape as it is."""
+    """Draw a patient; with an equal `rng`, the shapes do not depend on `contrast`."""
     size = rng.normal(1.0, 0.045)
     x, y, z = (float(v) for v in np.clip(size * rng.normal(1, 0.03, 3), 0.88, 1.13))
     u, v, w = (waves(rng, 8, (150, 320)) for _ in range(3))
@@ -61,17 +68,25 @@ def build_body(rng: np.random.Generator, contrast: Contrast) -> Body:
 
 @dataclass(frozen=True)
 class Acquisition:
-    """The scanner's grid, kernel and noise. Shapes and positions are (z, y, x), LPS."""
+    """Grid, kernel and noise of one scan. Shapes and positions are (z, y, x), LPS.
+
+    Attributes:
+        shape: number of voxels.
+        spacing_mm: distance of voxels.
+        origin_mm: position of the centre of the first voxel.
+        table_mm: offset of the scanner's origin; it only moves the affine.
+        orientation: axis codes of the file.
+        kernel_mm: standard deviation of the reconstruction kernel in the plane.
+        noise_hu: standard deviation of the noise inside the body.
+        streak_hu: amplitude of the streaks along the widest rows.
+    """
 
     shape: tuple[int, int, int]
     spacing_mm: Triple
     origin_mm: Triple
-    """Position of the centre of the first voxel."""
     table_mm: Triple
-    """Where the scanner's own origin lies; it only moves the affine."""
     orientation: str
     kernel_mm: float
-    """Standard deviation of the reconstruction kernel in the plane."""
     noise_hu: float
     streak_hu: float
 
@@ -79,9 +94,13 @@ class Acquisition:
 def draw_acquisition(
     rng: np.random.Generator, body: Body, *, full_size: bool = False, coarsen: float = 1.0
 ) -> Acquisition:
-    """A grid that holds the trunk, with slices above and below liver and spleen.
+    """Draw a grid that covers the trunk, with slices above and below liver and spleen.
 
-    `coarsen` enlarges the voxels along every axis, for quick looks.
+    Args:
+        rng: source of all random draws; their number is the same for every argument.
+        body: the patient.
+        full_size: 512 x 512 pixels and thin slices.
+        coarsen: factor that enlarges the voxels along every axis, for previews.
     """
     width = 2 * (149 + 0.8 * body.fat_mm) * body.frame.scale[0] + float(rng.uniform(8, 30))
     low, high = body.organ_span_mm
@@ -111,6 +130,7 @@ def draw_acquisition(
         ),
         (float(rng.uniform(-1200, 300)), float(rng.uniform(-180, 20)), float(rng.uniform(-20, 20))),
         str(rng.choice(ORIENTATIONS, p=ORIENTATION_WEIGHTS)),
+        # Kernel and noise follow measurements on real scans of this voxel size.
         float(rng.uniform(0.7, 1.0)) if full_size else float(rng.uniform(0.7, 1.5)),
         float(rng.uniform(5, 10.5)) * (1.4 if full_size else 1.0),
         float(rng.uniform(0.5, 4)),
@@ -120,11 +140,11 @@ def draw_acquisition(
 def simulate(
     body: Body, scan: Acquisition, rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
-    """Scans the body.
+    """Scan the body slice by slice, so that memory holds the result and a few slices.
 
     Returns:
         HU (int16) and organ ids (uint8, the organ that fills at least half of the voxel), both
-        (Z, Y, X), LPS. Works slice by slice: beside these two, memory holds a few slices.
+        (Z, Y, X), LPS.
     """
     image = np.empty(scan.shape, dtype=np.int16)
     label = np.zeros(scan.shape, dtype=np.uint8)
@@ -153,7 +173,7 @@ def simulate(
 
 
 def _paint(body: Body, plane: Points, pixel_mm: float) -> Array:
-    """HU and the shares of liver and spleen, (3, Y, X), on one plane without thickness."""
+    """Return HU and the pixel shares of liver and spleen, (3, Y, X), on one thin plane."""
     at = body.frame.to_standard(plane)
     hu = _table_hu(plane, body)
     share = np.zeros((SPLEEN + 1, *hu.shape), dtype=np.float32)
@@ -161,6 +181,7 @@ def _paint(body: Body, plane: Points, pixel_mm: float) -> Array:
     low_z, high_z = float(at.z.min()), float(at.z.max())
     windows: dict[tuple[int, ...], Points] = {}
     for structure in body.structures:
+        # Skip pixels outside the structure's box: most structures cover a small part of a plane.
         low, high = structure.solid.box
         if low_z > high[2] + pixel_mm or high_z < low[2] - pixel_mm:
             continue
@@ -173,6 +194,7 @@ def _paint(body: Body, plane: Points, pixel_mm: float) -> Array:
         edges = (int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
         window = (slice(*edges[:2]), slice(*edges[2:]))
         here = windows.setdefault(edges, Points(*(v[window] for v in at)))
+        # The distance at the pixel centre approximates the share of the pixel that is inside.
         cover = np.clip(0.5 - structure.solid.distance(here) / pixel_mm, 0, 1)
         if structure.inside is not None:
             cover = cover * share[structure.inside][window]
@@ -188,7 +210,7 @@ def _paint(body: Body, plane: Points, pixel_mm: float) -> Array:
 
 
 def _table_hu(plane: Points, body: Body) -> Array:
-    """Air, and the two thin curved sheets of the table under the patient."""
+    """Return the HU (Y, X) of air and of the two curved sheets of the table below the patient."""
     top = (101 + body.fat_mm) * body.frame.scale[1] + 8 - plane.x**2 / 1400
     hu = np.full(plane.x.shape, AIR_HU, dtype=np.float32)
     for depth_mm, sheet_hu in ((0.0, 120.0), (32.0, -40.0)):
@@ -198,7 +220,7 @@ def _table_hu(plane: Points, body: Body) -> Array:
 
 
 def _metal_hu(body: Body, plane: Points) -> Array | float:
-    """What a surgical clip adds: a bright spot and its star of streaks."""
+    """Return the HU that a surgical clip adds: a bright spot with a star of streaks."""
     if body.metal_mm is None:
         return 0.0
     x, y, z = body.metal_mm
@@ -209,10 +231,10 @@ def _metal_hu(body: Body, plane: Points) -> Array | float:
 
 
 class NoiseSource:
-    """CT noise: blurred grain, stronger deep in the body, and streaks along the widest rows.
+    """CT noise: grain that grows with depth in the body, and streaks along the widest rows.
 
-    The grain has the spectrum of filtered back-projection: rising with frequency, then cut off
-    by a soft kernel; neighbouring slices share some of it.
+    The grain has the spectrum of filtered back-projection: it rises with frequency and is cut off
+    by a soft kernel. Neighbouring slices are correlated.
     """
 
     def __init__(self, rng: np.random.Generator, scan: Acquisition) -> None:
@@ -227,14 +249,15 @@ class NoiseSource:
         self._last = self._shaped(self._grain)
 
     def _shaped(self, response: npt.NDArray[np.float64]) -> Array:
-        """White noise through a frequency response, scaled to unit variance."""
+        """Return white noise (Y, X) filtered by a frequency response, scaled to unit variance."""
         shape = self._scan.shape[1:]
         white = self._rng.standard_normal(shape, dtype=np.float32)
         made = np.fft.irfft2(np.fft.rfft2(white) * response, s=shape)
         return np.asarray(made / made.std(), dtype=np.float32)
 
     def draw(self, hu: Array) -> Array:
-        """Noise in HU for the next slice, given its noiseless HU (Y, X)."""
+        """Return the noise of the next slice in HU, given its noiseless HU (Y, X)."""
+        # 0.35^2 + 0.937^2 = 1: correlated with the last slice, at constant variance.
         self._last = 0.35 * self._last + 0.937 * self._shaped(self._grain)
         pixel = self._scan.spacing_mm[1]
         density = np.clip((hu + 1000) / 1000, 0, 2.2)

@@ -19,7 +19,7 @@ Array = npt.NDArray[np.floating[Any]]
 
 
 class Points(NamedTuple):
-    """Positions in mm, LPS axes, any shape."""
+    """Positions in mm, LPS axes; three arrays of one shape."""
 
     x: Array
     y: Array
@@ -42,7 +42,7 @@ class Solid:
     box: Box
 
     def grow(self, margin_mm: float) -> Solid:
-        """The solid with its surface moved outwards by `margin_mm` (inwards if negative)."""
+        """Return the solid with its surface moved outwards by `margin_mm` (inwards if negative)."""
         low, high = self.box
         reach = max(margin_mm, 0.0)
         box = (
@@ -52,12 +52,12 @@ class Solid:
         return Solid(lambda p: self.distance(p) - margin_mm, box)
 
     def roughen(self, field: Field, height_mm: float) -> Solid:
-        """The solid with its surface moved by a random field of unit variance."""
+        """Return the solid with its surface moved by `height_mm` times a field of unit variance."""
         grown = self.grow(1.5 * height_mm)
         return Solid(lambda p: self.distance(p) + height_mm * field(p), grown.box)
 
     def within(self, *fields: Field) -> Solid:
-        """The part that lies inside all `fields`."""
+        """Return the part of the solid inside all `fields`."""
 
         def distance(p: Points) -> Array:
             return reduce(np.maximum, (f(p) for f in fields), self.distance(p))
@@ -65,7 +65,7 @@ class Solid:
         return Solid(distance, self.box)
 
     def without(self, *fields: Field) -> Solid:
-        """The part that lies outside all `fields`."""
+        """Return the part of the solid outside all `fields`."""
 
         def distance(p: Points) -> Array:
             return reduce(np.maximum, (-f(p) for f in fields), self.distance(p))
@@ -75,10 +75,14 @@ class Solid:
 
 @dataclass(frozen=True)
 class Structure:
-    """One thing to paint over what is there: where, of which HU, carrying which organ id.
+    """One structure to paint over the earlier ones.
 
-    With `inside`, it is painted only where that organ already is, and leaves the id: a vessel or
-    a lesion.
+    Attributes:
+        name: name of the tissue.
+        solid: its shape.
+        hu: its HU, constant or a field.
+        organ: label id of the painted voxels; 0 is background.
+        inside: paint only inside the organ of this id, and keep its id, as for vessels and lesions.
     """
 
     name: str
@@ -89,7 +93,7 @@ class Structure:
 
 
 def remembered(field: Field) -> Field:
-    """The field, keeping its latest answer: many solids lean on the same few surfaces."""
+    """Return the field with a cache of its last value: many solids share a few surfaces."""
     last: list[tuple[Points, Array]] = []
 
     def value(p: Points) -> Array:
@@ -101,18 +105,21 @@ def remembered(field: Field) -> Field:
 
 
 def join_smoothly(first: Array, second: Array, blend_mm: float) -> Array:
-    """Union of two distances with a fillet of about `blend_mm` (polynomial smooth minimum)."""
+    """Return the union of two distances with a fillet of about `blend_mm`.
+
+    The method is the quadratic polynomial smooth minimum of Inigo Quilez.
+    """
     overlap = np.maximum(blend_mm - np.abs(first - second), 0)
     return np.minimum(first, second) - overlap * overlap / (4 * blend_mm)
 
 
 def cut_smoothly(first: Array, second: Array, blend_mm: float) -> Array:
-    """Intersection of two distances with an edge rounded over about `blend_mm`."""
+    """Return the intersection of two distances with an edge rounded over about `blend_mm`."""
     return -join_smoothly(-first, -second, blend_mm)
 
 
 def rotation(roll_deg: float = 0, pitch_deg: float = 0, yaw_deg: float = 0) -> Array:
-    """Rotation matrix about y (roll), x (pitch) and z (yaw), applied in this order."""
+    """Return the rotation matrix about y (roll), x (pitch) and z (yaw), applied in this order."""
     cr, cp, cy = np.cos(np.deg2rad([roll_deg, pitch_deg, yaw_deg]))
     sr, sp, sy = np.sin(np.deg2rad([roll_deg, pitch_deg, yaw_deg]))
     about_y = np.array([[cr, 0, sr], [0, 1, 0], [-sr, 0, cr]])
@@ -122,7 +129,14 @@ def rotation(roll_deg: float = 0, pitch_deg: float = 0, yaw_deg: float = 0) -> A
 
 
 def level_distance(scaled: Sequence[Array], radii: Sequence[Any], exponent: float) -> Array:
-    """First-order distance to the level 1 of the p-norm of `scaled` = |offset| / radius."""
+    """Return the first-order distance to the surface where the p-norm of `scaled` is 1.
+
+    Args:
+        scaled: |offset| / radius along each axis.
+        radii: radius along each axis in mm.
+        exponent: p; 2 is an ellipsoid, larger values are boxier.
+    """
+    # A function divided by the length of its gradient approximates the distance to its zero set.
     powers = scaled if exponent == 2.0 else [v ** (exponent - 1) for v in scaled]
     norm = sum(q * v for q, v in zip(powers, scaled, strict=True))
     slope = sum((q / r) ** 2 for q, r in zip(powers, radii, strict=True))
@@ -136,7 +150,7 @@ def level_distance(scaled: Sequence[Array], radii: Sequence[Any], exponent: floa
 def ellipsoid(
     center: Triple, radii: Triple, turn: Array | None = None, exponent: float = 2.0
 ) -> Solid:
-    """Super-ellipsoid; `exponent` above 2 makes it boxier. `turn` rotates it about its centre."""
+    """Return a super-ellipsoid, rotated by `turn` about its centre; see `level_distance`."""
     half = radii if turn is None else (max(radii),) * 3
     sizes = [float(r) for r in radii]
 
@@ -158,7 +172,7 @@ def ellipsoid(
 
 
 def cylinder(center: tuple[float, float], radii: tuple[float, float], exponent: float) -> Field:
-    """Upright super-elliptic cylinder without ends, about (x, y) `center`."""
+    """Return an endless upright super-elliptic cylinder around (x, y) `center`."""
 
     def distance(p: Points) -> Array:
         scaled = [np.abs(p.x - center[0]) / radii[0], np.abs(p.y - center[1]) / radii[1]]
@@ -168,7 +182,7 @@ def cylinder(center: tuple[float, float], radii: tuple[float, float], exponent: 
 
 
 def dome(center: Triple, radii: Triple, exponent: float) -> Field:
-    """Upper half of a super-ellipsoid on an endless upright cylinder (a half of the diaphragm)."""
+    """Return the upper half of a super-ellipsoid on an endless cylinder (half a diaphragm)."""
     sizes = [float(r) for r in radii]
 
     def distance(p: Points) -> Array:
@@ -180,7 +194,13 @@ def dome(center: Triple, radii: Triple, exponent: float) -> Field:
 
 
 def tube(path: Sequence[Triple], radii: Sequence[float], blend_mm: float = 0.0) -> Solid:
-    """Chain of tapering round segments through `path`, with a radius in mm at every knot."""
+    """Return a chain of tapering round segments through `path`.
+
+    Args:
+        path: knots in mm.
+        radii: radius in mm at every knot.
+        blend_mm: width of the fillets between segments.
+    """
     knots = np.asarray(path, dtype=np.float32)
     widths = np.asarray(radii, dtype=np.float32)
 
@@ -212,12 +232,18 @@ def tube(path: Sequence[Triple], radii: Sequence[float], blend_mm: float = 0.0) 
 
 
 def in_front_of(level_mm: float) -> Field:
-    """The half space in front of the plane y = `level_mm` is inside: where gas rises to."""
+    """Return the half space in front of the plane y = `level_mm`, where gas collects."""
     return lambda p: p.y - level_mm
 
 
 def waves(rng: np.random.Generator, num_waves: int, wavelength_mm: tuple[float, float]) -> Field:
-    """A smooth random field of about unit variance: plane waves of random direction and phase."""
+    """Draw a smooth field of about unit variance: plane waves of random direction and phase.
+
+    Args:
+        rng: source of all random draws.
+        num_waves: number of waves.
+        wavelength_mm: shortest and longest wavelength.
+    """
     direction = rng.normal(size=(num_waves, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     length = rng.uniform(*wavelength_mm, size=(num_waves, 1))
@@ -235,23 +261,29 @@ def waves(rng: np.random.Generator, num_waves: int, wavelength_mm: tuple[float, 
 
 
 def grid_over(box: Box | Array, step_mm: float) -> Points:
-    """A regular grid of points that fills a box, indexed [x, y, z]."""
+    """Return a regular grid of points that fills a box, indexed [x, y, z]."""
     axes = [np.arange(a, b, step_mm, dtype=np.float32) for a, b in zip(*box, strict=True)]
     return Points(*np.meshgrid(*axes, indexing="ij"))
 
 
 @dataclass(frozen=True)
 class Frame:
-    """How the standard adult's frame lies in the scanner: roll, scale, a smooth deformation."""
+    """Mapping from the scanner to the standard adult: roll, scale and a smooth deformation.
+
+    Attributes:
+        scale: size of the patient relative to the standard adult along x, y, z.
+        roll_deg: rotation about z.
+        warp: deformation along x, y, z in units of `warp_mm`.
+        warp_mm: amplitude of the deformation.
+    """
 
     scale: Triple
     roll_deg: float
     warp: tuple[Field, Field, Field]
-    """Deformation along x, y, z in units of `warp_mm`."""
     warp_mm: float = 5.5
 
     def to_standard(self, p: Points) -> Points:
-        """Positions in the scanner to positions in the standard adult."""
+        """Map positions in the scanner to positions in the standard adult."""
         cos, sin = (float(f(np.deg2rad(self.roll_deg))) for f in (np.cos, np.sin))
         q = Points(
             (cos * p.x + sin * p.y) / self.scale[0],
@@ -268,10 +300,14 @@ def fit_volume(
     points: Points,
     step_mm: float,
 ) -> Solid:
-    """Bisects the one parameter of `make`, which must grow the solid, until it has a volume.
+    """Find the solid of a given volume by eight bisections.
 
-    `points` are the solid's positions of a regular grid of `step_mm` in the scanner that holds
-    all of it; surfaces are antialiased.
+    Args:
+        make: returns a solid that grows with its parameter.
+        volume_ml: volume in the scanner.
+        limits: lowest and highest parameter.
+        points: positions of a regular scanner grid that holds the solid, in the solid's frame.
+        step_mm: step of that grid; voxels at the surface count by their share.
     """
     low, high = limits
 

@@ -1,8 +1,9 @@
 """The phantom's trunk: body wall, skeleton, muscles, diaphragm and lungs.
 
-Coordinates are a standard adult's, in mm, LPS axes, origin on the midline at mid-liver height,
-half-way between belly and back. Landmarks: x = 0 midline, y = 40 vertebral column, z = 85 top of
-the right half of the diaphragm, z = -150 iliac crest.
+Coordinates are those of a standard adult, in mm, LPS axes, origin on the midline at mid-liver
+height, half-way between belly and back. Landmarks: x = 0 midline, y = 40 vertebral column, z = 85
+top of the right half of the diaphragm, z = -150 iliac crest. Sizes and HU are set by hand to look
+plausible on CT; they are not measurements.
 """
 
 from __future__ import annotations
@@ -32,25 +33,31 @@ from fullscale.phantom.shapes import (
 
 BODY_BOX: Box = ((-215.0, -215.0, -2000.0), (215.0, 215.0, 2000.0))
 FAT_HU = -105.0
-VERTEBRA_PITCH_MM = 34.0
-RIB_PITCH_MM = 29.0
+VERTEBRA_PITCH_MM = 34.0  # one vertebra and one disc
+RIB_PITCH_MM = 29.0  # one rib and one gap, along z
 
 
 @dataclass(frozen=True)
 class Trunk:
-    """Surfaces that the organs lean on, as distances in mm (negative inside)."""
+    """The trunk; its surfaces, which bound the organs, are distances in mm (negative inside).
+
+    Attributes:
+        wall: outer surface of the muscles.
+        cavity: space within ribs and muscles, lungs included.
+        abdomen: everything below the diaphragm.
+        fat_mm: thickness of the subcutaneous fat.
+        structures: structures of the trunk, in painting order.
+    """
 
     wall: Field
     cavity: Field
-    """What lies within ribs and muscles, lungs included."""
     abdomen: Field
-    """Everything below the diaphragm."""
     fat_mm: float
     structures: list[Structure]
 
 
 def build_trunk(rng: np.random.Generator, muscle_hu: float) -> Trunk:
-    """Draws one trunk. The draws do not depend on `muscle_hu`."""
+    """Draw a trunk; the random draws do not depend on `muscle_hu`."""
     fat_mm = float(rng.uniform(8, 27))
     lean = float(np.clip(rng.normal(0.5, 0.3), 0, 1))
     wall = remembered(_wall(float(rng.uniform(-8, 8))))
@@ -126,13 +133,13 @@ def build_trunk(rng: np.random.Generator, muscle_hu: float) -> Trunk:
 
 
 def _step(value: Array) -> Array:
-    """Smooth step from 0 (value <= 0) to 1 (value >= 1)."""
+    """Return a smooth step from 0 (value <= 0) to 1 (value >= 1)."""
     t = np.clip(value, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def _wall(waist_mm: float) -> Field:
-    """Outer surface of the muscles: a super-elliptic tube, narrower at the waist and the top."""
+    """Return the outer surface of the muscles: a super-elliptic tube, narrower at waist and top."""
 
     def distance(p: Points) -> Array:
         half_x = 148 - 16 * _step((p.z - 60) / 140) - waist_mm * np.exp(-(((p.z + 110) / 55) ** 2))
@@ -145,6 +152,7 @@ def _wall(waist_mm: float) -> Field:
 
 
 def _diaphragm(rng: np.random.Generator) -> Field:
+    """Draw the diaphragm: a right, a left and a middle dome at a random height of breathing."""
     rise = float(rng.uniform(-18, 14))
     left_rise = rise + float(rng.uniform(-8, 6))
     right = dome((-70.0, -8.0, -15.0), (74.0, 96.0, 100.0 + rise), 2.15)
@@ -160,7 +168,7 @@ def _diaphragm(rng: np.random.Generator) -> Field:
 def _lungs(
     rng: np.random.Generator, cavity: Field, abdomen: Field, muscle_hu: float
 ) -> list[Structure]:
-    """Both lungs; in some patients collapsed above the diaphragm, or with fluid behind."""
+    """Draw both lungs; some are collapsed above the diaphragm or have fluid at the back."""
     mediastinum = cylinder((6.0, 12.0), (30.0, 70.0), 2.2)
     vessels = waves(rng, 14, (14, 45))
     lung = Solid(cavity, BODY_BOX).without(abdomen, mediastinum).within(lambda p: -12 - p.z)
@@ -182,7 +190,7 @@ def _lungs(
 
 
 def _base_of_lung(abdomen: Field, height_mm: float, front_mm: float) -> Field:
-    """A wedge on the diaphragm that grows thicker to the back, behind y = `front_mm`."""
+    """Return a wedge on the diaphragm that thickens to the back, behind y = `front_mm`."""
 
     def field(p: Points) -> Array:
         depth = p.y - front_mm
@@ -197,6 +205,7 @@ def _at_the_back(level_mm: float) -> Field:
 
 
 def _muscles(rng: np.random.Generator, back: list[Field], hu: Field) -> list[Structure]:
+    """Draw the back muscles, psoas, quadratus lumborum and the crura of the diaphragm."""
     found = [Structure("back muscles", Solid(m, BODY_BOX), hu) for m in back]
     bulk = float(rng.uniform(0.85, 1.15))
     for side in (-1.0, 1.0):
@@ -221,6 +230,8 @@ def _muscles(rng: np.random.Generator, back: list[Field], hu: Field) -> list[Str
 
 
 def _bone_hu(distance: Field, trabecular_hu: float, cortical_hu: float) -> Field:
+    """Return the HU of a bone: cortical at the surface, trabecular from about 4 mm depth."""
+
     def hu(p: Points) -> Array:
         depth = np.minimum(distance(p), 0)
         return trabecular_hu + (cortical_hu - trabecular_hu) * np.exp(-((depth / 2.0) ** 2))
@@ -229,7 +240,7 @@ def _bone_hu(distance: Field, trabecular_hu: float, cortical_hu: float) -> Field
 
 
 def _spine(column: Field, trabecular_hu: float) -> list[Structure]:
-    """Vertebrae repeat every VERTEBRA_PITCH_MM, with a disc of 9 mm between two of them."""
+    """Return the spine: vertebrae every `VERTEBRA_PITCH_MM`, with discs of 9 mm between them."""
     pitch = VERTEBRA_PITCH_MM
     canal = cylinder((0.0, 65.0), (9.0, 8.0), 2.0)
     ring = cylinder((0.0, 66.0), (14.0, 13.0), 2.0)
@@ -258,7 +269,7 @@ def _spine(column: Field, trabecular_hu: float) -> list[Structure]:
 
 
 def _cage(rng: np.random.Generator, wall: Field, muscle_hu: float) -> list[Structure]:
-    """Ribs run around the chest and downwards; in front of the bony ends lies cartilage."""
+    """Draw ribs that run around the chest and down, their cartilage, sternum and iliac wing."""
     offset = float(rng.uniform(0, RIB_PITCH_MM))
     slope = float(rng.uniform(200, 260))
 

@@ -1,1 +1,1 @@
-"""Trained networks on disk, and a scan through one of them."""
+"""Prediction: trained networks on disk, and segmentation of scans with them."""

@@ -1,4 +1,4 @@
-"""A trained network on disk: weights without pickle, and a description that rebuilds it."""
+"""A trained network on disk: its weights as safetensors, and a description to rebuild it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from fullscale.params import Params, Section, SliceParams
-from fullscale.runtime.errors import StageError
+from fullscale.params import Params, ParamsSection, SliceParams
+from fullscale.runtime.errors import StageError, shorten
 from fullscale.runtime.files import write_atomically
 from fullscale.scans.slicing import Grid
 from model.networks import build_network
@@ -24,13 +24,13 @@ WEIGHTS_NAME = "weights.safetensors"
 DESCRIPTION_NAME = "network.json"
 
 
-class TrainedOn(Section):
-    """What the training cases were like; each field is the lowest and the highest of them, in mm.
+class TrainedOn(ParamsSection):
+    """Geometry of the training cases: each field is the lowest and the highest value, in mm.
 
     Attributes:
         slice_spacing_mm: distance of neighbouring slices.
         pixel_spacing_mm: distance of neighbouring voxels in a slice, along either axis.
-        height_mm: from the lower edge of the lowest slice to the upper edge of the highest.
+        height_mm: from the lower edge of the lowest slice to the upper edge of the highest one.
         field_of_view_mm: sides of a slice, along either axis.
     """
 
@@ -41,7 +41,7 @@ class TrainedOn(Section):
 
     @classmethod
     def of(cls, grids: Sequence[Grid]) -> TrainedOn:
-        """What scans with these grids are like; at least one."""
+        """Summarise the grids of some scans, at least one."""
         spacing_mm = np.array([grid.spacing_mm for grid in grids])
         extent_mm = spacing_mm * [grid.shape_ZYX for grid in grids]
         return cls(
@@ -56,18 +56,18 @@ def _range(values: NDArray[np.float64]) -> tuple[float, float]:
     return round(float(values.min()), 4), round(float(values.max()), 4)
 
 
-class Description(Section):
-    """All that is needed, besides the weights, to segment a scan with a network.
+class NetworkDescription(ParamsSection):
+    """Everything needed, in addition to the weights, to segment a scan with a network.
 
     Attributes:
         name: the network's name in params.yaml.
         architecture, encoder, width, deep_supervision, cgm: arguments of `build_network`.
         organs: organ to its label ids; the order is that of the network's channels, and an
             organ's first id is written into predicted label maps.
-        slice: how scans become slices.
-        epoch: the epoch whose weights these are, counted from 1.
+        slice: settings that turn scans into slices.
+        epoch: epoch of the weights, counted from 1; 0 if not known.
         val_dice: mean 3D Dice of the validation cases at that epoch, on the slices' grid.
-        trained_on: what the training cases were like; None if it is not known.
+        trained_on: geometry of the training cases; None if not known.
     """
 
     name: str
@@ -88,13 +88,13 @@ class Trained:
     """A network in eval mode and its description."""
 
     network: SegmentationNetwork
-    description: Description
+    description: NetworkDescription
 
 
-def describe(name: str, params: Params) -> Description:
-    """The description of network `name` as params.yaml wants it built."""
+def describe_network(name: str, params: Params) -> NetworkDescription:
+    """Return the description of network `name` according to params.yaml."""
     recipe = params.recipes[name]
-    return Description(
+    return NetworkDescription(
         name=name,
         architecture=recipe.architecture,
         encoder=recipe.encoder,
@@ -106,11 +106,11 @@ def describe(name: str, params: Params) -> Description:
     )
 
 
-def build(description: Description) -> SegmentationNetwork:
-    """The untrained network of a description.
+def build(description: NetworkDescription) -> SegmentationNetwork:
+    """Build the network of a description, with initial weights.
 
     Raises:
-        StageError: the description asks for what no network offers.
+        StageError: there is no network with these options.
     """
     try:
         return build_network(
@@ -126,18 +126,20 @@ def build(description: Description) -> SegmentationNetwork:
         raise StageError(f"recipes.{description.name}: {error}") from None
 
 
-def save_trained(folder: Path, network: SegmentationNetwork, description: Description) -> None:
-    """Write weights and description; each file is whole or absent whenever the run is killed."""
+def save_trained(
+    folder: Path, network: SegmentationNetwork, description: NetworkDescription
+) -> None:
+    """Write weights.safetensors and network.json to a folder, each atomically."""
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     write_atomically(folder / WEIGHTS_NAME, save(state))
     write_atomically(folder / DESCRIPTION_NAME, description.model_dump_json(indent=2) + "\n")
 
 
 def load_trained(folder: Path) -> Trained:
-    """Read back what `save_trained` wrote, ready for inference.
+    """Read the network that `save_trained` wrote, in eval mode.
 
     Raises:
-        StageError: a file is missing, damaged, or does not fit the other.
+        StageError: a file is missing or damaged, or the two files do not belong together.
     """
     cure = "train it again with `dvc repro`, or fetch it with `dvc pull dvc.yaml`"
     for name in (WEIGHTS_NAME, DESCRIPTION_NAME):
@@ -145,10 +147,10 @@ def load_trained(folder: Path) -> Trained:
             raise StageError(f"no trained network in {folder}: {name} is missing; {cure}")
     try:
         text = (folder / DESCRIPTION_NAME).read_text(encoding="utf-8")
-        description = Description.model_validate_json(text)
+        description = NetworkDescription.model_validate_json(text)
         network = build(description)
         network.load_state_dict(load_file(folder / WEIGHTS_NAME))
     except (ValidationError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = shorten(error, 300)
         raise StageError(f"the trained network in {folder} is damaged: {reason}; {cure}") from None
     return Trained(network.eval(), description)

@@ -1,4 +1,4 @@
-"""One scan through one trained network: the same steps in evaluation, serving and by hand."""
+"""Segment a scan with a trained network: the same code in evaluation, serving and by hand."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fullscale.prediction.network_files import Description, Trained
+from fullscale.prediction.network_files import NetworkDescription, Trained
 from fullscale.runtime.errors import StageError
 from fullscale.scans.slicing import Grid, plan_grid, restore, slice_image
 from fullscale.scans.volume import Volume
 from model.inference import (
     BatchPrediction,
+    InferenceSettings,
     Prediction,
     predict_batches,
     predict_slices,
     prepare,
 )
-from model.output import Gate
+from model.output import Gating
 from model.preprocessing import NUM_ADJACENT_SLICES, normalise
 
 MAX_SLAB_SLICES = 8
-"""Restored at a time: a hundred organs of 512 x 512 voxels take 840 MB."""
+"""Slices resampled at a time: with a hundred organs, 8 x 512 x 512 voxels take 840 MB."""
 
 
 @dataclass(frozen=True)
 class SlicePrediction:
-    """What a network says of a scan's slices; organs are brought to the scan one at a time.
+    """Prediction of a scan's slices; `restore` resamples one organ at a time to the scan.
 
     Attributes:
-        grid: how the slices lie on the scan.
+        grid: position of the slices on the scan.
         organs: in the order of the network's channels.
-        prediction: probabilities on the slices, and the classifier's.
+        prediction: probabilities of pixels, and of the slice classifier (CGM).
     """
 
     grid: Grid
@@ -42,7 +43,7 @@ class SlicePrediction:
     prediction: Prediction
 
     def restore(self, organ: str) -> np.ndarray:
-        """Probability of an organ on the scan's own voxels in canonical orientation.
+        """Return the probability of an organ on the scan's own voxels, canonical orientation.
 
         Returns:
             float32 (Z, Y, X), in [0, 1].
@@ -51,7 +52,9 @@ class SlicePrediction:
         return restore(self.prediction.probabilities[index].numpy(), self.grid)
 
     def organ_probability(self, organ: str) -> np.ndarray | None:
-        """The classifier's probability that a slice holds the organ; the gate is open above 0.5.
+        """Return the slice classifier's probability that a slice contains the organ.
+
+        Above 0.5, the organ counts as present.
 
         Returns:
             float32 (Z,), or None for a network without a classifier.
@@ -62,13 +65,13 @@ class SlicePrediction:
 
 @dataclass(frozen=True)
 class Slab:
-    """Some consecutive slices of a scan, on its own voxels in canonical orientation.
+    """Prediction of consecutive slices of a scan, on its own voxels in canonical orientation.
 
     Attributes:
-        z: which slices.
+        z: range of the slices.
         probability_KZYX: float32, in [0, 1], organs in the order of the network's channels.
-        organ_probability_ZK: float32, the classifier's "slice contains the organ"; None for a
-            network without one.
+        organ_probability_ZK: float32, the slice classifier's "slice contains the organ"; None
+            for a network without one.
     """
 
     z: slice
@@ -82,8 +85,8 @@ class Segmentation:
 
     Attributes:
         masks: organ to boolean array (Z, Y, X).
-        label_map: uint8 (Z, Y, X), each organ's first label id; where two organs claim a voxel
-            the more probable one has it.
+        label_map: uint8 (Z, Y, X), each organ's first label id; a voxel of two organs gets the
+            more probable one.
     """
 
     masks: dict[str, np.ndarray]
@@ -91,14 +94,14 @@ class Segmentation:
 
 
 Progress = Callable[[Iterable[BatchPrediction], str, int], Iterable[BatchPrediction]]
-"""Shows how far a scan is, as `fullscale.runtime.console.track` does."""
+"""Wraps an iterable to show progress: (batches, unit, number); see runtime.console.track."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of a name; "auto" is a GPU when there is one, else the CPU.
+    """Return the device of a name; "auto" is a CUDA GPU if there is one, else the CPU.
 
     Raises:
-        StageError: no such device here.
+        StageError: unknown name, or the device is not available.
     """
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     available = {"auto": True, "cpu": True, "cuda": has_cuda, "mps": has_mps}
@@ -113,15 +116,15 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 class Predictor:
-    """A trained network made ready once, for any number of scans.
+    """A trained network, prepared once to segment any number of scans.
 
-    A GPU that has bf16 computes in it, as in training.
+    GPUs with bf16 compute in bf16, as in training.
 
     Args:
         trained: network and description.
         threshold: probability from which a voxel belongs to an organ.
         batch_size: slices computed at a time.
-        device: where to compute; None takes a GPU when there is one.
+        device: where to compute; None = as `pick_device("auto")`.
     """
 
     def __init__(
@@ -131,20 +134,24 @@ class Predictor:
         batch_size: int,
         device: torch.device | None = None,
     ) -> None:
-        self.description: Description = trained.description
+        self.description: NetworkDescription = trained.description
         self.threshold = threshold
         self._network = prepare(trained.network)
-        self._batch_size = batch_size
-        self._device = device or pick_device()
-        has_bf16 = self._device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self._precision = torch.bfloat16 if has_bf16 else torch.float32
+        device = device or pick_device()
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self._settings = InferenceSettings(
+            num_adjacent=NUM_ADJACENT_SLICES,
+            batch_size=batch_size,
+            device=device,
+            precision=torch.bfloat16 if has_bf16 else torch.float32,
+        )
 
-    def predict(self, scan: Volume, gate: Gate = "hard") -> SlicePrediction:
-        """Compute probabilities on a scan's slices, and keep all of them.
+    def predict(self, scan: Volume, gating: Gating = "hard") -> SlicePrediction:
+        """Compute the probabilities of all slices of a scan.
 
         Args:
             scan: HU in canonical orientation.
-            gate: see `model.output.probabilities`; with "none" the decoder runs for every slice.
+            gating: see `model.output.probabilities`; with "none" the decoder runs for every slice.
 
         Raises:
             ScanError: the scan shows no body.
@@ -153,20 +160,16 @@ class Predictor:
         prediction = predict_slices(
             self._network,
             image_ZHW,
-            num_adjacent=NUM_ADJACENT_SLICES,
-            batch_size=self._batch_size,
-            device=self._device,
-            gate=gate,
-            precision=self._precision,
+            replace(self._settings, gating=gating),
         )
         return SlicePrediction(grid, tuple(self.description.organs), prediction)
 
     def slabs(self, scan: Volume, progress: Progress | None = None) -> Iterator[Slab]:
-        """Segment a scan from the feet up; beside its slices, memory holds one batch.
+        """Segment a scan from the feet up; memory holds its slices and one batch.
 
         Args:
             scan: HU in canonical orientation.
-            progress: shows how far it is.
+            progress: shows progress over batches.
 
         Raises:
             ScanError: the scan shows no body.
@@ -175,13 +178,10 @@ class Predictor:
         batches: Iterable[BatchPrediction] = predict_batches(
             self._network,
             image_ZHW,
-            num_adjacent=NUM_ADJACENT_SLICES,
-            batch_size=self._batch_size,
-            device=self._device,
-            precision=self._precision,
+            self._settings,
         )
         if progress is not None:
-            batches = progress(batches, "slices", -(-len(image_ZHW) // self._batch_size))
+            batches = progress(batches, "slices", -(-len(image_ZHW) // self._settings.batch_size))
         for batch in batches:
             first, end = batch.slices.start, batch.slices.stop
             for start in range(first, end, MAX_SLAB_SLICES):
@@ -213,7 +213,7 @@ class Predictor:
         return Segmentation(masks, label_map)
 
     def to_labels(self, slab: Slab) -> np.ndarray:
-        """The label map of some slices, uint8 (Z, Y, X); see `Segmentation`."""
+        """Return the label map of a slab, uint8 (Z, Y, X); see `Segmentation`."""
         label_ZYX = np.zeros(slab.probability_KZYX.shape[1:], dtype=np.uint8)
         highest_ZYX = np.full(label_ZYX.shape, self.threshold, dtype=np.float32)
         for label_ids, found_ZYX in zip(
@@ -224,7 +224,7 @@ class Predictor:
         return label_ZYX
 
     def _slice(self, scan: Volume) -> tuple[Grid, Tensor]:
-        """How slices lie on a scan, and the slices, float32 Z x H x W in [0, 1]."""
+        """Return the slices' grid on a scan, and the slices, float32 Z x H x W in [0, 1]."""
         settings = self.description.slice
         grid = plan_grid(
             scan,
@@ -233,14 +233,13 @@ class Predictor:
             body_margin_mm=settings.body_margin_mm,
         )
         hu_ZHW = torch.from_numpy(slice_image(scan, grid, settings.window_hu))
+        # Slice by slice: normalising all at once takes three times the memory.
         image_ZHW = torch.empty(hu_ZHW.shape)
-        for image_HW, hu_HW in zip(
-            image_ZHW, hu_ZHW, strict=True
-        ):  # all at once takes thrice as much
+        for image_HW, hu_HW in zip(image_ZHW, hu_ZHW, strict=True):
             image_HW.copy_(normalise(hu_HW, settings.window_hu))
         return grid, image_ZHW
 
 
 def _part_of(grid: Grid, z: slice) -> Grid:
-    """The same grid on some of the scan's slices only."""
+    """Restrict a grid to some of the scan's slices."""
     return replace(grid, shape_ZYX=(z.stop - z.start, *grid.shape_ZYX[1:]))

@@ -1,4 +1,4 @@
-"""One scan with one network: the label map, and what was measured on the way.
+"""Segment one scan: label map, probabilities, and measurements of each organ.
 
 Z slices, Y X voxels of the scan in canonical orientation, K organs.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fullscale.prediction.network_files import Description, Trained
+from fullscale.prediction.network_files import NetworkDescription, Trained
 from fullscale.prediction.predictor import Predictor, Progress
 from fullscale.runtime.errors import StageError
 from fullscale.scans.volume import Volume
@@ -20,16 +20,16 @@ from fullscale.scans.volume import Volume
 CPU_BATCH_BYTES, GPU_BATCH_SHARE = 512 << 20, 0.5
 MAX_BATCH_SIZE = 64
 MAPS_PER_SLICE = 24
-"""Measured: the largest network takes memory for up to so many maps of its first level, in float32,
-for each slice of a batch."""
+"""Measured: for each slice of a batch, the largest network needs the memory of up to this number of
+float32 maps of its first level."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network to segment with, and where it comes from.
+    """A network to segment with, and its origin.
 
     Attributes:
-        name: of the registered model, or of the network in params.yaml.
+        name: of the registered model; for a folder, the network's name in its network.json.
         version: of the registered model; None for a folder.
         weights_sha256: checksum of the weights.
         threshold: probability from which a voxel belongs to an organ.
@@ -45,31 +45,32 @@ class Model:
 
 @dataclass(frozen=True)
 class OrganFound:
-    """What was found of one organ.
+    """Measurements of one organ in a scan.
 
     Attributes:
         label_id: of its voxels in the label map.
         volume_ml: of its voxels.
-        mean_hu: over its voxels; None where there are none.
+        mean_hu: mean over its voxels; None without voxels.
         voxels_Z: number of its voxels in each slice, from the feet up.
-        gate_Z: the classifier's probability that a slice holds it; None without a classifier.
+        organ_probability_Z: the slice classifier's probability that a slice contains the organ;
+            None for a network without a classifier.
     """
 
     label_id: int
     volume_ml: float
     mean_hu: float | None
     voxels_Z: NDArray[np.int64]
-    gate_Z: NDArray[np.float32] | None
+    organ_probability_Z: NDArray[np.float32] | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers; slices are counted from 0 at the feet."""
+        """Return plain numbers for JSON; slices are counted from 0 at the feet."""
         drawn = np.flatnonzero(self.voxels_Z)
-        gate = None
-        if self.gate_Z is not None:
-            gate = {
-                "highest": round(float(self.gate_Z.max()), 4),
-                "num_open_slices": int((self.gate_Z > 0.5).sum()),
-                "by_slice": [round(float(score), 4) for score in self.gate_Z],
+        classifier = None
+        if self.organ_probability_Z is not None:
+            classifier = {
+                "highest": round(float(self.organ_probability_Z.max()), 4),
+                "num_present_slices": int((self.organ_probability_Z > 0.5).sum()),
+                "by_slice": [round(float(score), 4) for score in self.organ_probability_Z],
             }
         return {
             "label": self.label_id,
@@ -78,18 +79,18 @@ class OrganFound:
             "num_slices": len(drawn),
             "first_slice": int(drawn[0]) if len(drawn) else None,
             "last_slice": int(drawn[-1]) if len(drawn) else None,
-            "gate": gate,
+            "slice_classifier": classifier,
         }
 
 
 @dataclass(frozen=True, eq=False)
 class Segmented:
-    """What was found in one scan.
+    """Segmentation of one scan, with measurements.
 
     Attributes:
         label_ZYX: uint8, each organ's first label id.
         organs: in the order of the network's channels.
-        probabilities: organ to float16 (Z, Y, X) in [0, 1]; None where not asked for.
+        probabilities: organ to float16 (Z, Y, X) in [0, 1]; None if not requested.
     """
 
     label_ZYX: NDArray[np.uint8]
@@ -104,13 +105,13 @@ def segment_scan(
     keep_probabilities: bool = False,
     progress: Progress | None = None,
 ) -> Segmented:
-    """Segment a scan; beside scan and label map, memory holds its slices and one batch.
+    """Segment a scan; memory holds scan, label map, slices and one batch.
 
     Args:
-        predictor: a network ready to segment.
+        predictor: a prepared network.
         scan: HU in canonical orientation.
-        keep_probabilities: two bytes for every voxel and organ.
-        progress: shows how far it is.
+        keep_probabilities: return probabilities, two bytes for every voxel and organ.
+        progress: shows progress over batches.
 
     Raises:
         ScanError: the scan shows no body.
@@ -122,7 +123,7 @@ def segment_scan(
     kept = {organ: np.zeros(shape_ZYX, np.float16) for organ in organs if keep_probabilities}
     voxels_KZ = np.zeros((len(organs), len(label_ZYX)), dtype=np.int64)
     sum_hu_K = np.zeros(len(organs))
-    gates = []
+    slab_probabilities = []
     try:
         for slab in predictor.slabs(scan, progress):
             label_ZYX[slab.z] = labels = predictor.to_labels(slab)
@@ -133,12 +134,12 @@ def segment_scan(
                 if keep_probabilities:
                     kept[organ][slab.z] = slab.probability_KZYX[k]
             if slab.organ_probability_ZK is not None:
-                gates.append(slab.organ_probability_ZK)
+                slab_probabilities.append(slab.organ_probability_ZK)
     except (MemoryError, torch.OutOfMemoryError):
         raise StageError(
             "memory ran out; try a smaller --batch-size, or --device cpu where a GPU is too small"
         ) from None
-    gate_ZK = np.concatenate(gates) if gates else None
+    organ_ZK = np.concatenate(slab_probabilities) if slab_probabilities else None
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
     found = {}
     for k, (organ, label_ids) in enumerate(organs.items()):
@@ -148,21 +149,21 @@ def segment_scan(
             num_voxels * voxel_ml,
             sum_hu_K[k] / num_voxels if num_voxels else None,
             voxels_KZ[k],
-            None if gate_ZK is None else gate_ZK[:, k],
+            None if organ_ZK is None else organ_ZK[:, k],
         )
     return Segmented(label_ZYX, found, kept if keep_probabilities else None)
 
 
-def read_batch_size(asked: str, description: Description, device: torch.device) -> int:
-    """The number of slices at a time that a person asks for.
+def read_batch_size(asked: str, description: NetworkDescription, device: torch.device) -> int:
+    """Convert the option --batch-size to a number of slices.
 
     Args:
-        asked: a number, or "auto": what a device has memory for, with much left for others.
+        asked: a number, or "auto", which fits the device's memory and leaves much of it free.
         description: of the network.
         device: where it computes.
 
     Raises:
-        StageError: it is neither.
+        StageError: `asked` is neither a positive number nor "auto".
     """
     if asked != "auto":
         if not (asked.isdecimal() and int(asked)):

@@ -1,4 +1,4 @@
-"""The charts of scores. Each takes what was read from files and returns a figure and its alt text.
+"""The charts of scores. Each function returns a figure and its description (alt text).
 
 B bars.
 """
@@ -7,21 +7,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fullscale.reporting.numbers import number, with_interval
-from fullscale.reporting.results import History, Summary
-from fullscale.reporting.style import GRID, INK, add_legend, looks, new_chart
+from fullscale.reporting.style import (
+    GRID,
+    INK,
+    add_legend,
+    assign_styles,
+    draw_curve,
+    find_curve,
+    new_chart,
+)
 
-MAX_MARKED_EPOCHS = 40
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fullscale.evaluation.score_files import Summary
+    from fullscale.reporting.results import History
+
+MAX_LEVEL_NAMES = 3
+"""More names below a chart are written upright."""
 
 Chart = tuple[Figure, str]
 Values = tuple[float, float, float]
-"""A value and the ends of its interval, NaN where there is none."""
+"""A value and the ends of its interval; NaN for unknown."""
 
 
 def draw_boxes(
@@ -30,17 +43,19 @@ def draw_boxes(
     organ: str,
     pair: tuple[str, str],
 ) -> Chart | None:
-    """Dice of every case and network for one organ, cases joined by lines.
+    """Draw Dice of every case and network for one organ; lines join the values of a case.
 
     Args:
         scores: network to its rows, with columns case, organ and dice.
-        networks: every network of the report, for looks that stay the same.
-        organ: which rows to draw.
+        networks: every network of the report, so that each keeps its style.
+        organ: rows of this organ are drawn.
         pair: candidate and baseline; a line is dashed where the candidate is worse.
 
     Returns:
-        None where no case has a Dice.
+        None if no case has a Dice.
     """
+    import pandas as pd
+
     dice = pd.DataFrame(
         {
             name: table.loc[table["organ"] == organ].set_index("case")["dice"]
@@ -78,11 +93,13 @@ def draw_boxes(
             linewidth=1.4 if is_worse else 0.9,
         )
     for place, (name, column) in enumerate(zip(names, columns, strict=True), 1):
-        look = looks(networks)[name]
+        style = assign_styles(networks)[name]
         axes.scatter(
-            [place] * len(column), column, s=26, color=look.colour, marker=look.marker, zorder=3
+            [place] * len(column), column, s=26, color=style.colour, marker=style.marker, zorder=3
         )
     axes.set_xticks(range(1, len(names) + 1), labels=names)
+    if len(names) > MAX_LEVEL_NAMES:
+        axes.tick_params(axis="x", labelrotation=90)
     axes.set_ylabel("Dice")
     medians = ", ".join(
         f"{name} median {number(float(dice[name].median()), 3)} of {dice[name].count()} cases"
@@ -102,10 +119,10 @@ def draw_bars(
     *,
     limit: float | None = None,
 ) -> Chart | None:
-    """Bars side by side in groups, with intervals and numbers.
+    """Draw bars side by side in groups, with intervals and numbers.
 
     Args:
-        title: over the chart.
+        title: above the chart.
         unit: along the axis.
         groups: names below the bars.
         series: name to a value for each group.
@@ -113,13 +130,13 @@ def draw_bars(
         limit: the largest value allowed, drawn as a line.
 
     Returns:
-        None where nothing was measured.
+        None if nothing was measured.
     """
     figure, axes = new_chart(title)
     width = 0.8 / max(1, len(series))
     tops_B = [0.0 if limit is None else limit]
-    told = []
-    for place, (name, look) in enumerate(looks(tuple(series)).items()):
+    facts = []
+    for place, (name, style) in enumerate(assign_styles(tuple(series)).items()):
         for group, (value, low, high) in enumerate(series[name]):
             if not math.isfinite(value):
                 continue
@@ -129,9 +146,9 @@ def draw_bars(
                 value,
                 width * 0.9,
                 label=name if name not in axes.get_legend_handles_labels()[1] else None,
-                facecolor="none" if look.hatch else (look.colour, 0.6),
-                edgecolor=look.colour,
-                hatch=look.hatch,
+                facecolor="none" if style.hatch else (style.colour, 0.6),
+                edgecolor=style.colour,
+                hatch=style.hatch,
             )
             top = value
             if math.isfinite(low) and math.isfinite(high):
@@ -149,8 +166,8 @@ def draw_bars(
                 color=INK,
             )
             tops_B.append(top)
-            told.append(f"{groups[group]} {name} {with_interval(value, low, high, digits)}")
-    if not told:
+            facts.append(f"{groups[group]} {name} {with_interval(value, low, high, digits)}")
+    if not facts:
         return None
     axes.set_ylim(0, 1.15 * max(tops_B) or 0.01)
     axes.set_xticks(range(len(groups)), labels=groups)
@@ -158,26 +175,26 @@ def draw_bars(
     if limit is not None:
         axes.axhline(limit, color=INK, linestyle=(0, (6, 3)), linewidth=1.2, label="allowed")
     add_legend(figure, 3)
-    return figure, f"Bars of {unit}, {title}: {', '.join(told)}."
+    return figure, f"Bars of {unit}, {title}: {', '.join(facts)}."
 
 
 def draw_gains(comparisons: Sequence[Mapping[str, Any]], wanted: float | None) -> Chart:
-    """Differences in Dice between two networks, all organs first, with intervals.
+    """Draw differences in Dice between two networks with intervals, all organs first.
 
     Args:
         comparisons: of gate.json, all of the same two networks.
-        wanted: what the interval over all organs must lie above, drawn as a line.
+        wanted: limit that the interval over all organs must exceed, drawn as a line.
     """
     first, second = comparisons[0]["first"], comparisons[0]["second"]
-    figure, axes = new_chart(f"{first} less {second}", height_in=1.5 + 0.4 * len(comparisons))
+    figure, axes = new_chart(f"{first} - {second}", height_in=1.5 + 0.4 * len(comparisons))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
-    told = []
+    facts = []
     for place, each in enumerate(comparisons):
         gain = {key: math.nan if value is None else value for key, value in each["gain"].items()}
         axes.plot([gain["low"], gain["high"]], [place, place], color=INK, linewidth=2)
         axes.plot(gain["mean"], place, "o", color=INK, markersize=8 if place == 0 else 6)
-        told.append(
+        facts.append(
             f"{each['organ']} "
             f"{with_interval(gain['mean'], gain['low'], gain['high'], 4, sign=True)}"
         )
@@ -189,51 +206,42 @@ def draw_gains(comparisons: Sequence[Mapping[str, Any]], wanted: float | None) -
     axes.set_ylim(len(comparisons) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("difference in Dice")
-    return figure, f"Difference in Dice, {first} less {second}: {'; '.join(told)}."
+    return figure, f"Difference in Dice, {first} - {second}: {'; '.join(facts)}."
 
 
 def draw_histories(
     histories: Mapping[str, History], names: Sequence[str], key: str, title: str, unit: str
 ) -> Chart | None:
-    """One metric of every training over its epochs.
+    """Draw one metric of every training over its epochs.
 
     Args:
         histories: network to its epochs.
-        names: every network of the report, for looks that stay the same.
+        names: every network of the report, so that each keeps its style.
         key: of the metric.
-        title: over the chart.
+        title: above the chart.
         unit: along the axis.
 
     Returns:
-        None where no training has the metric.
+        None if no training has the metric.
     """
     figure, axes = new_chart(title)
-    told = []
-    for name, look in looks(names).items():
-        rows = [row for row in histories.get(name, []) if math.isfinite(row.get(key, math.nan))]
-        if not rows:
+    facts = []
+    for name, style in assign_styles(names).items():
+        curve = find_curve(histories.get(name, []), key)
+        if not (values := curve[1]):
             continue
-        axes.plot(
-            [row["epoch"] for row in rows],
-            [row[key] for row in rows],
-            label=name,
-            color=look.colour,
-            linestyle=look.line,
-            marker=look.marker if len(rows) <= MAX_MARKED_EPOCHS else "",
-            markersize=4,
-            linewidth=1.8,
+        draw_curve(
+            axes, curve, name, color=style.colour, linestyle=style.line, marker=style.marker,
+            markersize=4, linewidth=1.8,
+        )  # fmt: skip
+        facts.append(
+            f"{name} from {number(values[0], 3)} to {number(values[-1], 3)} in {len(values)} epochs"
         )
-        told.append(
-            f"{name} from {number(rows[0][key], 3)} to {number(rows[-1][key], 3)} in "
-            f"{len(rows)} epochs"
-        )
-    if not told:
+    if not facts:
         return None
-    axes.set_xlabel("epoch")
     axes.set_ylabel(unit)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     add_legend(figure, 3)
-    return figure, f"{title} over the epochs: {'; '.join(told)}."
+    return figure, f"{title} over the epochs: {'; '.join(facts)}."
 
 
 def draw_reliability(
@@ -242,21 +250,21 @@ def draw_reliability(
     names: Sequence[str],
     organ: str,
 ) -> Chart | None:
-    """Share of true voxels against their probability; a calibrated network lies on the diagonal.
+    """Draw share of true voxels over probability; a calibrated network lies on the diagonal.
 
     Args:
-        calibration: network to its table, as `tasks.evaluate.tabulate` makes it.
+        calibration: network to its table, as `tabulate_calibration` makes it.
         summaries: network to its summary, for the expected calibration error.
-        names: every network of the report, for looks that stay the same.
-        organ: which rows to draw.
+        names: every network of the report, so that each keeps its style.
+        organ: rows of this organ are drawn.
 
     Returns:
-        None where no network has a curve of this organ.
+        None if no network has a curve of this organ.
     """
     figure, axes = new_chart(f"Reliability, {organ}")
     axes.plot([0, 1], [0, 1], color=INK, linewidth=1, alpha=0.6)
-    told = []
-    for name, look in looks(names).items():
+    facts = []
+    for name, style in assign_styles(names).items():
         table = calibration.get(name)
         if table is None or not (rows := table[table["organ"] == organ]).size:
             continue
@@ -265,18 +273,18 @@ def draw_reliability(
             rows["mean_probability"].to_numpy(),
             rows["fraction_true"].to_numpy(),
             label=f"{name}, ECE {error}",
-            color=look.colour,
-            linestyle=look.line,
-            marker=look.marker,
+            color=style.colour,
+            linestyle=style.line,
+            marker=style.marker,
             markersize=5,
             linewidth=1.6,
         )
-        told.append(f"{name} in {len(rows)} bins, expected calibration error {error}")
-    if not told:
+        facts.append(f"{name} in {len(rows)} bins, expected calibration error {error}")
+    if not facts:
         return None
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("mean probability")
     axes.set_ylabel("share of true voxels")
     add_legend(figure, 1)
-    return figure, f"Reliability curves, {organ}: {'; '.join(told)}."
+    return figure, f"Reliability curves, {organ}: {'; '.join(facts)}."

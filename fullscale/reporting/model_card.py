@@ -1,57 +1,57 @@
 """The page of a registered version in MLflow's UI, as Markdown.
 
-Pure functions: nothing here knows a store. MLflow's UI shows GitHub's Markdown, without attributes
-that set a width, breaks a line where the text does, and takes a picture's address as relative to
-its own.
+Pure functions without access to a store. MLflow's UI shows GitHub's Markdown, but ignores
+attributes that set a width, keeps the line breaks of the text, and resolves the address of a
+picture relative to its own.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
 from fullscale.evaluation.promotion_gate import VERDICT_WORDS
 from fullscale.reporting.numbers import NOT_MEASURED
+from fullscale.runtime.markdown import escape, format_table
 from fullscale.tracking.generated_text import _sign
 
 MAX_CHARS = 5000
-"""What a description may be long in MLflow's database."""
+"""Longest description that MLflow's database accepts."""
 MAX_SCORES_CHARS = 1500
 PICTURE_WIDTH_PX = 1000
-"""What fits beside the UI's menu; it shows pictures as wide as they are."""
+"""Width that fits next to the UI's menu; the UI does not scale pictures."""
 PICTURES_PATH = "page"
-"""Where the run has the page's pictures."""
+"""Folder of the page's pictures in the run."""
 PICTURES = {
     "median": "The median test case",
     "worst": "The test case with the lowest Dice",
     "best": "The test case with the highest Dice",
 }
-"""Names of stage evaluate's pictures, in the order shown."""
+"""Pictures of stage evaluate, in the order shown."""
 TIED = "\u00a0"
-"""A space at which no line breaks."""
+"""No-break space."""
 GAP = "&nbsp;"
-"""What keeps a cell from touching the next."""
+"""Space at the end of a cell, which the UI would strip otherwise."""
 NO_COMMIT = "none"
-"""The git commit that a verdict states outside of git."""
+"""Git commit of a verdict outside of a git repository."""
 
 
-def make_page(
+def make_version_page(
     verdict: Mapping[str, Any],
     summaries: Mapping[str, Mapping[str, Any]],
     organs: Sequence[str],
     run_id: str,
     pictures: Sequence[str],
 ) -> str:
-    """The description of a version that passed the gate, not longer than MAX_CHARS.
+    """Return the description of a version that passed the promotion gate, at most MAX_CHARS long.
 
     Args:
         verdict: the content of reports/gate.json.
         summaries: of candidate and baseline, by network: the content of reports/NAME/summary.json.
-        organs: in the order wanted.
-        run_id: the MLflow run that has `pictures` under PICTURES_PATH.
-        pictures: those of PICTURES that there are.
+        organs: rows of the table of scores, in this order.
+        run_id: the MLflow run that holds `pictures` under PICTURES_PATH.
+        pictures: the existing ones of PICTURES.
     """
     rest = [
         _scores(verdict, summaries, organs),
@@ -64,16 +64,16 @@ def make_page(
     return _sign("\n\n".join([_verdict(verdict, room), *sections]))
 
 
-def describe_model(organs: Sequence[str]) -> str:
-    """The description of the registered model: what it is, what its aliases mean, how to promote.
+def make_model_page(organs: Sequence[str]) -> str:
+    """Return the description of the registered model, its aliases, and how to promote a version.
 
     Args:
-        organs: what it segments.
+        organs: the organs that it segments.
     """
     return "\n".join(
         (
             f"Segmentation of {_enumerate(organs)} in CT. Stage `register` adds a version when a "
-            "candidate passes the gate; the version's page says why.",
+            "candidate passes the promotion gate; the page of the version gives the reasons.",
             "",
             "- `champion`: the version in use. `fullscale predict` and `fullscale serve` take it.",
             "- `challenger`: the newest version that passed.",
@@ -85,12 +85,18 @@ def describe_model(organs: Sequence[str]) -> str:
 
 
 def _verdict(verdict: Mapping[str, Any], max_chars: int) -> str:
-    title = f"{VERDICT_WORDS[verdict['status']]}\n---\n| holds | found | wanted |\n|---|---|---|"
-    rows = [
-        f"| {'yes' if clause['passed'] else 'NO'} | {_escape(clause['found'])}{GAP} "
-        f"| {_escape(clause['wanted'])} |"
-        for clause in verdict["clauses"]
-    ]
+    heading, rule, *rows = format_table(
+        ("holds", "found", "wanted"),
+        [
+            (
+                "yes" if criterion["passed"] else "NO",
+                escape(criterion["found"]) + GAP,
+                escape(criterion["wanted"]),
+            )
+            for criterion in verdict["criteria"]
+        ],
+    )
+    title = "\n".join([VERDICT_WORDS[verdict["status"]], "---", heading, rule])
     note = "\nA candidate passes if all of these hold."
     return "\n".join([title, *_cut(rows, max_chars - len(title) - len(note) - 1), note])
 
@@ -110,17 +116,17 @@ def _scores(
         columns["champion then"] = champion["scores"]
         note = f"Champion then: version {champion['version']}, scored again on the same test set."
     headings = [
-        _escape(f"{metric}, {name}") + GAP for metric in ("Dice", "slice FPR") for name in columns
+        escape(f"{metric}, {name}") + GAP for metric in ("Dice", "slice FPR") for name in columns
     ]
-    rows = [
-        f"| {' | '.join([_escape(organ) + GAP, *_cells(list(columns.values()), organ)])} |"
-        for organ in organs
-    ]
+    heading, rule, *rows = format_table(
+        ("organ", *headings),
+        [(escape(organ) + GAP, *_cells(list(columns.values()), organ)) for organ in organs],
+    )
     return "\n".join(
         [
             "### Test set, scored in 3D on each scan's own grid",
-            f"| organ | {' | '.join(headings)} |",
-            "|---" * (len(headings) + 1) + "|",
+            heading,
+            rule,
             *_cut(rows, MAX_SCORES_CHARS),
             "",
             "Dice: mean over n cases. Slice FPR: share of n organ-free slices in which the organ "
@@ -130,7 +136,7 @@ def _scores(
 
 
 def _cells(summaries: Sequence[Mapping[str, Any]], organ: str) -> list[str]:
-    """Dice of each network, then the slice false-positive rate of each, with what it rests on."""
+    """Return Dice of each network, then slice FPR of each, with the numbers of cases and slices."""
     cells = []
     for metric, count in (("dice", "num_cases"), ("slice_fpr", "num_free_slices")):
         for summary in summaries:
@@ -152,7 +158,7 @@ def _pictures(run_id: str, names: Sequence[str]) -> str:
 
 
 def _address(run_id: str, name: str) -> str:
-    """Where MLflow's server has a picture, as its own UI asks for it."""
+    """Return the address of a picture on MLflow's server, in the form that its UI uses."""
     query = urlencode({"path": f"{PICTURES_PATH}/{name}.png", "run_uuid": run_id})
     return f"get-artifact?{query}"
 
@@ -161,20 +167,21 @@ def _promotion() -> str:
     return "\n".join(
         (
             "### Promote, roll back",
-            "- Promote: add `champion` to this version's aliases (the pencil, or Add, beside "
+            "- Promote: add `champion` to this version's aliases (the pencil, or Add, next to "
             "Aliases above). It leaves the version that had it. The button Promote model does "
             "something else: it copies the version into another registered model.",
             "- Roll back: do the same on the page of the earlier version.",
             "- What follows: the next `fullscale predict` and, within seconds, `fullscale serve` "
-            "segment with it, the gate compares with it, and `promote-check` tells of the move.",
+            "segment with it, the promotion gate compares with it, and `promote-check` reports the "
+            "change.",
         )
     )
 
 
 def _provenance(verdict: Mapping[str, Any]) -> str:
-    """What it was made from, and commands that make it again.
+    """Return the versions of code and data, and the commands that reproduce the weights.
 
-    The scans' version comes from the commit that brought it, which may be a later one.
+    data.dvc is taken from the commit that added the data version, which may be a later one.
     """
     data, found = verdict["data_version"], verdict["git_commit"]
     commit = found.removesuffix("-dirty")
@@ -205,7 +212,7 @@ def _provenance(verdict: Mapping[str, Any]) -> str:
 
 
 def _cut(rows: Sequence[str], max_chars: int) -> list[str]:
-    """The rows that fit, each on a line of its own, and one that counts the others."""
+    """Return the rows that fit, and a row with the number of the others."""
     kept: list[str] = []
     room = max_chars - len("\n| and 9999 more: reports/gate.json |")
     for place, row in enumerate(rows):
@@ -219,8 +226,3 @@ def _cut(rows: Sequence[str], max_chars: int) -> list[str]:
 def _enumerate(words: Sequence[str]) -> str:
     *others, last = words
     return f"{', '.join(others)} and {last}" if others else last
-
-
-def _escape(text: str) -> str:
-    """Text in which Markdown sees no markup."""
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", text)

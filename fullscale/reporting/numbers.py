@@ -1,25 +1,27 @@
-"""How the report writes numbers; no other module of the report formats one."""
+"""Numbers as text, for all pages and tables."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from fullscale.reporting.results import Summary
+if TYPE_CHECKING:
+    from fullscale.evaluation.score_files import Summary
 
 NOT_MEASURED = "not measured"
 
 TIED = "\u00a0"
-"""A space at which no line breaks."""
+"""No-break space."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of summary.json.
+    """A metric of summary.json.
 
     Attributes:
-        key: its name there, between `test/` and the organ.
-        title: its name for people, with the unit.
+        key: the part between `test/` and the organ.
+        title: heading, with the unit.
         digits: after the point.
     """
 
@@ -28,18 +30,24 @@ class Metric:
     digits: int
 
     def read(self, summary: Summary, organ: str, end: str = "") -> float:
-        """Its value for an organ, or an `end`, "_low" or "_high", of its interval; NaN without."""
+        """Return the value for an organ, or the end of its interval; NaN if not measured.
+
+        Args:
+            summary: of a network.
+            organ: the organ.
+            end: "" for the value, "_low" or "_high" for an end of the interval.
+        """
         value = summary.get(f"test/{self.key}{end}/{organ}")
         return math.nan if value is None else float(value)
 
     def write(self, summary: Summary, organ: str) -> str:
-        """Its value for an organ, with the interval where there is one."""
+        """Return the value for an organ as text, with its interval if known."""
         value, low, high = (self.read(summary, organ, end) for end in ("", "_low", "_high"))
         return with_interval(value, low, high, self.digits)
 
 
 def number(value: float | None, digits: int, *, sign: bool = False) -> str:
-    """A number with so many digits after the point, and a plus where a sign is wanted."""
+    """Format a number with `digits` after the point; with `sign`, also a plus is written."""
     if value is None or not math.isfinite(value):
         return NOT_MEASURED
     return f"{value:{'+' if sign else ''}.{digits}f}"
@@ -53,7 +61,7 @@ def with_interval(
     *,
     sign: bool = False,
 ) -> str:
-    """A number, and its interval in brackets where both ends are known; no line breaks in it."""
+    """Format a number, with its interval in brackets if both ends are known."""
     text = number(value, digits, sign=sign)
     if any(each is None or not math.isfinite(each) for each in (value, low, high)):
         return text
@@ -62,22 +70,22 @@ def with_interval(
 
 
 def part_of(part: float, whole: float) -> str:
-    """A count of another, with the share."""
+    """Format a count out of another count, with the share."""
     if not whole:
         return f"{part:,.0f}{TIED}of{TIED}0"
     return f"{part:,.0f}{TIED}of{TIED}{whole:,.0f} ({number(part / whole, 4)})"
 
 
 def count(value: float | None) -> str:
-    """A whole number."""
+    """Format a whole number."""
     return NOT_MEASURED if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
 def p_value(value: float | None) -> str:
-    """A p-value with 2 significant digits."""
+    """Format a p-value with 2 significant digits."""
     return NOT_MEASURED if value is None or not math.isfinite(value) else f"{value:.2g}"
 
 
 def percent(value: float) -> str:
-    """A share such as a confidence, in percent without digits after the point."""
+    """Format a share such as a confidence as a whole number of percent."""
     return f"{value:.0%}"

@@ -1,4 +1,4 @@
-"""The best, the median and the worst case, with truth, baseline and candidate on the scan.
+"""Pictures of the best, the median and the worst case, with truth, baseline and candidate.
 
 Z slices, Y X pixels, K organs, N chosen slices.
 """
@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from matplotlib import patheffects
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -28,30 +25,25 @@ from fullscale.reporting.style import Picture, to_png_uri
 from fullscale.runtime.console import track
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256
-from fullscale.scans.cohort import Case, Cohort, read_cohort
+from fullscale.scans.cohort import Case, Cohort, is_cohort, read_cohort
+from fullscale.scans.slice_outlines import OutlineStyle, draw_outlined_slice
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MARGIN_MM = 30.0
-"""Shown around the organs."""
+"""Margin around the outlines."""
 
 WIDTH_IN = 2.7
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Outline:
-    """How one mask is outlined; `line` is a word of matplotlib and of CSS."""
-
-    colour: str
-    line: Literal["solid", "dashed", "dotted"]
-    width: float
-
-
-OUTLINES = (
-    Outline("#ffffff", "solid", 1.8),
-    Outline("#ffb000", "dashed", 1.5),
-    Outline("#4cc9ff", "dotted", 2.0),
+STYLES = (
+    OutlineStyle("#ffffff", "solid", 1.8, halo_width=1.4),
+    OutlineStyle("#ffb000", "dashed", 1.5, halo_width=1.4),
+    OutlineStyle("#4cc9ff", "dotted", 2.0, halo_width=1.4),
 )
-"""Of truth, baseline and candidate: apart in lightness and in line."""
+"""Outlines of truth, baseline and candidate; they differ in lightness and in line."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +54,12 @@ class Gallery:
     pictures: tuple[Picture, ...]
 
 
-def draw_galleries(root: Path, params: Params, results: Results) -> list[Gallery]:
-    """Segment three test cases anew with candidate and baseline, and draw them.
+def draw_galleries(results: Results, params: Params) -> list[Gallery]:
+    """Segment three test cases again with candidate and baseline, and draw them.
 
     Raises:
-        StageError: scans, scores or a trained network are missing, or are not those of the
-            verdict.
+        StageError: scans, scores or a trained network are missing, or the weights are not those of
+            the verdict.
         ScanError: the scans in data/ are damaged.
     """
     names = (results.baseline, results.candidate)
@@ -75,13 +67,14 @@ def draw_galleries(root: Path, params: Params, results: Results) -> list[Gallery
     if scores is None:
         raise StageError(f"there are no scores of {results.candidate} to choose cases by")
     chosen = picture_cases(scores)
-    if not (root / "data/cases.csv").is_file():
+    data = results.workspace.data
+    if not is_cohort(data):
         raise StageError("data/ holds no scans; fetch them with `dvc pull data.dvc`")
-    cohort = read_cohort(root / "data")
+    cohort = read_cohort(data)
     by_name = {case.name: case for case in cohort.cases}
     if lost := sorted(set(chosen.values()) - set(by_name)):
         raise StageError(f"data/ lacks {', '.join(lost)}; run `dvc repro`")
-    predictors = [_load(root, name, params, results) for name in names]
+    predictors = [_load(name, params, results) for name in names]
     galleries = []
     for rank, name in track(list(chosen.items()), "drawing cases", len(chosen)):
         found = ", ".join(f"{each} {_dice(results.scores, each, name)}" for each in names)
@@ -90,8 +83,8 @@ def draw_galleries(root: Path, params: Params, results: Results) -> list[Gallery
     return galleries
 
 
-def _load(root: Path, name: str, params: Params, results: Results) -> Predictor:
-    folder = root / "artifacts/train" / name
+def _load(name: str, params: Params, results: Results) -> Predictor:
+    folder = results.workspace.trained(name)
     trained = load_trained(folder)
     wanted = (results.verdict or {}).get("weights_sha256")
     if name == results.candidate and wanted and file_sha256(folder / WEIGHTS_NAME) != wanted:
@@ -112,12 +105,12 @@ def _dice(scores: Mapping[str, pd.DataFrame], network: str, case: str) -> str:
 def draw_gallery(
     predictors: Sequence[Predictor], case: Case, cohort: Cohort, title: str
 ) -> Gallery:
-    """Slices spread over the organs of a case, cut to the organs' surroundings.
+    """Draw slices spread over the organs of a case, cropped to the organs with a margin.
 
     Args:
         predictors: baseline and candidate.
-        case: what to draw.
-        cohort: the cohort it comes from.
+        case: the case to draw.
+        cohort: the cohort of the case.
         title: of the gallery.
     """
     scan, labels = read_pair(case)
@@ -150,10 +143,10 @@ def draw_gallery(
 
 
 def crop(any_ZYX: Mask, spacing_yx_mm: Sequence[float]) -> tuple[slice, slice]:
-    """The part Y, X of every slice that holds all outlines and a margin; all where there is none.
+    """Return the part Y, X of every slice that holds all outlines and a margin.
 
     Args:
-        any_ZYX: whether anything is outlined there.
+        any_ZYX: True in outlined voxels; if none is, the whole slice is returned.
         spacing_yx_mm: distance of voxels along Y, X.
     """
     any_YX: Mask = np.asarray(any_ZYX.any(axis=0))
@@ -173,31 +166,25 @@ def draw_slice(
     window_hu: tuple[float, float],
     aspect: float,
 ) -> Figure:
-    """One slice with the outlines of truth, baseline and candidate.
+    """Draw one slice with the outlines of truth, baseline and candidate.
 
     Args:
         image_YX: HU, in radiological view (patient's right on the left).
         masks: boolean (K, Y, X) of truth, baseline and candidate.
-        window_hu: grey-scale window.
-        aspect: height of a pixel, of its width.
+        window_hu: HU of black and of white.
+        aspect: height of a pixel / its width.
     """
     height, width = image_YX.shape
     figure = Figure(figsize=(WIDTH_IN, WIDTH_IN * aspect * height / width))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    axes.imshow(
-        image_YX, cmap="gray", vmin=window_hu[0], vmax=window_hu[1], aspect="auto",
-        interpolation="nearest",
-    )  # fmt: skip
-    for outline, mask_KYX in zip(OUTLINES, masks, strict=True):
-        for mask_YX in mask_KYX:
-            if mask_YX.any():
-                axes.contour(
-                    mask_YX, levels=[0.5], colors=[outline.colour],
-                    linestyles=[outline.line], linewidths=outline.width,
-                ).set_path_effects(
-                    [patheffects.withStroke(linewidth=outline.width + 1.4, foreground="#00000090")]
-                )  # fmt: skip
+    outlines = [
+        (mask_YX, style)
+        for style, mask_KYX in zip(STYLES, masks, strict=True)
+        for mask_YX in mask_KYX
+    ]
+    # The size of the figure has the aspect already, so "auto" fills it.
+    draw_outlined_slice(axes, image_YX, outlines, window_hu, aspect="auto")
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_ylim(height - 0.5, -0.5)
     return figure

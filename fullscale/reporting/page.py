@@ -6,17 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from fullscale.reporting.results import Results
-from fullscale.reporting.sections import (
-    Section,
-    verdict_words,
-)
+from fullscale.reporting.sections import ReportSection, verdict_words
 from fullscale.reporting.style import Picture
 
 if TYPE_CHECKING:
-    pass
+    from fullscale.reporting.results import Results
 
 PAGE = "report.html"
 
@@ -27,8 +21,8 @@ class Report:
 
     Attributes:
         page: the HTML file.
-        notes: what the reader must be told.
-        pictures: what the page shows, by names such as "scores-1", in its order.
+        notes: messages for the reader.
+        pictures: the pictures of the page in its order, by names such as "scores-1".
     """
 
     page: Path
@@ -36,7 +30,8 @@ class Report:
     pictures: dict[str, Picture]
 
 
-def _name_pictures(sections: list[Section]) -> dict[str, Picture]:
+def name_pictures(sections: list[ReportSection]) -> dict[str, Picture]:
+    """Return all pictures of the sections by names such as "scores-1"."""
     named: dict[str, Picture] = {}
     for section in sections:
         shown = [*section.pictures, *(each for one in section.galleries for each in one.pictures)]
@@ -44,15 +39,17 @@ def _name_pictures(sections: list[Section]) -> dict[str, Picture]:
     return named
 
 
-def render(results: Results, sections: list[Section], title: str, notes: list[str]) -> str:
-    """The page; all text is escaped.
+def render(results: Results, sections: list[ReportSection], title: str, notes: list[str]) -> str:
+    """Return the page as HTML; all text is escaped.
 
     Args:
-        results: for the verdict on top.
+        results: for the verdict at the top.
         sections: in order.
         title: of the page.
         notes: below the verdict.
     """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("fullscale.reporting", package_path=""),
         autoescape=True,

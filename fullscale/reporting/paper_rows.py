@@ -1,8 +1,7 @@
-"""Rows of the UNet 3+ paper's tables: what it published, and what was measured here."""
+"""Rows of the UNet 3+ paper's tables, with published and measured values."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
@@ -13,16 +12,13 @@ from typing import Any
 
 import pandas as pd
 
+from fullscale.evaluation.score_files import read_scores, read_summary
 from fullscale.evaluation.statistics import Gain, holm, paired_gain
 from fullscale.params import Params
-from fullscale.prediction.network_files import build, describe, load_trained
-from fullscale.prediction.predictor import Predictor
 from fullscale.runtime.console import track
 from fullscale.scans.volume import Volume
 from fullscale.versioning.provenance import Provenance
 from fullscale.workspace import Workspace
-from model.networks import NETWORKS, compute_cost
-from model.preprocessing import NUM_ADJACENT_SLICES
 
 PUBLISHED = Path("paper/published.csv")
 NUM_TIMED = 3
@@ -40,22 +36,22 @@ CLAIMS = (
     ("unet3plus-hybrid", "unet3plus-resnet101", "hybrid loss over focal loss"),
     ("unet3plus-hybrid-cgm", "unet3plus-hybrid", "CGM"),
 )
-"""What the paper says is better: one row than another, and what differs between them."""
+"""Claims of the paper: the better row, the worse row, and the difference between them."""
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """A network of the comparison.
 
     Attributes:
         network: its key in params, or "unet-crf".
-        title, encoder: as the paper has them.
-        published: organ to Dice in the paper; NaN where it gives none.
-        summary: of stage evaluate; empty where the row was not run.
-        parameters, published_parameters_m: learned ones, here and in millions in the paper.
+        title, encoder: as in the paper.
+        published: organ to Dice in the paper; NaN if not published.
+        summary: of stage evaluate; empty if the row was not run.
+        parameters, published_parameters_m: number of parameters here; in millions in the paper.
         gmac: 10^9 multiplications for a slice, at the size and width used here.
         seconds_per_scan: median over the scan that was timed.
-        reason: why it was not run; empty where it was.
+        reason: why the row was not run; empty if it was.
     """
 
     network: str
@@ -70,7 +66,7 @@ class Row:
     reason: str = ""
 
     def measured(self, metric: str, organ: str) -> float:
-        """A figure of stage evaluate for an organ; NaN where there is none."""
+        """Return a metric of stage evaluate for an organ; NaN if not measured."""
         return float(self.summary.get(f"test/{metric}/{organ}", math.nan))
 
 
@@ -79,8 +75,8 @@ class Claim:
     """A claim of the paper, measured here.
 
     Attributes:
-        title: what differs between the two rows.
-        better, worse: networks, as the paper has them.
+        title: the difference between the two rows.
+        better, worse: networks, as in the paper.
         gain: paired difference in Dice, over all organs.
         p_holm: its p-value, corrected for the number of claims.
     """
@@ -94,16 +90,16 @@ class Claim:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the figures of a table rest on.
+    """The data, parameters and code behind the values of a table.
 
     Attributes:
         cohort: name of the data set.
         organs: in the order of params.
-        num_cases: tested.
-        is_lits: whether all cases tested are of LiTS.
+        num_cases: number of test cases.
+        is_lits: True if all test cases are from LiTS.
         params: of the profile.
-        timed_slices: of the scan whose segmentation was timed.
-        provenance: code and scans that made them.
+        timed_slices: number of slices of the scan that was timed.
+        provenance: versions of code and scans.
     """
 
     cohort: str
@@ -115,13 +111,13 @@ class Setting:
     provenance: Provenance
 
 
-def read_rows(workspace: Workspace, params: Params, scan: Volume) -> list[Row]:
-    """Every row of the paper's tables, with what was measured here.
+def read_rows(workspace: Workspace, params: Params, scan: Volume) -> list[PaperRow]:
+    """Return every row of the paper's tables, with the values measured here.
 
     Args:
         workspace: of the profile.
         params: its parameters.
-        scan: every network is timed on it, one after the other.
+        scan: every network is timed on this scan.
     """
     published = pd.read_csv(workspace.root / PUBLISHED, index_col="network")
     facts = [(str(name), facts) for name, facts in published.iterrows()]
@@ -133,8 +129,12 @@ def read_rows(workspace: Workspace, params: Params, scan: Volume) -> list[Row]:
 
 def _read_row(
     name: str, facts: pd.Series[Any], workspace: Workspace, params: Params, scan: Volume
-) -> Row:
-    row = Row(
+) -> PaperRow:
+    from fullscale.prediction.network_files import build, describe_network
+    from model.networks import NETWORKS, compute_cost
+    from model.preprocessing import NUM_ADJACENT_SLICES
+
+    row = PaperRow(
         network=name,
         title=str(facts["title"]),
         encoder=str(facts["encoder"]),
@@ -142,15 +142,14 @@ def _read_row(
     )
     if name not in params.networks:
         return replace(row, reason=CRF_REASON)
-    path = workspace.reports / name / "summary.json"
-    if not path.is_file():
-        return replace(row, reason=f"there is no {path}")
-    description = describe(name, params)
+    if not workspace.summary(name).is_file():
+        return replace(row, reason=f"{workspace.summary(name)} is missing")
+    description = describe_network(name, params)
     cost = compute_cost(lambda: build(description), NUM_ADJACENT_SLICES, params.slice.size_px)
     published_m = NETWORKS[description.architecture].published_parameters_m
     return replace(
         row,
-        summary=json.loads(path.read_text(encoding="utf-8")),
+        summary=read_summary(workspace, name),
         parameters=cost.parameters,
         published_parameters_m=published_m.get(description.encoder, math.nan),
         gmac=cost.gmac,
@@ -159,13 +158,16 @@ def _read_row(
 
 
 def time_scan(folder: Path, params: Params, scan: Volume) -> float:
-    """Seconds to segment a scan, reading excluded: the median of several after a first.
+    """Return seconds to segment a scan without reading it: the median of `NUM_TIMED` after a first.
 
     Args:
         folder: of a trained network.
         params: section evaluate.
         scan: HU in canonical orientation.
     """
+    from fullscale.prediction.network_files import load_trained
+    from fullscale.prediction.predictor import Predictor
+
     settings = params.evaluate
     predictor = Predictor(load_trained(folder), settings.threshold, settings.batch_size)
     took_s = []
@@ -176,15 +178,10 @@ def time_scan(folder: Path, params: Params, scan: Volume) -> float:
     return statistics.median(took_s[1:])
 
 
-def measure_claims(workspace: Workspace, params: Params, rows: Sequence[Row]) -> list[Claim]:
-    """The paper's claims as paired differences of Dice, p-values corrected for their number."""
+def measure_claims(workspace: Workspace, params: Params, rows: Sequence[PaperRow]) -> list[Claim]:
+    """Return the paper's claims as paired differences in Dice, with p-values corrected by Holm."""
     titles = {row.network: f"{row.title} ({row.encoder})" for row in rows if not row.reason}
-    scores = {
-        network: pd.read_csv(
-            workspace.reports / network / "cases.csv", dtype={"case": str, "patient": str}
-        )
-        for network in titles
-    }
+    scores = {network: read_scores(workspace, network) for network in titles}
     claims = [claim for claim in CLAIMS if claim[0] in titles and claim[1] in titles]
     gains = [paired_gain(scores[one], scores[two], params.register_) for one, two, _ in claims]
     corrected = holm([gain.p_value for gain in gains])

@@ -1,26 +1,27 @@
-"""The paper's rows as a picture: published Dice beside what was measured."""
+"""The paper's rows as picture, CSV and Markdown: published and measured Dice."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from fullscale.reporting.numbers import number, p_value, with_interval
-from fullscale.reporting.paper_rows import Claim, Row, Setting
-from fullscale.reporting.style import GRID, INK, LOOKS
+from fullscale.reporting.paper_rows import Claim, PaperRow, Setting
+from fullscale.reporting.style import GRID, INK, SERIES_STYLES
+from fullscale.runtime.markdown import format_table
 
 ROW_IN = 0.34
 PANEL_IN = 4.2
 
 
-def draw_table(rows: Sequence[Row], setting: Setting) -> Figure:
-    """One panel for each organ, a line for each row; rows that were not run say so.
+def draw_table(rows: Sequence[PaperRow], setting: Setting) -> Figure:
+    """Draw one panel for each organ, with a line for each row; rows that were not run are marked.
 
-    Published and measured differ in marker, not by colour alone.
+    Published and measured values differ in marker, not by colour alone.
     """
     organs = setting.organs
     figure = Figure(
@@ -28,7 +29,7 @@ def draw_table(rows: Sequence[Row], setting: Setting) -> Figure:
     )
     panels = figure.subplots(1, len(organs), sharey=True, squeeze=False)[0]
     places = np.arange(len(rows))
-    here, paper = LOOKS[0], LOOKS[1]
+    here, paper = SERIES_STYLES[0], SERIES_STYLES[1]
     for axes, organ in zip(panels, organs, strict=True):
         published = [row.published[organ] for row in rows]
         found = np.array(
@@ -58,8 +59,8 @@ def draw_table(rows: Sequence[Row], setting: Setting) -> Figure:
     return figure
 
 
-def tabulate(rows: Sequence[Row], setting: Setting) -> pd.DataFrame:
-    """A line for each row and organ; empty cells are what was not published or not measured."""
+def tabulate_rows(rows: Sequence[PaperRow], setting: Setting) -> pd.DataFrame:
+    """Return a line for each row and organ; values not published or not measured are empty."""
     return pd.DataFrame(
         {
             "network": row.network,
@@ -88,8 +89,8 @@ def tabulate(rows: Sequence[Row], setting: Setting) -> pd.DataFrame:
     )
 
 
-def write_markdown(rows: Sequence[Row], claims: Sequence[Claim], setting: Setting) -> str:
-    """The tables for a reader: Dice of each organ, the paper's claims, what each network costs."""
+def write_markdown(rows: Sequence[PaperRow], claims: Sequence[Claim], setting: Setting) -> str:
+    """Return the tables as Markdown: Dice of each organ, the paper's claims, costs of networks."""
     train, size_px = setting.params.train, setting.params.slice.size_px
     confidence = setting.params.register_.confidence
     dice_px = "Dice on LiTS" if setting.is_lits else "Dice here"
@@ -107,7 +108,7 @@ def write_markdown(rows: Sequence[Row], claims: Sequence[Claim], setting: Settin
     ]
     for organ in setting.organs:
         lines += ["", f"## {organ}", ""]
-        lines += _grid(
+        lines += format_table(
             (
                 "network", "encoder", "published Dice", f"{dice_px} ({confidence:.0%} interval)",
                 "n", "slice FPR", "voxel FPR", "false closings", "Dice on LiTS",
@@ -115,7 +116,7 @@ def write_markdown(rows: Sequence[Row], claims: Sequence[Claim], setting: Settin
             (_organ_cells(row, organ, setting) for row in rows),
         )  # fmt: skip
     lines += ["", "## What the paper says is better", ""]
-    lines += _grid(
+    lines += format_table(
         (
             "what", "first", "second", f"gain in Dice ({confidence:.0%} interval)",
             "Wilcoxon p", "Holm p", "patients",
@@ -130,7 +131,7 @@ def write_markdown(rows: Sequence[Row], claims: Sequence[Claim], setting: Settin
         ),
     )  # fmt: skip
     lines += ["", "## What they cost", ""]
-    lines += _grid(
+    lines += format_table(
         (
             "network",
             "encoder",
@@ -152,7 +153,7 @@ def write_markdown(rows: Sequence[Row], claims: Sequence[Claim], setting: Settin
     return "\n".join(lines) + "\n"
 
 
-def _organ_cells(row: Row, organ: str, setting: Setting) -> tuple[str, ...]:
+def _organ_cells(row: PaperRow, organ: str, setting: Setting) -> tuple[str, ...]:
     published = row.published[organ]
     named = (row.title, row.encoder, "none" if math.isnan(published) else f"{published:.4f}")
     if row.reason:
@@ -165,12 +166,12 @@ def _organ_cells(row: Row, organ: str, setting: Setting) -> tuple[str, ...]:
         number(row.measured("num_cases", organ), 0),
         number(row.measured("slice_fpr", organ), 4),
         number(row.measured("voxel_fpr", organ), 5),
-        "no gate" if math.isnan(closings) else number(closings, 4),
+        "no classifier" if math.isnan(closings) else number(closings, 4),
         number(dice, 4) if setting.is_lits else "not run",
     )
 
 
-def _cost_cells(row: Row) -> tuple[str, ...]:
+def _cost_cells(row: PaperRow) -> tuple[str, ...]:
     published_m = row.published_parameters_m
     published = "none" if math.isnan(published_m) else f"{published_m:.2f}"
     if row.reason:
@@ -183,11 +184,3 @@ def _cost_cells(row: Row) -> tuple[str, ...]:
         f"{row.gmac:.2f}",
         f"{row.seconds_per_scan:.2f}",
     )
-
-
-def _grid(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A table in Markdown."""
-    yield f"| {' | '.join(headings)} |"
-    yield f"|{'---|' * len(headings)}"
-    for cells in rows:
-        yield f"| {' | '.join(cells)} |"

@@ -1,4 +1,4 @@
-"""Where the result of the report comes from, and what has changed since."""
+"""The origin of the report's results, and changes since then."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ import yaml
 
 from fullscale.params import Params
 from fullscale.reporting.results import Results
-from fullscale.reporting.sections import Section
+from fullscale.reporting.sections import ReportSection
 from fullscale.versioning.provenance import Provenance, library_versions
+from fullscale.workspace import Workspace
 
 DIRTY = "-dirty"
 
 
-def provenance_section(
-    root: Path, results: Results, params: Params, provenance: Provenance
-) -> Section:
-    """Versions, seeds and parameters, and how to make the result again.
+def provenance_section(results: Results, params: Params, provenance: Provenance) -> ReportSection:
+    """Return the section with versions, seeds, parameters and the commands of the pipeline.
 
     Args:
-        root: the project, for params.yaml and dvc.lock as they stand.
-        results: of its last run.
-        params: read from params.yaml.
-        provenance: of the project now.
+        results: of the last run.
+        params: the present parameters.
+        provenance: the present versions of code and data.
     """
     verdict = results.verdict or {}
     commit = str(verdict.get("git_commit", provenance.git_commit))
@@ -47,10 +45,9 @@ def provenance_section(
     commands = (
         *(() if commit == "none" else (f"git checkout {commit.removesuffix(DIRTY)}",)),
         "make setup",
-        "make repro",
-        "fullscale report",
+        *_run_commands(results.workspace),
     )
-    return Section(
+    return ReportSection(
         "provenance",
         "Provenance",
         text=(
@@ -60,16 +57,26 @@ def provenance_section(
         facts=facts,
         listings=(
             ("How to reproduce", "\n".join(commands)),
-            ("params.yaml", (root / "params.yaml").read_text(encoding="utf-8")),
+            *(
+                (results.workspace.relative(path), path.read_text(encoding="utf-8"))
+                for path in results.workspace.params_files
+            ),
         ),
     )
 
 
-def find_changes(root: Path, results: Results, provenance: Provenance) -> list[str]:
-    """What is no longer as it was when the stages ran, for the reader."""
+def _run_commands(workspace: Workspace) -> tuple[str, str]:
+    if not workspace.profile:
+        return "make repro", "fullscale report"
+    name = Path(workspace.profile).name
+    return f"make paper PROFILE={name}", f"fullscale report --profile {workspace.profile}"
+
+
+def find_changes(results: Results, provenance: Provenance) -> list[str]:
+    """Return a note for each change of parameters, code or data since the stages ran."""
     notes = [
-        f"params.yaml has changed since stage {stage} ran: {', '.join(keys)}. Run `dvc repro`."
-        for stage, keys in changed_parameters(root).items()
+        f"{file} has changed since stage {stage} ran: {', '.join(keys)}. Run `dvc repro`."
+        for (stage, file), keys in changed_parameters(results.workspace).items()
     ]
     if results.verdict is not None:
         data_version, commit = results.verdict["data_version"], results.verdict["git_commit"]
@@ -79,33 +86,41 @@ def find_changes(root: Path, results: Results, provenance: Provenance) -> list[s
                 f"{provenance.data_version}. Run `dvc repro`."
             )
         if commit.endswith(DIRTY):
-            notes.append("The verdict was made with code or parameters that no commit holds.")
+            notes.append("The verdict was made with uncommitted code or parameters.")
     return notes
 
 
-def changed_parameters(root: Path) -> dict[str, list[str]]:
-    """Stage to its parameters whose values in params.yaml are not those in dvc.lock.
+def changed_parameters(workspace: Workspace) -> dict[tuple[str, str], list[str]]:
+    """Compare the present parameters with those in dvc.lock, with which the stages ran.
 
-    Without dvc.lock nothing is known to have changed.
+    Stages that read parameters of another profile are left out. Without dvc.lock there is nothing
+    to compare.
+
+    Returns:
+        Stage and parameter file to the dotted keys whose values differ.
     """
-    path = root / "dvc.lock"
-    if not path.is_file():
+    if not workspace.lock.is_file():
         return {}
-    now = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-    stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    stages = yaml.safe_load(workspace.lock.read_text(encoding="utf-8"))["stages"]
+    now = {
+        workspace.relative(path): yaml.safe_load(path.read_text(encoding="utf-8"))
+        for path in workspace.params_files
+    }
     changed = {
-        stage: [
+        (stage, file): [
             each
-            for key, then in content.get("params", {}).get("params.yaml", {}).items()
-            for each in _differences(key, then, _look_up(now, key))
+            for key, then in values.items()
+            for each in _differences(key, then, _look_up(now[file], key))
         ]
         for stage, content in stages.items()
+        if set(content.get("params", {})) <= set(now)
+        for file, values in content.get("params", {}).items()
     }
-    return {stage: keys for stage, keys in changed.items() if keys}
+    return {place: keys for place, keys in changed.items() if keys}
 
 
 def _differences(key: str, then: Any, now: Any) -> list[str]:
-    """Dotted keys at and below `key` whose values differ."""
+    """Return the dotted keys at and below `key` whose values differ."""
     if not (isinstance(then, Mapping) and isinstance(now, Mapping)):
         return [] if then == now else [key]
     return [
@@ -116,7 +131,7 @@ def _differences(key: str, then: Any, now: Any) -> list[str]:
 
 
 def _look_up(content: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key; None where there is none."""
+    """Return the value of a dotted key; None if it is missing."""
     found: Any = content
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None

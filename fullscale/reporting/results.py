@@ -1,48 +1,54 @@
-"""What a run left in reports/ and artifacts/, read for the report; nothing is computed here."""
+"""The results of a pipeline's stages, read once for all pages and tables."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import pandas as pd
-
+from fullscale.evaluation.score_files import (
+    Summary,
+    VerdictContent,
+    read_calibration,
+    read_or_explain,
+    read_scores,
+    read_summary,
+    read_verdict,
+)
 from fullscale.params import Params
 from fullscale.runtime.errors import StageError
 from fullscale.training.history import HISTORY_NAME, read_history
+from fullscale.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Content = TypeVar("Content")
-Verdict = dict[str, Any]
-Summary = dict[str, Any]
 History = list[dict[str, float]]
-
-VERDICT_KEYS = (
-    "status", "candidate", "baseline", "clauses", "test_set", "data_version", "git_commit",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Results:
-    """The files of a run, by network; what a run did not leave is not there.
+    """The files that stages left, by network; missing files have no entry.
 
     Attributes:
-        candidate, baseline: the networks the verdict is about.
+        workspace: the pipeline.
+        candidate, baseline: the networks of the verdict; without one, those of params.
         organs: in the order of params.
-        verdict: reports/gate.json; None where no verdict was given.
-        summaries: reports/NETWORK/summary.json.
-        scores: reports/NETWORK/cases.csv, a row for each case and organ.
-        calibration: reports/NETWORK/calibration.csv, a row for each organ and bin.
-        histories: artifacts/train/NETWORK/history.csv, a row for each epoch.
-        notes: what is missing or does not fit, and what to do, for the reader.
+        verdict: gate.json; None without a verdict.
+        summaries: summary.json of each network.
+        scores: cases.csv of each network, a row for each case and organ.
+        calibration: calibration.csv of each network, a row for each organ and bin.
+        histories: history.csv of each network, a row for each epoch.
+        notes: for the reader: files that are missing or contradict each other, and the remedy.
     """
 
+    workspace: Workspace
     candidate: str
     baseline: str
     organs: tuple[str, ...]
-    verdict: Verdict | None
+    verdict: VerdictContent | None
     summaries: dict[str, Summary]
     scores: dict[str, pd.DataFrame]
     calibration: dict[str, pd.DataFrame]
@@ -54,98 +60,84 @@ class Results:
         """Networks with a summary, in the order of params."""
         return tuple(self.summaries)
 
+    def require_verdict(self) -> VerdictContent:
+        """Return the verdict.
 
-def read_results(root: Path, params: Params) -> Results:
-    """Read what the stages of the project at `root` wrote.
+        Raises:
+            StageError: the verdict is missing.
+        """
+        return read_verdict(self.workspace) if self.verdict is None else self.verdict
+
+
+def read_results(workspace: Workspace, params: Params) -> Results:
+    """Read what the stages of a pipeline wrote.
+
+    A missing file is a note. A profile has no stage register, so its missing verdict is none.
 
     Raises:
-        StageError: there is no summary of any network, or a file is damaged.
+        StageError: no network has a summary, or a file is damaged.
     """
     notes: list[str] = []
 
-    def read_each(
-        pattern: str, reader: Callable[[Path], Content], stage: str
-    ) -> dict[str, Content]:
-        found = {
-            name: _read(root, pattern.format(name), reader, f"dvc repro {stage}@{name}", notes)
-            for name in params.networks
-        }
-        return {name: content for name, content in found.items() if content is not None}
+    def read_known(path: Path, read: Callable[[], Content], command: str) -> Content | None:
+        if path.is_file():
+            return read()
+        notes.append(f"{workspace.relative(path)} is missing: run `{command}`.")
+        return None
 
-    verdict = _read(root, "reports/gate.json", _read_verdict, "dvc repro register", notes)
+    def read_each(
+        find: Callable[[str], Path], read: Callable[[Workspace, str], Content], stage: str
+    ) -> dict[str, Content]:
+        found = {}
+        for name in params.networks:
+            content = read_known(
+                find(name),
+                lambda name=name: read(workspace, name),  # type: ignore[misc]
+                workspace.command(stage, name),
+            )
+            if content is not None:
+                found[name] = content
+        return found
+
+    verdict = None
+    if not workspace.profile:
+        verdict = read_known(
+            workspace.verdict, lambda: read_verdict(workspace), workspace.command("register")
+        )
     results = Results(
+        workspace=workspace,
         candidate=verdict["candidate"] if verdict else params.register_.candidate,
         baseline=verdict["baseline"] if verdict else params.register_.baseline,
         organs=tuple(params.organs),
         verdict=verdict,
-        summaries=read_each("reports/{}/summary.json", _read_json, "evaluate"),
-        scores=read_each("reports/{}/cases.csv", _read_scores, "evaluate"),
-        calibration=read_each("reports/{}/calibration.csv", _read_calibration, "evaluate"),
-        histories=read_each("artifacts/train/{}/" + HISTORY_NAME, _read_history, "train"),
+        summaries=read_each(workspace.summary, read_summary, "evaluate"),
+        scores=read_each(workspace.scores, read_scores, "evaluate"),
+        calibration=read_each(workspace.calibration, read_calibration, "evaluate"),
+        histories=read_each(
+            lambda name: workspace.trained(name) / HISTORY_NAME, _read_history, "train"
+        ),
         notes=notes,
     )
     if not results.summaries:
+        command = f"make paper PROFILE={Path(workspace.profile).name}"
         raise StageError(
-            f"{root / 'reports'} holds no summary.json of any of {', '.join(params.networks)}; "
-            "run `make repro` first"
+            f"{workspace.reports} holds no summary.json of any of {', '.join(params.networks)}; "
+            f"run `{command if workspace.profile else 'make repro'}` first"
         )
-    notes += _misfits(results)
+    notes += _other_test_sets(results)
     return results
 
 
-def _read(
-    root: Path, file: str, reader: Callable[[Path], Content], command: str, notes: list[str]
-) -> Content | None:
-    """The content; where there is no file, None and one note more that says how to make it."""
-    try:
-        return reader(root / file)
-    except FileNotFoundError:
-        notes.append(f"{file} is missing: run `{command}`.")
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StageError(
-            f"{root / file} cannot be read ({reason}); restore it with git or make it anew with "
-            f"`{command}`"
-        ) from None
+def _read_history(workspace: Workspace, network: str) -> History:
+    def parse(path: Path) -> History:
+        return sorted(read_history(path), key=lambda row: row["epoch"])
+
+    path = workspace.trained(network) / HISTORY_NAME
+    return read_or_explain(path, parse, workspace.command("train", network))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"wanted an object, found {type(content).__name__}")
-    return content
-
-
-def _read_verdict(path: Path) -> Verdict:
-    content = _read_json(path)
-    _check_names(content, VERDICT_KEYS)
-    return content
-
-
-def _read_scores(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path, dtype={"case": str, "patient": str})
-    _check_names(table, ("case", "organ"))
-    return table
-
-
-def _read_calibration(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path)
-    _check_names(table, ("organ", "mean_probability", "fraction_true"))
-    return table
-
-
-def _check_names(found: Iterable[Hashable], wanted: Iterable[str]) -> None:
-    if missing := sorted(set(wanted) - set(found)):
-        raise ValueError(f"it lacks {', '.join(missing)}")
-
-
-def _read_history(path: Path) -> History:
-    return sorted(read_history(path), key=lambda row: row["epoch"])
-
-
-def _misfits(found: Results) -> list[str]:
-    """Scores and verdict must speak of the same test cases."""
+def _other_test_sets(found: Results) -> list[str]:
+    """Return a note for each network whose test cases are not those of the verdict."""
     if found.verdict is None:
         return []
     wanted = found.verdict["test_set"]

@@ -1,4 +1,4 @@
-"""The sections of the report: which tables and charts stand where, and what is said of them."""
+"""The sections of the report: their tables, charts and texts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fullscale.evaluation.promotion_gate import VERDICT_WORDS
+from fullscale.evaluation.score_files import VerdictContent
 from fullscale.params import Params
 from fullscale.reporting.charts import (
     Chart,
@@ -19,49 +20,50 @@ from fullscale.reporting.charts import (
     draw_reliability,
 )
 from fullscale.reporting.numbers import Metric, percent
-from fullscale.reporting.results import Results, Verdict
+from fullscale.reporting.results import Results
 from fullscale.reporting.style import Picture, to_svg_uri
 from fullscale.reporting.tables import (
     DICE,
-    GATES,
     SLICE_FPR,
+    VARIANTS,
     Table,
     ablated_networks,
     ablation_table,
     calibration_table,
-    clause_table,
+    classifier_table,
     comparison_table,
-    gate_table,
+    criteria_table,
     score_table,
     surface_table,
-    under_gate,
+    under_variant,
 )
 
 if TYPE_CHECKING:
-    from fullscale.reporting.overlays import Gallery, Outline
+    from fullscale.reporting.overlays import Gallery
+    from fullscale.scans.slice_outlines import OutlineStyle
 
-OLDER = "These results do not hold it; a version that measures it wrote none of them."
+OLDER = "Not available: an older version wrote these results."
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """A part of the page with a heading.
 
     Attributes:
-        key: its address in the page.
-        title: its heading.
+        key: anchor in the page.
+        title: heading.
         text: paragraphs below the heading.
-        legend: outlines in pictures of scans, each with what it stands for.
-        tables, pictures, galleries: in this order.
+        legend: outlines in pictures of scans, each with its meaning.
+        tables, pictures, galleries: shown in this order.
         facts: names and values.
-        listings: names, and lines as they stand in a file or a terminal.
-        notes: what is missing, and what to do.
+        listings: names, and the lines of a file or of commands.
+        notes: what is missing, and the remedy.
     """
 
     key: str
     title: str
     text: tuple[str, ...] = ()
-    legend: tuple[tuple[Outline, str], ...] = ()
+    legend: tuple[tuple[OutlineStyle, str], ...] = ()
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
     galleries: tuple[Gallery, ...] = ()
@@ -70,18 +72,18 @@ class Section:
     notes: tuple[str, ...] = ()
 
 
-def score_section(results: Results, params: Params) -> Section:
-    """Dice and false positives."""
+def score_section(results: Results, params: Params) -> ReportSection:
+    """Return the section on Dice and false positives."""
     pair = (results.candidate, results.baseline)
     charts = [draw_boxes(results.scores, results.networks, organ, pair) for organ in results.organs]
     boxes = known_pictures(charts)
-    return Section(
+    return ReportSection(
         "scores",
         "Scores",
         text=(
             "Scored in 3D on each scan's own grid. In brackets: the "
-            f"{percent(params.register_.confidence)} bootstrap interval over patients, where the "
-            "cases are enough and different enough to give one. Slice FPR: organ-free slices with "
+            f"{percent(params.register_.confidence)} bootstrap interval over patients, unless the "
+            "cases are too few or too similar for one. Slice FPR: organ-free slices with "
             "a false positive, of all organ-free slices.",
             "Box plots: each mark is a case and each line joins a case's marks. A line is dashed "
             f"where {results.candidate} is worse than {results.baseline}. The thick bar is the "
@@ -89,15 +91,15 @@ def score_section(results: Results, params: Params) -> Section:
         ),
         tables=known_tables(score_table(results)),
         pictures=boxes + known_pictures([_fpr_chart(results)]),
-        notes=() if boxes else ("No box plots: there is no table of cases with a Dice.",),
+        notes=() if boxes else ("No box plots: no table of cases has a Dice.",),
     )
 
 
 def _fpr_chart(results: Results) -> Chart | None:
     limits = {
-        clause["limit"]
-        for clause in (results.verdict or {}).get("clauses", [])
-        if clause["name"].startswith("slice_fpr/") and clause.get("limit") is not None
+        criterion["limit"]
+        for criterion in (results.verdict or {}).get("criteria", [])
+        if criterion["name"].startswith("slice_fpr/") and criterion.get("limit") is not None
     }
     return draw_bars(
         "Slice FPR",
@@ -112,10 +114,10 @@ def _fpr_chart(results: Results) -> Chart | None:
     )
 
 
-def surface_section(results: Results) -> Section:
-    """Distances in mm."""
+def surface_section(results: Results) -> ReportSection:
+    """Return the section on distances in mm."""
     table = surface_table(results)
-    return Section(
+    return ReportSection(
         "surfaces",
         "Surfaces",
         text=(
@@ -123,15 +125,15 @@ def surface_section(results: Results) -> Section:
             "the scan's diagonal.",
         ),
         tables=known_tables(table),
-        notes=() if table else (f"No distances. {OLDER}",),
+        notes=() if table else (f"Distances: {OLDER}",),
     )
 
 
 def overlay_section(
-    galleries: Sequence[Gallery], legend: Sequence[tuple[Outline, str]], missing: str | None
-) -> Section:
-    """Cases with outlines; `missing` says why there are none."""
-    return Section(
+    galleries: Sequence[Gallery], legend: Sequence[tuple[OutlineStyle, str]], missing: str | None
+) -> ReportSection:
+    """Return the section with pictures of cases; `missing` is the reason if there are none."""
+    return ReportSection(
         "cases",
         "Best, median and worst case",
         text=("Slices from the feet to the head, the patient's right on the left.",)
@@ -143,52 +145,53 @@ def overlay_section(
     )
 
 
-def gate_section(results: Results) -> Section:
-    """What the classifier closes and opens, and what other gates would have made of it."""
+def classifier_section(results: Results) -> ReportSection:
+    """Return the section on the slice classifier (CGM): its errors, and scores without it."""
     ablation = ablation_table(results)
-    errors = gate_table(results)
+    errors = classifier_table(results)
     charts = [
         draw_bars(
-            f"{name}: {metric.title} by gate",
+            f"{name}: {metric.title} by slice classifier",
             metric.title,
             results.organs,
             {
-                gate: [
-                    _values(under_gate(metric, suffix), results, name, organ)
+                use: [
+                    _values(under_variant(metric, suffix), results, name, organ)
                     for organ in results.organs
                 ]
-                for suffix, gate in GATES.items()
+                for suffix, use in VARIANTS.items()
             },
             metric.digits,
         )
         for name in ablated_networks(results)
         for metric in (DICE, SLICE_FPR)
     ]
-    return Section(
-        "gate",
-        "Gate",
+    return ReportSection(
+        "classifier",
+        "Slice classifier (CGM)",
         text=(
-            "A classifier closes slices in which it sees no organ. A false closing wipes out an "
-            "organ that is there, a false opening leaves a slice without it to the decoder. A soft "
-            "gate multiplies by the classifier's probability, the hard one cuts at one half.",
+            "The slice classifier closes slices in which it sees no organ. A false closing removes "
+            "an organ from a slice that has it; a false opening leaves a slice without the organ "
+            "to the decoder. The hard classifier closes a slice at a probability of 0.5 and below, "
+            "the soft one multiplies the decoder's probabilities by its own.",
         ),
         tables=known_tables(errors, ablation),
         pictures=known_pictures(charts),
         notes=(
-            *(() if errors else ("No network here has a classifier with counted errors.",)),
-            *(() if ablation else (f"No comparison of gates. {OLDER}",)),
+            *(() if errors else ("No network here has a slice classifier with counted errors.",)),
+            *(() if ablation else (f"Comparison with and without the slice classifier: {OLDER}",)),
         ),
     )
 
 
-def learning_section(results: Results) -> Section:
-    """Learning curves of all networks."""
+def learning_section(results: Results) -> ReportSection:
+    """Return the section with the learning curves of all networks."""
     charts = [
         draw_histories(results.histories, results.networks, "val/dice", "Validation Dice", "Dice"),
         draw_histories(results.histories, results.networks, "train/total", "Training loss", "loss"),
     ]
     pictures = known_pictures(charts)
-    return Section(
+    return ReportSection(
         "learning",
         "Learning curves",
         text=("Losses of networks with other terms or more outputs differ in scale.",),
@@ -197,15 +200,15 @@ def learning_section(results: Results) -> Section:
     )
 
 
-def calibration_section(results: Results) -> Section:
-    """Reliability curves and expected calibration error."""
+def calibration_section(results: Results) -> ReportSection:
+    """Return the section with reliability curves and expected calibration error."""
     charts = [
         draw_reliability(results.calibration, results.summaries, results.networks, organ)
         for organ in results.organs
     ]
     pictures = known_pictures(charts)
     table = calibration_table(results)
-    return Section(
+    return ReportSection(
         "calibration",
         "Calibration",
         text=(
@@ -214,7 +217,7 @@ def calibration_section(results: Results) -> Section:
         ),
         tables=known_tables(table),
         pictures=pictures,
-        notes=() if pictures or table else (f"No calibration. {OLDER}",),
+        notes=() if pictures or table else (f"Calibration: {OLDER}",),
     )
 
 
@@ -224,48 +227,56 @@ def _values(metric: Metric, results: Results, network: str, organ: str) -> Value
 
 
 def known_pictures(charts: Iterable[Chart | None]) -> tuple[Picture, ...]:
-    """The charts that there are, as they stand in the page."""
+    """Return the charts that exist as pictures of the page."""
     return tuple(Picture(to_svg_uri(chart[0]), chart[1]) for chart in charts if chart is not None)
 
 
 def known_tables(*tables: Table | None) -> tuple[Table, ...]:
-    """The tables that there are."""
+    """Return the tables that exist."""
     return tuple(table for table in tables if table is not None)
 
 
 def verdict_words(results: Results) -> str:
-    """The verdict in one line."""
+    """Return the verdict in one line."""
     if results.verdict is None:
+        if results.workspace.profile:
+            return "NO VERDICT: this pipeline has no promotion gate"
         return "NO VERDICT: reports/gate.json is missing"
     status = results.verdict["status"]
     return VERDICT_WORDS.get(status, f"UNKNOWN VERDICT: {status}")
 
 
-def verdict_section(results: Results, params: Params) -> Section:
-    """The conditions of the gate, and the paired differences behind them."""
+def verdict_section(results: Results, params: Params) -> ReportSection:
+    """Return the section on the promotion gate: its criteria and the paired differences."""
     if results.verdict is None:
-        return Section("verdict", "Verdict", notes=("There is none: run `dvc repro register`.",))
+        note = (
+            "This pipeline has no stage register."
+            if results.workspace.profile
+            else "There is none: run `dvc repro register`."
+        )
+        return ReportSection("verdict", "Verdict", notes=(note,))
     comparisons = comparison_table(results)
-    return Section(
+    return ReportSection(
         "verdict",
         "Verdict",
         text=(
-            "The candidate passes if every condition holds. Differences are means over patients, "
-            f"with the {percent(params.register_.confidence)} bootstrap interval over patients and "
-            "p of Wilcoxon's signed-rank test, as it is and corrected for the number of tests.",
+            "The candidate passes if it meets every condition. Differences are means over "
+            f"patients, with the {percent(params.register_.confidence)} bootstrap interval over "
+            "patients and p of Wilcoxon's signed-rank test, also corrected for the number of tests "
+            "(Holm).",
         ),
-        tables=known_tables(clause_table(results), comparisons),
+        tables=known_tables(criteria_table(results), comparisons),
         pictures=known_pictures(gain_charts(results.verdict)),
-        notes=() if comparisons else (f"No paired differences by organ. {OLDER}",),
+        notes=() if comparisons else (f"Paired differences by organ: {OLDER}",),
     )
 
 
-def gain_charts(verdict: Verdict) -> list[Chart]:
-    """A chart of differences in Dice for each two networks compared, candidate and baseline first.
+def gain_charts(verdict: VerdictContent) -> list[Chart]:
+    """Return a chart of differences in Dice for each pair of networks, candidate - baseline first.
 
-    None for a verdict of an older version, which tells of no comparisons.
+    A verdict of an older version has no comparisons, and gives no charts.
     """
-    limits = {clause["name"]: clause.get("limit") for clause in verdict["clauses"]}
+    limits = {criterion["name"]: criterion.get("limit") for criterion in verdict["criteria"]}
     judged = (verdict["candidate"], verdict["baseline"])
     pairs = itertools.groupby(
         verdict.get("comparisons", []), key=lambda each: (each["first"], each["second"])

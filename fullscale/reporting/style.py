@@ -1,19 +1,25 @@
-"""How the report's charts look: legible on a phone, in grey, to the colour-blind and in the dark.
+"""The style of charts: legible on a phone, in grey, for the colour-blind and on dark pages.
 
-Colours are those of Okabe and Ito (2008). No chart tells things apart by colour alone: networks
-differ in marker, line and hatch, too.
+Colours are those of Okabe and Ito (2008). No chart distinguishes series by colour alone: networks
+also differ in marker, line and hatch.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+Curve = tuple[list[float], list[float]]
+"""Epochs and values."""
 
 INK, GRID = "#1f2937", "#d4d8de"
 DARK = {
@@ -24,15 +30,17 @@ DARK = {
     "#009e73": "#2fc79b",
     "#a8527e": "#e59ac2",
 }
-"""What each colour of a chart becomes where the reader prefers a dark page."""
+"""Replacement of each colour of a chart for readers who prefer a dark page."""
 
 CHART_IN = (4.2, 3.2)
 PICTURE_DPI = 150
+MAX_MARKED_EPOCHS = 40
+"""Curves with more epochs have no markers."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """How one series is drawn."""
+class SeriesStyle:
+    """The style of one series, in words of matplotlib."""
 
     colour: str
     marker: str
@@ -40,22 +48,22 @@ class Look:
     hatch: str
 
 
-LOOKS = (
-    Look("#0072b2", "o", "-", ""),
-    Look("#d55e00", "s", "--", "///"),
-    Look("#009e73", "^", "-.", "..."),
-    Look("#a8527e", "D", ":", "xxx"),
+SERIES_STYLES = (
+    SeriesStyle("#0072b2", "o", "-", ""),
+    SeriesStyle("#d55e00", "s", "--", "///"),
+    SeriesStyle("#009e73", "^", "-.", "..."),
+    SeriesStyle("#a8527e", "D", ":", "xxx"),
 )
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that stands in the page itself.
+    """A picture embedded in the page.
 
     Attributes:
-        uri: its bytes as a data: URI.
-        alt: what it shows, for who cannot see it.
-        caption: written below it.
+        uri: the file as a data: URI.
+        alt: description for readers who cannot see the picture.
+        caption: below the picture.
     """
 
     uri: str
@@ -63,13 +71,13 @@ class Picture:
     caption: str = ""
 
 
-def looks(names: Sequence[str]) -> dict[str, Look]:
-    """A look for each name; they repeat after the fourth."""
-    return {name: LOOKS[place % len(LOOKS)] for place, name in enumerate(names)}
+def assign_styles(names: Sequence[str]) -> dict[str, SeriesStyle]:
+    """Return a style for each name; styles repeat after the fourth name."""
+    return {name: SERIES_STYLES[place % len(SERIES_STYLES)] for place, name in enumerate(names)}
 
 
 def new_chart(title: str, height_in: float = CHART_IN[1]) -> tuple[Figure, Axes]:
-    """An empty chart without a background, in ink."""
+    """Return an empty chart with a transparent background."""
     figure = Figure(figsize=(CHART_IN[0], height_in), layout="constrained", facecolor="none")
     axes = figure.subplots()
     axes.set_facecolor("none")
@@ -85,7 +93,7 @@ def new_chart(title: str, height_in: float = CHART_IN[1]) -> tuple[Figure, Axes]
 
 
 def add_legend(figure: Figure, num_columns: int) -> None:
-    """Names of the series below the chart, in ink."""
+    """Add the names of the series below the chart."""
     figure.legend(
         loc="outside lower center",
         ncols=num_columns,
@@ -96,8 +104,31 @@ def add_legend(figure: Figure, num_columns: int) -> None:
     )
 
 
+def find_curve(rows: Sequence[Mapping[str, float]], key: str) -> Curve:
+    """Return the epochs in which a metric is finite, and its values."""
+    known = [row for row in rows if math.isfinite(row.get(key, math.nan))]
+    return [row["epoch"] for row in known], [row[key] for row in known]
+
+
+def draw_curve(axes: Axes, curve: Curve, label: str, **line: Any) -> None:
+    """Draw a metric over epochs; few epochs are marked.
+
+    Args:
+        axes: receives the curve.
+        curve: as `find_curve` returns it.
+        label: name in the legend.
+        line: properties of matplotlib's Line2D.
+    """
+    epochs, values = curve
+    if len(epochs) > MAX_MARKED_EPOCHS:
+        line["marker"] = ""
+    axes.plot(epochs, values, label=label, **line)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
 def to_svg_uri(figure: Figure) -> str:
-    """A chart as SVG that turns light where the reader prefers a dark page.
+    """Return a chart as SVG with light colours for readers who prefer a dark page.
 
     The same chart gives the same bytes.
     """
@@ -115,7 +146,7 @@ def to_svg_uri(figure: Figure) -> str:
 
 
 def to_png_uri(figure: Figure) -> str:
-    """A picture as PNG, for scans, and for readers with a page of their own."""
+    """Return a picture as PNG on white, for scans and for pages outside the report."""
     buffer = io.BytesIO()
     figure.savefig(
         buffer, format="png", dpi=PICTURE_DPI, facecolor="white", metadata={"Software": None}
@@ -124,7 +155,7 @@ def to_png_uri(figure: Figure) -> str:
 
 
 def from_data_uri(uri: str) -> tuple[str, bytes]:
-    """What a picture's URI holds: the ending of its file's name, "svg" or "png", and its bytes."""
+    """Return suffix of the file, "svg" or "png", and bytes of a picture's URI."""
     kind, _, content = uri.removeprefix("data:image/").partition(";base64,")
     return kind.partition("+")[0], base64.b64decode(content)
 

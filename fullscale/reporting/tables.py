@@ -1,14 +1,16 @@
-"""The tables of the report, as text."""
+"""The tables of the report; every cell is text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from fullscale.reporting.numbers import Metric, count, number, p_value, part_of, with_interval
 from fullscale.reporting.results import Results
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DICE = Metric("dice", "Dice", 3)
 SLICE_FPR = Metric("slice_fpr", "slice FPR", 4)
@@ -21,8 +23,8 @@ SURFACE = (
     Metric("volume_difference_ml", "volume difference, ml", 1),
 )
 ERROR = Metric("ece", "expected calibration error", 4)
-GATES = {"_no_gate": "none", "_soft_gate": "soft", "": "hard"}
-"""How names of scores end under a gate, and what it is called."""
+VARIANTS = {"_no_classifier": "none", "_soft_classifier": "soft", "": "hard"}
+"""Suffix of the scores' names with each use of the slice classifier, and its name in tables."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,11 @@ class Table:
     """A table of the page.
 
     Attributes:
-        caption: what it shows.
-        headings: of its columns.
+        caption: above the table.
+        headings: of the columns.
         rows: a text for each column.
-        num_names: columns from the left that say what a row is about.
-        notes: what is not in it, and why.
+        num_names: number of columns on the left that name the row.
+        notes: below the table: what is missing, and why.
     """
 
     caption: str
@@ -44,24 +46,24 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def clause_table(results: Results) -> Table:
-    """The conditions of the gate, none without a verdict."""
-    clauses = results.verdict["clauses"] if results.verdict else ()
+def criteria_table(results: Results) -> Table:
+    """Return the conditions of the promotion gate; no rows without a verdict."""
+    criteria = results.verdict["criteria"] if results.verdict else ()
     rows = tuple(
-        (clause["found"], clause["wanted"], "yes" if clause["passed"] else "no")
-        for clause in clauses
+        (criterion["found"], criterion["wanted"], "yes" if criterion["passed"] else "no")
+        for criterion in criteria
     )
-    return Table("Conditions of the gate", ("found", "wanted", "holds"), rows)
+    return Table("Conditions of the promotion gate", ("found", "wanted", "holds"), rows)
 
 
 def comparison_table(results: Results) -> Table | None:
-    """Paired differences in Dice; None where the verdict tells of none."""
+    """Return paired differences in Dice; None if the verdict has none."""
     rows = []
     for each in (results.verdict or {}).get("comparisons", []):
         gain = each["gain"]
         rows.append(
             (
-                f"{each['first']} less {each['second']}",
+                f"{each['first']} - {each['second']}",
                 each["organ"],
                 with_interval(gain["mean"], gain["low"], gain["high"], 4, sign=True),
                 p_value(gain["p_value"]),
@@ -76,7 +78,7 @@ def comparison_table(results: Results) -> Table | None:
 
 
 def score_table(results: Results) -> Table | None:
-    """Overlap and false positives of every organ and network."""
+    """Return overlap and false positives of every organ and network."""
     counts = (
         Metric("num_cases", "cases", 0),
         Metric("num_missed", "missed", 0),
@@ -86,13 +88,13 @@ def score_table(results: Results) -> Table | None:
 
 
 def surface_table(results: Results) -> Table | None:
-    """Distances and volumes of every organ and network; None where nothing was measured."""
+    """Return distances and volumes of every organ and network; None if not measured."""
     counts = (Metric("num_cases", "cases", 0),)
     return metric_table(results, "Surfaces and volumes", SURFACE, counts)
 
 
 def calibration_table(results: Results) -> Table | None:
-    """Expected calibration error; None where it was not measured."""
+    """Return the expected calibration error; None if not measured."""
     counts = (Metric("num_calibration_voxels", "voxels", 0),)
     return metric_table(results, "Expected calibration error", (ERROR,), counts)
 
@@ -100,12 +102,12 @@ def calibration_table(results: Results) -> Table | None:
 def metric_table(
     results: Results, caption: str, metrics: Sequence[Metric], counts: Sequence[Metric]
 ) -> Table | None:
-    """Metrics with intervals, then counts, for every organ and network.
+    """Return metrics with intervals, then counts, for every organ and network.
 
-    A metric that no summary has loses its column, and a note says so.
+    A metric that no summary has is left out and named in a note.
 
     Returns:
-        None where no summary has any of the metrics.
+        None if no summary has any of the metrics.
     """
     pairs = [(organ, name) for organ in results.organs for name in results.networks]
 
@@ -130,8 +132,8 @@ def metric_table(
     return Table(caption, headings, tuple(rows), notes=notes)
 
 
-def gate_table(results: Results) -> Table | None:
-    """What the classifiers closed and opened wrongly; None where no network has a classifier."""
+def classifier_table(results: Results) -> Table | None:
+    """Return the errors of the slice classifiers (CGM); None if no network has one."""
     rows = []
     for organ in results.organs:
         for name, scores in results.scores.items():
@@ -154,7 +156,13 @@ def gate_table(results: Results) -> Table | None:
         "voxels lost by them, of the organ",
         "false openings, of organ-free slices",
     )
-    return Table("Wrongly closed and opened slices", headings, tuple(rows)) if rows else None
+    return (
+        Table(
+            "Slices wrongly closed and opened by the slice classifier (CGM)", headings, tuple(rows)
+        )
+        if rows
+        else None
+    )
 
 
 def _share(sums: pd.Series[float], part: str, whole: str) -> str:
@@ -164,35 +172,35 @@ def _share(sums: pd.Series[float], part: str, whole: str) -> str:
 
 
 def ablated_networks(results: Results) -> tuple[str, ...]:
-    """Networks that were scored under other gates, too."""
+    """Return the networks that were also scored without the slice classifier."""
     return tuple(
         name
         for name, summary in results.summaries.items()
-        if any(f"test/dice_no_gate/{organ}" in summary for organ in results.organs)
+        if any(f"test/dice_no_classifier/{organ}" in summary for organ in results.organs)
     )
 
 
-def under_gate(metric: Metric, suffix: str) -> Metric:
-    """The same metric under another gate."""
+def under_variant(metric: Metric, suffix: str) -> Metric:
+    """Return the metric with another use of the slice classifier."""
     return Metric(f"{metric.key}{suffix}", metric.title, metric.digits)
 
 
 def ablation_table(results: Results) -> Table | None:
-    """Dice and slice FPR under each gate; None where no network was scored so."""
+    """Return Dice and slice FPR with each use of the slice classifier; None if not measured."""
     rows = [
         (
             organ,
             name,
-            gate,
+            use,
             *(
-                under_gate(metric, suffix).write(results.summaries[name], organ)
+                under_variant(metric, suffix).write(results.summaries[name], organ)
                 for metric in (DICE, SLICE_FPR)
             ),
         )
         for organ in results.organs
         for name in ablated_networks(results)
-        for suffix, gate in GATES.items()
+        for suffix, use in VARIANTS.items()
     ]
-    headings = ("organ", "network", "gate", DICE.title, SLICE_FPR.title)
-    caption = "The same predictions under other gates"
+    headings = ("organ", "network", "slice classifier", DICE.title, SLICE_FPR.title)
+    caption = "The same predictions without, with a soft and with a hard slice classifier (CGM)"
     return Table(caption, headings, tuple(rows), num_names=3) if rows else None

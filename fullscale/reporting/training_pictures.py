@@ -1,8 +1,7 @@
-"""Learning curves of one training."""
+"""Pictures of one training: learning curves, augmented slices, predictions of an epoch."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from fullscale.evaluation.slice_pictures import draw_slices
 from fullscale.params import Params
-from fullscale.tracking.runs import TrainingRun
+from fullscale.reporting.style import Curve, draw_curve, find_curve
+from fullscale.tracking.run_record import RunRecord
 from fullscale.training.augmentation import Augment
 from fullscale.training.dataset import Batch, SliceDataset
 from model.output import probabilities
@@ -25,15 +24,14 @@ from model.segmentation import SegmentationNetwork
 
 MAX_COLUMNS = 3
 PANEL_IN = (4.4, 2.9)
-WHOLE = ("total", "mean")  # curves that sum up the others
+WHOLE = ("total", "mean")  # curves that summarise the others
 WHOLE_COLOUR = "#1f2937"
 COLOURS = (
     "#2563eb", "#e8590c", "#0f9d76", "#9333ea", "#d6336c", "#a16207", "#0891b2", "#64748b",
 )  # fmt: skip
-MAX_MARKED_EPOCHS = 40
 SIDE = re.compile(r"train/(side\d+)/(.+)")
 
-Curves = dict[str, tuple[list[float], list[float]]]
+Curves = dict[str, Curve]
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,9 @@ class Panel:
     """One pair of axes.
 
     Attributes:
-        title: what it shows, with the unit.
+        title: with the unit.
         keys: metric key of each curve, by the curve's name.
-        is_fraction: whether values lie between 0 and 1.
+        is_fraction: True if values lie between 0 and 1.
     """
 
     title: str
@@ -52,14 +50,14 @@ class Panel:
 
 
 def draw_curves(rows: list[dict[str, float]], heading: str) -> Figure:
-    """Losses, validation scores and learning rate over the epochs of one training.
+    """Draw losses, validation scores and learning rate over the epochs of one training.
 
-    What no row has a finite number for is not drawn.
+    Metrics without a finite number are left out.
 
     Args:
         rows: one per epoch, with keys epoch, train/TERM, train/sideN/TERM, val/dice,
-            val/dice/ORGAN, val/slice_fpr/ORGAN, val/gate_accuracy/ORGAN, learning_rate.
-        heading: written over the whole picture.
+            val/dice/ORGAN, val/slice_fpr/ORGAN, val/classifier_accuracy/ORGAN, learning_rate.
+        heading: title of the whole picture.
     """
     rows = sorted(rows, key=lambda row: row["epoch"])
     drawn = []
@@ -96,40 +94,34 @@ def _panels(keys: list[str]) -> list[Panel]:
         Panel("Training loss", below("train/")),
         Panel("Validation Dice", below("val/dice/") | mean, is_fraction=True),
         Panel("Validation slice false-positive rate", below("val/slice_fpr/"), is_fraction=True),
-        Panel("Validation accuracy of the gate", below("val/gate_accuracy/"), is_fraction=True),
+        Panel(
+            "Validation accuracy of the slice classifier",
+            below("val/classifier_accuracy/"),
+            is_fraction=True,
+        ),
         *(Panel(f"Training loss {term}, by side output", sides[term]) for term in sides),
         Panel("Learning rate", {"": "learning_rate"}),
     ]
 
 
 def _curves(rows: list[dict[str, float]], panel: Panel) -> Curves:
-    """Epochs and values of each curve that has any."""
-    curves: Curves = {}
-    for name, key in panel.keys.items():
-        points = [row for row in rows if math.isfinite(row.get(key, math.nan))]
-        if points:
-            curves[name] = ([row["epoch"] for row in points], [row[key] for row in points])
-    return curves
+    """Return the curves of a panel that have values."""
+    curves = {name: find_curve(rows, key) for name, key in panel.keys.items()}
+    return {name: curve for name, curve in curves.items() if curve[0]}
 
 
 def _draw_panel(axis: Axes, panel: Panel, curves: Curves) -> None:
     colours = iter(COLOURS * (1 + len(curves) // len(COLOURS)))
-    for name, (epochs, values) in curves.items():
+    for name, curve in curves.items():
         is_whole = name in WHOLE
-        axis.plot(
-            epochs,
-            values,
-            label=name,
-            color=WHOLE_COLOUR if is_whole else next(colours),
-            linewidth=2.0 if is_whole else 1.3,
-            marker="o" if len(epochs) <= MAX_MARKED_EPOCHS else "",
-            markersize=5 if len(epochs) == 1 else 3,
-            zorder=3 if is_whole else 2,
-        )
+        draw_curve(
+            axis, curve, name, color=WHOLE_COLOUR if is_whole else next(colours),
+            linewidth=2.0 if is_whole else 1.3, marker="o",
+            markersize=5 if len(curve[0]) == 1 else 3, zorder=3 if is_whole else 2,
+        )  # fmt: skip
     axis.set_title(panel.title, fontsize=10, loc="left")
-    axis.set_xlabel("epoch", fontsize=8)
+    axis.xaxis.label.set_fontsize(8)
     axis.tick_params(labelsize=8, which="both")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.grid(color="#e5e7eb", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
@@ -146,14 +138,14 @@ def draw_augmented(
     window_hu: tuple[float, float],
     num_epochs: int = 3,
 ) -> Figure:
-    """Slices as they are on top, and below them as training sees them in its first epochs.
+    """Draw slices, and below them their augmented versions of the first epochs.
 
     Args:
         image_BCHW: float32 in 0..1 (window units); the middle channel is drawn.
         label_BHW: uint8 label map, outlined.
-        augment: an `Augment`; the slices stand at positions 0, 1, ... of each epoch.
-        window_hu: the window that 0 and 1 of the image stand for.
-        num_epochs: changed versions under each slice.
+        augment: an `Augment`; the slices have positions 0, 1, ... in each epoch.
+        window_hu: HU of image values 0 and 1.
+        num_epochs: augmented versions below each slice.
     """
     position_B = torch.arange(len(image_BCHW))
     versions = [(image_BCHW, label_BHW)]
@@ -168,21 +160,19 @@ def draw_augmented(
         window_hu,
         titles=[f"position {position}" for position in position_B.tolist()],
     )
-    figure.suptitle("as it is; below, as augmented in successive epochs (green: truth)", fontsize=9)
+    figure.suptitle("original; below, as augmented in successive epochs (green: truth)", fontsize=9)
     return figure
 
 
 class Reporter:
-    """Tracks a training: metrics of each epoch, pictures after the first, second, fourth, ..."""
+    """Track a training: metrics of each epoch, pictures after the first, second, fourth, ..."""
 
-    def __init__(
-        self, name: str, params: Params, validation: SliceDataset, run: TrainingRun
-    ) -> None:
+    def __init__(self, name: str, params: Params, validation: SliceDataset, run: RunRecord) -> None:
         self._name, self._params, self._run = name, params, run
         self._slices = _picture_slices(validation, params.train.num_picture_slices)
 
     def log_augmented(self, slices: SliceDataset) -> None:
-        """Track a picture of what augmentation makes of some training slices."""
+        """Track a picture of some training slices and their augmented versions."""
         train, window_hu = self._params.train, self._params.slice.window_hu
         batch = _picture_slices(slices, train.num_picture_slices)
         if batch is not None:
@@ -192,7 +182,7 @@ class Reporter:
             self._run.log_picture(figure, "augmented.png")
 
     def log_epoch(self, metrics: Mapping[str, float], measured: Mapping[str, float]) -> None:
-        """Track the metrics of an epoch, and what was measured beside them."""
+        """Track the metrics of an epoch, and further measurements such as times."""
         values = {key: value for key, value in metrics.items() if key != "epoch"}
         self._run.log_metrics({**values, **measured}, step=int(metrics["epoch"]))
 

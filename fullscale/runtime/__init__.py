@@ -1,1 +1,1 @@
-"""What any program needs: errors, files, locks, signals, child processes, console, progress."""
+"""Base of all programs: errors, events, files, locks, signals, processes, console, progress."""

@@ -1,12 +1,13 @@
-"""Checkpoints of a training: whole or absent, verified, and of one configuration only.
+"""Checkpoints of a training, verified by checksum, and used by one configuration only.
 
-<folder>/000012-<first half of its SHA-256>.ckpt    the last two, numbered as they were written
+<folder>/000012-<first half of its SHA-256>.ckpt    the last two, numbered in order of writing
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import pickle
 import re
 from collections.abc import Mapping
@@ -15,11 +16,12 @@ from typing import Any
 
 import torch
 
-from fullscale.runtime.console import say
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256, write_atomically
 
-KEPT = 2
+logger = logging.getLogger(__name__)
+
+NUM_KEPT = 2
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{32})\.ckpt")
 
 
@@ -27,9 +29,9 @@ class Checkpoints:
     """The checkpoints of one training.
 
     Args:
-        folder: where they are kept.
-        identity: all that decides the weights, by name: settings, data, code. A checkpoint is
-            continued only where every one of them is the same.
+        folder: the folder of the checkpoints.
+        identity: everything that decides the weights, by name: settings, data, code. A checkpoint
+            is loaded only if all of it is the same.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
@@ -37,47 +39,52 @@ class Checkpoints:
         self._identity = dict(identity)
 
     def save(self, state: Mapping[str, Any]) -> Path:
-        """Write a checkpoint and let go of all but the one before.
+        """Write a checkpoint, and remove all older ones but the last.
 
         Args:
-            state: tensors, numbers, texts, and lists and mappings of them.
+            state: tensors, numbers, strings, and lists and mappings of them.
+
+        Returns:
+            The file.
 
         Raises:
-            StageError: the disk does not take it; the checkpoints before are untouched.
+            StageError: it cannot be written; earlier checkpoints stay.
         """
         buffer = io.BytesIO()
         torch.save({"identity": self._identity, "state": dict(state)}, buffer)
         content = buffer.getbuffer()
         digest = hashlib.sha256(content).hexdigest()[:32]
-        before = self._found()
-        number = 1 + int(_NAME.fullmatch(before[-1].name)[1]) if before else 1  # type: ignore[index]
+        earlier = self._found()
+        number = 1 + int(_NAME.fullmatch(earlier[-1].name)[1]) if earlier else 1  # type: ignore[index]
         path = self._folder / f"{number:06d}-{digest}.ckpt"
         try:
             write_atomically(path, content)
         except OSError as error:
             raise StageError(
                 f"no checkpoint could be written to {self._folder}: {error.strerror}; "
-                f"{_kept(before)}; make room and run again: training goes on from there"
+                f"{_kept(earlier)}; make room and run again: training continues from there"
             ) from None
-        for old in before[: len(before) - KEPT + 1]:
+        for old in earlier[: len(earlier) - NUM_KEPT + 1]:
             old.unlink(missing_ok=True)
         return path
 
     def load(self) -> dict[str, Any] | None:
-        """The state of the newest whole checkpoint of this configuration, tensors on the CPU.
+        """Return the state of the newest intact checkpoint of this configuration.
 
-        What is passed over is named on stderr, with the reason. None when training starts anew.
+        Tensors are on the CPU. The log names each checkpoint that is not used, with the reason.
+
+        Returns:
+            The state, or None if training starts anew.
         """
         for path in reversed(self._found()):
             content = _read(path)
             if content is None:
-                say(
-                    f"checkpoint: {path} is damaged; the checkpoint before it is used, if there is "
-                    "one"
+                logger.warning(
+                    f"checkpoint: {path} is damaged; an older checkpoint is used, if one is left"
                 )
                 continue
             if differences := _differences(content["identity"], self._identity):
-                say(
+                logger.warning(
                     f"checkpoint: {path} is not continued, training starts anew: "
                     + "; ".join(differences)
                 )
@@ -87,12 +94,12 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Remove all checkpoints: the training is over."""
+        """Remove all checkpoints, after the end of the training."""
         for path in self._found():
             path.unlink(missing_ok=True)
 
     def _found(self) -> list[Path]:
-        """Checkpoints in the order of their writing."""
+        """Return the files in the order they were written."""
         return sorted(path for path in self._folder.glob("*.ckpt") if _NAME.fullmatch(path.name))
 
 
@@ -102,7 +109,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # of what is no plain data: nothing of ours
+    except pickle.UnpicklingError:  # it holds more than plain data, so it is not ours
         return None
     return content
 
@@ -115,5 +122,5 @@ def _differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[st
     ]
 
 
-def _kept(before: list[Path]) -> str:
-    return f"the last one is {before[-1]}" if before else "there is none before it"
+def _kept(earlier: list[Path]) -> str:
+    return f"the last one is {earlier[-1]}" if earlier else "there is no earlier one"

@@ -1,50 +1,79 @@
-"""What a stage shows a person: progress while it works, one clear line when it cannot go on."""
+"""Console output of a stage: log lines, progress, and one clear line for an error."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import ParamSpec, TypeVar
 
 from fullscale.runtime.errors import ScanError, StageError
+from fullscale.runtime.events import emit_event
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Arguments = ParamSpec("Arguments")
 
 PLAIN_INTERVAL_S = 10.0
+# A stage that is run by `python -m` has the name __main__.
+OUR_LOGGERS = ("flows", "tasks", "fullscale", "model", "__main__")
+
+
+class StderrHandler(logging.Handler):
+    """Writes the bare message to sys.stderr as it is now: rich replaces it while a bar is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
+def configure_logging() -> None:
+    """Show our own log lines from INFO on, as bare text on stderr.
+
+    Other libraries' loggers are left alone. Calling it again changes nothing.
+    """
+    for name in OUR_LOGGERS:
+        ours = logging.getLogger(name)
+        ours.setLevel(logging.INFO)
+        if not any(isinstance(handler, StderrHandler) for handler in ours.handlers):
+            ours.addHandler(StderrHandler())
 
 
 def report_errors(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Turn the errors a user can cure into one line on stderr and exit code 1.
+    """Decorate a program's entry point: configure logging, and report errors a user can fix.
 
-    Programming errors keep their traceback: hiding those would hide a defect of ours.
+    Such an error becomes one line on stderr, an event `failed`, and exit code 75 where trying again
+    may help (`TransientStageError`), else 1. Other exceptions keep their traceback: they are
+    defects of this project.
     """
 
     @functools.wraps(main)
     def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        configure_logging()
         try:
             main(*args, **kwargs)
         except (ScanError, StageError, OSError) as error:
-            say(f"error: {error}")
-            raise SystemExit(1) from None
+            exit_code = error.exit_code if isinstance(error, StageError) else 1
+            emit_event("failed", exit_code=exit_code, message=str(error))
+            logger.error(f"error: {error}")
+            raise SystemExit(exit_code) from None
 
     return wrapped
 
 
-def say(line: str) -> None:
-    """Tell whoever reads the log, on stderr."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Yield `items`, showing a rich bar on a terminal and plain lines elsewhere.
+    """Yield `items`, showing a rich bar on a terminal and log lines elsewhere.
 
     Args:
-        items: what to walk over.
+        items: what to iterate over.
         description: the work, in one or two words.
-        total: how many items there are, for the share done.
+        total: number of items.
     """
     if sys.stderr.isatty():
         from rich.console import Console
@@ -59,4 +88,4 @@ def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]
         yield item
         if done == total or time.monotonic() - last > PLAIN_INTERVAL_S:
             last = time.monotonic()
-            say(f"{description}: {done}/{total}")
+            logger.info(f"{description}: {done}/{total}")

@@ -1,4 +1,4 @@
-"""Work that is done one step ahead, in a thread, while its last result is being used."""
+"""Make items of an iterable in a thread, ahead of their use."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def ahead(items: Iterable[Item], depth: int = 1) -> Generator[Item]:
-    """Yield the same items in the same order, each made before it is asked for.
+def prefetch(items: Iterable[Item], depth: int = 1) -> Generator[Item]:
+    """Yield the same items in the same order, each made before it is needed.
+
+    Close the generator to end its thread early.
 
     Args:
-        items: made in a thread; an error there is raised here, in its turn.
-        depth: how many are ready at most.
+        items: iterated in a thread; an error there is raised here, after the items before it.
+        depth: maximum number of items that wait to be used.
     """
     ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
     closed = threading.Event()
@@ -38,7 +40,7 @@ def ahead(items: Iterable[Item], depth: int = 1) -> Generator[Item]:
         except BaseException as error:
             put(None, error)
 
-    thread = threading.Thread(target=work, name="ahead", daemon=True)
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
         while True:

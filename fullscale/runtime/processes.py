@@ -1,7 +1,7 @@
-"""A process that ends when the one that started it dies, so that no orphan works on.
+"""Child processes that end when the process that started them dies, so that none is orphaned.
 
-A program that is not ours is started through this module: `python -m fullscale.runtime.processes
-COMMAND ARGUMENTS...` becomes the command, under the same process number.
+`bind_to_parent(command)` is the command to start a foreign program with: this module, run as a
+script, asks the kernel for the signal and then becomes the program, under the same process id.
 """
 
 from __future__ import annotations
@@ -10,21 +10,20 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-CANNOT_RUN = 126  # as shells have it
+CANNOT_RUN = 126  # as in shells
 NOT_FOUND = 127
 
 
 def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the starter of this process dies, however it dies.
+    """Ask the kernel to send SIGTERM to this process when its parent dies, however it dies.
 
-    Linux only; elsewhere it does nothing, and a killed starter leaves an orphan. The wish is kept
-    when the process becomes another program, but not handed on to its children. The starter is
-    a thread: the signal also comes when a thread ends that started this process and lives no
-    longer than it.
+    Linux only; elsewhere it does nothing, and a killed parent leaves an orphan. The setting
+    survives execve but is not inherited by children. To the kernel the parent is the thread that
+    started this process: the signal also comes when that thread ends.
 
     Raises:
         OSError: the kernel refuses.
@@ -40,10 +39,20 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def stage_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment a stage runs in: this interpreter first on PATH, output unbuffered.
+def bind_to_parent(command: Sequence[str]) -> list[str]:
+    """Return the command that runs `command` and ends it when the process that starts it dies.
 
-    Threads that wait do so asleep, because spinning ones slow a shared machine down manyfold.
+    It may be started in any folder.
+    """
+    # By path and isolated (-I), not `-m`: Python would look for the module in the working directory
+    # first, and a checkout of an older version of this project has packages of the same names.
+    return [sys.executable, "-I", str(Path(__file__).resolve()), *command]
+
+
+def stage_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a stage: this interpreter first on PATH, output unbuffered.
+
+    OpenMP's threads sleep while they wait: spinning ones slow a shared machine down many times.
     """
     return {
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -54,15 +63,16 @@ def stage_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Become the command named by the arguments, and die with the process that started it.
+    """Become the command in the arguments, and die with the process that started it.
 
-    Exit codes are the command's; 127 where there is none of that name, 126 where it cannot run.
+    Exit codes are the command's; 127 if no program has its name, 126 if it cannot be run.
     """
     command = sys.argv[1:]
     if not command:
         print("usage: python -m fullscale.runtime.processes COMMAND ARGUMENTS...", file=sys.stderr)
         raise SystemExit(2)
     die_with_parent()
+    # Python ignores these two signals, and execve would hand that on to the command.
     for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored_by_python, signal.SIG_DFL)
     try:

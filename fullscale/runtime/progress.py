@@ -1,23 +1,29 @@
-"""What a person sees of a training: a bar on a terminal, one line an epoch elsewhere."""
+"""Display of a training: a progress bar on a terminal, one log line an epoch elsewhere."""
 
 from __future__ import annotations
 
+import logging
+import math
 import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from fullscale.runtime.events import emit_event
+
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingDisplay:
     """Shows epoch, step, loss, Dice, slices a second and the time left.
 
     Args:
-        name: the network's.
-        num_epochs, num_steps: of the training, and of an epoch.
-        done_steps: steps that were done before, in an earlier run.
-        is_shown: whether to say anything; one process of several does.
+        name: name of the network.
+        num_epochs, num_steps: epochs of the training, and steps of an epoch.
+        done_steps: steps of the training that an earlier run did.
+        is_shown: show anything; of several processes one does.
     """
 
     def __init__(
@@ -65,15 +71,14 @@ class TrainingDisplay:
         if self._bar is not None:
             self._bar.stop()
 
-    def say(self, text: str) -> None:
-        """One line, above the bar if there is one."""
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
-        elif self._is_shown:
-            print(text, flush=True)
+    def log(self, text: str) -> None:
+        """Log one line, if this process shows anything."""
+        # Rich redirects sys.stderr while the bar is shown, so the line appears above it.
+        if self._is_shown:
+            logger.info(text)
 
-    def step(self, epoch: int, step: int, loss: float, slices_per_s: float) -> None:
-        """A step is done; epoch and step count from 1."""
+    def show_step(self, epoch: int, step: int, loss: float, slices_per_s: float) -> None:
+        """Show that a step is done; epoch and step count from 1."""
         if self._bar is None:
             return
         self._fields |= {
@@ -84,11 +89,19 @@ class TrainingDisplay:
         }
         self._bar.update(self._task, advance=1, **self._fields)
 
-    def epoch(self, metrics: dict[str, float], *, improved: bool) -> None:
-        """An epoch is over."""
+    def show_epoch(self, metrics: dict[str, float], *, improved: bool) -> None:
+        """Show that an epoch is over, and emit the event `epoch`."""
         epoch, dice = int(metrics["epoch"]), metrics["val/dice"]
         self._fields["dice"] = f" Dice {dice:.4f}"
-        self.say(
+        if self._is_shown:
+            emit_event(
+                "epoch",
+                network=self._name,
+                epoch=epoch,
+                num_epochs=self._num_epochs,
+                dice=dice if math.isfinite(dice) else None,  # JSON has no NaN
+            )
+        self.log(
             f"{self._name} epoch {epoch}/{self._num_epochs}: loss {metrics['train/total']:.4f}, "
             f"val Dice {dice:.4f}{' (best)' if improved else ''}; "
             f"{metrics['slices/organ']:.0f} slices with organs, "

@@ -1,7 +1,8 @@
-"""Signals that ask a training to stop: it finishes its step, keeps its state, and leaves."""
+"""Stop on a signal between two steps of work, so that its state can be saved."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -9,14 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from fullscale.runtime.console import say
+logger = logging.getLogger(__name__)
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE_S = 25.0  # Kubernetes and Slurm kill 30 s after they asked
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE_S = 25.0  # Kubernetes and Slurm send SIGKILL 30 s after SIGTERM
 
 
 class Interrupted(SystemExit):
-    """The work stopped because a signal asked for it; the exit code is the usual 128 + signal."""
+    """The work stopped because of a signal; the exit code is 128 + signal number, as in shells."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -24,19 +26,19 @@ class Interrupted(SystemExit):
 
 
 class StopRequest:
-    """Whether a signal has asked to stop.
+    """Request to stop at the next opportunity.
 
     Attributes:
-        signal_number: of the signal, or 0.
+        signal_number: number of the signal that requested it; 0 without a request.
     """
 
     signal_number: int = 0
 
-    def raise_if_asked(self) -> None:
-        """Leave now.
+    def raise_if_requested(self) -> None:
+        """Stop here if a signal requested it.
 
         Raises:
-            Interrupted: a signal has asked for it.
+            Interrupted: there is a request.
         """
         if self.signal_number:
             raise Interrupted(self.signal_number)
@@ -44,21 +46,22 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal(grace_s: float = GRACE_S) -> Iterator[StopRequest]:
-    """Within, SIGINT, SIGTERM and SIGHUP set a request instead of ending the process.
+    """Let SIGINT, SIGTERM and SIGHUP set the yielded request instead of ending the process.
 
-    A second SIGINT ends it at once, and so does the end of `grace_s`: then what was kept last
-    counts. Other signals often come twice, to the whole group and again when the parent has died.
-    A signal that is ignored (nohup) stays ignored.
+    A second SIGINT ends the process at once, and so does the end of `grace_s` seconds. A signal
+    that was ignored before (nohup) stays ignored.
     """
     request = StopRequest()
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if request.signal_number:
+            # SIGTERM and SIGHUP often come twice: to the whole process group, and again when the
+            # parent has died. Only a second Ctrl-C is a person's wish to end now.
             if number == signal.SIGINT:
                 os._exit(128 + number)
             return
         request.signal_number = number
-        say(f"{signal.Signals(number).name}: stopping after this step")
+        logger.info(f"{signal.Signals(number).name}: stopping after this step")
         timer = threading.Timer(grace_s, os._exit, [128 + number])
         timer.daemon = True
         timer.start()
@@ -66,8 +69,8 @@ def stop_on_signal(grace_s: float = GRACE_S) -> Iterator[StopRequest]:
 
     timers: list[threading.Timer] = []
     before = {
-        number: signal.signal(number, ask)
-        for number in STOPPING
+        number: signal.signal(number, handle)
+        for number in STOP_SIGNALS
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:

@@ -1,6 +1,6 @@
-"""Every check on scans in one table: stable code, severity, what is wanted, and the cure.
+"""One table of all checks on scans: stable code, severity, title, requirement and cure.
 
-The code that checks, the reports and docs/data.md all read this table.
+The checks, the reports and docs/data.md all use this table.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Literal
 from fullscale.runtime.errors import ScanError
 
 MIN_SLICES = 8
-HU_AIR, HU_DENSE = -500, 100
-BODY_HU = -300
+HU_AIR, HU_DENSE = -500, 100  # every CT of the trunk holds air below and bone above these
+BODY_HU = -300  # between lung (below -500 HU) and fat (about -100 HU)
 
 Severity = Literal["refused", "warning", "note"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that can be wrong with a scan.
+    """One check on a scan.
 
     Attributes:
         code: stable name; never renamed once published.
-        severity: "refused" keeps the pair out; "warning" lets it in and says so; "note" tells
-            what was done.
-        title: what is wrong, in a few words.
-        wanted: what a usable scan has instead.
-        cure: what the owner of the data can do.
+        severity: "refused" keeps the case out, "warning" accepts it with a warning, "note" is
+            information.
+        title: the problem in a few words.
+        wanted: the requirement on a usable scan.
+        cure: the action that the owner of the data can take.
     """
 
     code: str
@@ -41,28 +41,28 @@ _TABLE = (
     Check(
         "data_missing",
         "refused",
-        "The folder of annotated scans is not there",
+        "The folder of annotated scans is missing",
         "a folder data/ with dataset.json, cases.csv, imagesTr/ and labelsTr/",
         "run `dvc pull data.dvc`, or fill it with `fullscale ingest SOURCE`",
     ),
     Check(
         "not_a_cohort",
         "refused",
-        "The folder of annotated scans has not the layout of a cohort",
+        "The folder of annotated scans does not have the layout of a cohort",
         "dataset.json, cases.csv, imagesTr/ and labelsTr/ as `fullscale ingest` writes them",
         "fill the folder with `fullscale ingest SOURCE`, or restore it with `dvc checkout`",
     ),
     Check(
         "layout_unknown",
         "refused",
-        "The source has no layout that is known",
+        "The layout of the source is unknown",
         "one of the layouts in docs/data.md",
         "arrange the files in one of these layouts, or name it with --layout",
     ),
     Check(
         "dataset_json",
         "refused",
-        "dataset.json or a table beside it cannot be used",
+        "dataset.json or cases.csv cannot be used",
         "valid JSON with integer `labels` by name, as nnU-Net or the Decathlon define it",
         "correct the file",
     ),
@@ -71,21 +71,21 @@ _TABLE = (
         "refused",
         "The source is not plain CT",
         "one channel, CT",
-        "split other channels off, and ingest the CT alone",
+        "remove the other channels, and ingest the CT alone",
     ),
     Check(
         "file_missing",
         "refused",
-        "A file that the layout promises is not there",
+        "A file that the layout requires is missing",
         "an image and a label for every case",
         "add the missing file, or remove the case from the source",
     ),
     Check(
         "unreadable",
         "refused",
-        "A file is truncated, fails its checksum or is no scan at all",
-        "a complete file whose checksum is right",
-        "copy or export the file again from where it came from",
+        "A file is truncated, fails its checksum or is not a scan",
+        "a complete file with a correct checksum",
+        "copy or export the file again from its origin",
     ),
     Check(
         "not_3d",
@@ -97,7 +97,7 @@ _TABLE = (
     Check(
         "voxel_type",
         "refused",
-        "The voxels are colours, complex numbers or values no HU can have",
+        "The voxels are colours, complex numbers or values outside the range of HU",
         "one real number per voxel",
         "export the scan as int16 HU",
     ),
@@ -106,7 +106,7 @@ _TABLE = (
         "refused",
         "The image has NaN or infinite voxels",
         "finite HU everywhere",
-        "repair the conversion, or write -1024 where there is no measurement",
+        "repair the conversion, or write -1024 outside the field of view",
     ),
     Check(
         "affine",
@@ -118,7 +118,7 @@ _TABLE = (
     Check(
         "spacing",
         "refused",
-        "The voxel spacing is outside what CT has",
+        "The voxel spacing is outside the range of CT",
         "0.2 to 10 mm along each axis",
         "repair the header's spacing; it is in millimetres",
     ),
@@ -161,15 +161,15 @@ _TABLE = (
         "label_interpolated",
         "refused",
         "The label was resampled with interpolation",
-        "ids with a border of their own, not of the ids between them and 0",
+        "sharp borders between ids, without a seam of intermediate ids",
         "resample labels with nearest neighbour, never with interpolation",
     ),
     Check(
         "label_unknown",
         "refused",
-        "The label has ids that dataset.json does not name",
-        "only ids that dataset.json names",
-        "name the ids in dataset.json, or remove them from the label",
+        "The label has ids that are not in dataset.json",
+        "only ids that are in dataset.json",
+        "add the ids to dataset.json, or remove them from the label",
     ),
     Check(
         "few_slices",
@@ -189,8 +189,8 @@ _TABLE = (
         "label_mirrored",
         "refused",
         "The label fits the image only when mirrored",
-        "labels that lie on even tissue",
-        "flip the label along the axis that is named, and look at both before you trust them",
+        "labels on homogeneous tissue",
+        "flip the label along the named axis, then compare image and label by eye",
     ),
     Check(
         "label_full",
@@ -202,14 +202,14 @@ _TABLE = (
     Check(
         "content_twice",
         "refused",
-        "The same scan is there under two names",
-        "every scan once, so that none is both trained on and tested",
+        "The same scan exists under two names",
+        "every scan once, so that no scan is in both training and test set",
         "remove one of the two",
     ),
     Check(
         "slices_twice",
         "refused",
-        "Several slices of a series are at one place",
+        "Several slices of a series have the same position",
         "one slice at each position",
         "export one reconstruction or phase per series",
     ),
@@ -217,14 +217,14 @@ _TABLE = (
         "slices_missing",
         "refused",
         "Slices of a series are missing",
-        "one slice at each step",
+        "one slice at every position",
         "export the series again, completely",
     ),
     Check(
         "slices_uneven",
         "refused",
         "Slices of a series are unevenly spaced",
-        "the same distance between all neighbours, to 0.1 mm",
+        "equal distances between neighbouring slices, within 0.1 mm",
         "export a reconstruction with even spacing",
     ),
     Check(
@@ -246,13 +246,13 @@ _TABLE = (
         "warning",
         "The label is empty",
         "at least one voxel of an annotated organ",
-        "check that the scan really shows none of the organs",
+        "check that the scan shows none of the organs",
     ),
     Check(
         "label_not_annotated",
         "warning",
-        "The label has an organ that the case is not said to annotate",
-        "only organs that `annotated` names",
+        "The label has an organ that the case does not list as annotated",
+        "only organs that the column `annotated` lists",
         "add the organ to `annotated` in cases.csv; until then it is ignored",
     ),
     Check(
@@ -266,15 +266,15 @@ _TABLE = (
         "patient_shared",
         "note",
         "One patient has several cases",
-        "nothing else: they stay together when patients are split",
-        "nothing to do if it is true; correct the column `patient` if not",
+        "nothing: cases of one patient are never split between training and test",
+        "nothing to do if correct; otherwise correct the column `patient`",
     ),
     Check(
         "private_text",
         "note",
-        "Header fields with free text",
+        "The header has fields with free text",
         "no text that may name a patient",
-        "nothing to do: the text stays behind, only voxels and geometry go in",
+        "nothing to do: the text is dropped, only voxels and geometry are kept",
     ),
     Check(
         "case_name",
@@ -288,13 +288,13 @@ _TABLE = (
         "refused",
         "Another scan of this name is already in the cohort",
         "a new name for new content",
-        "rename the case, or ingest with --replace-changed if it shall take the old one's place",
+        "rename the case, or ingest with --replace-changed to replace the old scan",
     ),
     Check(
         "annotated_unknown",
         "refused",
-        "A case is said to annotate an organ that has no label",
-        "names that dataset.json has under `labels`",
+        "A case lists an annotated organ that has no label",
+        "names under `labels` in dataset.json",
         "correct the column `annotated` of cases.csv",
     ),
     Check(
@@ -307,16 +307,16 @@ _TABLE = (
     Check(
         "checksum_differs",
         "refused",
-        "A file is not the one that was ingested",
-        "the checksum that cases.csv gives",
+        "A file differs from the ingested one",
+        "the checksum in cases.csv",
         "restore it with `dvc checkout`, or ingest the new file with --replace-changed",
     ),
     Check(
         "case_unlisted",
         "warning",
-        "Files of a case that cases.csv does not list",
+        "The files of a case have no row in cases.csv",
         "a row in cases.csv for every scan",
-        "bring the scan in with `fullscale ingest`, or remove its files",
+        "add the scan with `fullscale ingest`, or remove its files",
     ),
     Check(
         "cluster",
@@ -328,7 +328,7 @@ _TABLE = (
     Check(
         "store_missing",
         "refused",
-        "The slice store is not there or not complete",
+        "The slice store is missing or incomplete",
         "store.json, index.csv and one folder per case, as the slice stage writes them",
         "run the slice stage again: `dvc repro slice`",
     ),
@@ -339,15 +339,15 @@ CHECKS: dict[str, Check] = {check.code: check for check in _TABLE}
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found in one case.
+    """The result of one failed check on one case.
 
     Attributes:
         case: name of the case, or of the source.
-        code: of the check.
-        severity: of the check.
-        found: what was found.
-        wanted: from the table.
-        cure: from the table.
+        code: code of the check.
+        severity: severity of the check.
+        found: the values found.
+        wanted: the requirement, from the table.
+        cure: the action to take, from the table.
     """
 
     case: str
@@ -362,23 +362,23 @@ class Finding:
         return " ".join(text.split())
 
     @classmethod
-    def of(cls, case: str, code: str, found: str) -> Finding:
-        """A finding worded from the table."""
+    def from_check(cls, case: str, code: str, found: str) -> Finding:
+        """Return a finding with requirement and cure of the check `code`."""
         check = CHECKS[code]
         return cls(case, code, check.severity, found, check.wanted, check.cure)
 
     @classmethod
-    def of_error(cls, case: str, error: ScanError) -> Finding:
-        """The finding that an error is about; it keeps the case out."""
+    def from_error(cls, case: str, error: ScanError) -> Finding:
+        """Return the finding of an error; its severity is "refused"."""
         return cls(case, error.code, "refused", error.found, error.wanted, error.cure)
 
 
 def failure(code: str, found: str) -> ScanError:
-    """The error of one check, worded from the table.
+    """Return the error of one check, with requirement and cure from the table.
 
     Args:
-        code: a key of `CHECKS`.
-        found: what was found, naming the file.
+        code: key of `CHECKS`.
+        found: the file and the values found.
     """
     check = CHECKS[code]
     return ScanError(code, found, check.wanted, check.cure)

@@ -1,9 +1,11 @@
-"""A cohort of annotated scans on disk: the nnU-Net raw layout with a table of cases beside it.
+"""A cohort of annotated scans on disk: the nnU-Net raw layout plus a table of cases.
 
 data/dataset.json                  labels by name, channel_names, file_ending, numTraining
 data/imagesTr/<case>_0000.nii.gz   HU
 data/labelsTr/<case>.nii.gz        label ids
 data/cases.csv                     one row per case: patient, annotated organs, checksums
+
+Only this module reads and writes cases.csv, also the shorter one that a source may bring.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ COLUMNS = (
     "voxels_sha256",
 )
 TRAINING_ONLY = "training_only"
-"""Column that cases.csv has when a case is for training only; "true" or "false"."""
+"""Optional column of cases.csv, "true" or "false"; written only if a case has the flag."""
+SOURCE_COLUMNS = ("case", "patient", "annotated")
+"""Columns of the cases.csv that a source, such as the inbox, may bring."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +47,17 @@ class Case:
 
     Attributes:
         name: name of the case, safe as a file name.
-        patient: whose scan it is; several cases may share one.
-        annotated: names of the labels that were drawn in this case. What is not among them is
-            unknown here, not background.
-        source: where it came from, as layout and folder name.
+        patient: identifier of the patient; several cases may share one.
+        annotated: names of the labels drawn in this case. Other labels are unknown here, not
+            background.
+        source: origin, as "layout:dataset name".
         image: path of the scan.
         label: path of the label map.
         image_sha256: checksum of the scan's file.
         label_sha256: checksum of the label map's file.
-        source_sha256: checksum of what it was made from; empty if unknown.
+        source_sha256: checksum of the source files and settings; empty if unknown.
         voxels_sha256: checksum of the scan's voxels in canonical order; empty if unknown.
-        training_only: whether it must stay out of the test set, as what landed in the inbox must.
+        training_only: keep the case out of the test set, as for scans from the inbox.
     """
 
     name: str
@@ -86,29 +90,39 @@ class Cohort:
     cases: tuple[Case, ...]
 
     def annotated_organs(self, case: Case, organs: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
-        """Organs that were drawn in a case.
+        """Return the organs annotated in a case.
 
         Args:
-            case: of this cohort.
-            organs: label ids of each organ. The first is the organ itself and decides; further
-                ids are parts of it, such as tumours.
+            case: a case of this cohort.
+            organs: label ids of each organ. An organ counts as annotated if its first id is; the
+                other ids are parts of it, such as tumours.
         """
         drawn = {self.labels[name] for name in case.annotated}
         return tuple(organ for organ, label_ids in organs.items() if label_ids[0] in drawn)
 
 
 def image_path(root: Path, case: str) -> Path:
-    """Where the scan of a case lies."""
+    """Return the path of a case's scan."""
     return root / "imagesTr" / f"{case}_0000{FILE_ENDING}"
 
 
 def label_path(root: Path, case: str) -> Path:
-    """Where the label map of a case lies."""
+    """Return the path of a case's label map."""
     return root / "labelsTr" / f"{case}{FILE_ENDING}"
 
 
+def is_cohort(root: Path) -> bool:
+    """Return True if a folder has a cases.csv with rows that hold checksums.
+
+    Raises:
+        ScanError: cases.csv cannot be read.
+    """
+    path = root / "cases.csv"
+    return path.is_file() and "image_sha256" in (_read_table(path, ()) or [{}])[0]
+
+
 def read_cohort(root: Path) -> Cohort:
-    """Read dataset.json and cases.csv; the scans themselves are not opened.
+    """Read dataset.json and cases.csv; check that the scans exist, but do not open them.
 
     Args:
         root: the folder, usually data/.
@@ -124,7 +138,7 @@ def read_cohort(root: Path) -> Cohort:
     dataset = read_json(root / "dataset.json")
     labels = parse_labels(root / "dataset.json", dataset)
     cases = []
-    for row in read_table(root / "cases.csv", COLUMNS[:6]):
+    for row in _read_table(root / "cases.csv", COLUMNS[:6]):
         name = check_case_name(row["case"])
         annotated = split_names(row["annotated"])
         check_annotated(name, annotated, labels)
@@ -160,9 +174,9 @@ def read_cohort(root: Path) -> Cohort:
 
 
 def write_cases(root: Path, cases: Iterable[Case]) -> None:
-    """Write cases.csv, whole or not at all, one row per case by name in order.
+    """Write cases.csv atomically, one row per case, sorted by name.
 
-    The column training_only is written when a case is for training only.
+    The column training_only is written only if a case has the flag.
     """
     cases = sorted(cases, key=lambda case: case.name)
     has_flags = any(case.training_only for case in cases)
@@ -186,8 +200,32 @@ def write_cases(root: Path, cases: Iterable[Case]) -> None:
     write_atomically(root / "cases.csv", text.getvalue())
 
 
+def read_source_rows(folder: Path) -> dict[str, dict[str, str]] | None:
+    """Read the cases.csv that a source may bring, with at least `SOURCE_COLUMNS`.
+
+    Returns:
+        The row of each case, or None if the source has no such table.
+
+    Raises:
+        ScanError: unreadable, or a column is missing.
+    """
+    path = folder / "cases.csv"
+    if not path.is_file():
+        return None
+    return {row["case"]: row for row in _read_table(path, SOURCE_COLUMNS)}
+
+
+def write_source_rows(folder: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """Write the cases.csv of a source atomically, with `SOURCE_COLUMNS` only."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, SOURCE_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(folder / "cases.csv", text.getvalue())
+
+
 def _read_flag(root: Path, case: str, text: str) -> bool:
-    """A cell of the column training_only; an empty one is false."""
+    """Parse a cell of the column training_only; an empty cell is False."""
     if text not in ("true", "false", ""):
         raise failure(
             "dataset_json",
@@ -197,10 +235,12 @@ def _read_flag(root: Path, case: str, text: str) -> bool:
 
 
 def parse_labels(path: Path, dataset: dict[str, Any]) -> dict[str, int]:
-    """Label id by name from dataset.json, written either way round, background included.
+    """Return label id by name from the content of dataset.json, background included.
+
+    nnU-Net writes {name: id}, the Decathlon {id: name}; both are accepted.
 
     Raises:
-        ScanError: labels are missing, are regions, are no whole numbers from 1 to 255, or
+        ScanError: labels are missing, are regions, are not whole numbers from 1 to 255, or
             share an id.
     """
     found = dataset.get("labels")
@@ -226,7 +266,7 @@ def parse_labels(path: Path, dataset: dict[str, Any]) -> dict[str, int]:
 
 
 def check_annotated(case: str, annotated: Iterable[str], labels: dict[str, int]) -> None:
-    """Refuse names that are no labels.
+    """Check that all annotated names are labels.
 
     Raises:
         ScanError: a name is unknown, or is the background.
@@ -239,10 +279,10 @@ def check_annotated(case: str, annotated: Iterable[str], labels: dict[str, int])
 
 
 def check_case_name(name: str) -> str:
-    """The name itself, if it is safe as a file name.
+    """Return the name if it is safe as a file name.
 
     Raises:
-        ScanError: it is not.
+        ScanError: the name does not match `CASE_NAME`.
     """
     if not CASE_NAME.fullmatch(name):
         raise failure("case_name", f"the case name {name!r}")
@@ -250,12 +290,12 @@ def check_case_name(name: str) -> str:
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """Names from a ';'-separated list, empty parts dropped."""
+    """Return the names of a ';'-separated list, without empty ones."""
     return tuple(part.strip() for part in text.split(";") if part.strip())
 
 
 def checksum(path: Path) -> str:
-    """Checksum of a file's bytes.
+    """Return the SHA-256 of a scan's file.
 
     Raises:
         ScanError: the file is missing or cannot be read.
@@ -269,10 +309,10 @@ def checksum(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object, such as dataset.json.
 
     Raises:
-        ScanError: unreadable, or something else than an object.
+        ScanError: unreadable, or not an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -283,8 +323,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file.
+def _read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
+    """Read the rows of a CSV file.
 
     Raises:
         ScanError: unreadable, or a column of `columns` is missing.
@@ -295,6 +335,7 @@ def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
                 raise failure("dataset_json", f"{path} without columns {', '.join(missing)}")
+            # DictReader collects surplus cells under the key None.
             return [
                 {key: value for key, value in row.items() if isinstance(key, str)} for row in reader
             ]
@@ -302,11 +343,6 @@ def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
         raise failure("dataset_json", f"{path}: {error}") from error
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON that is there whole or not at all."""
-    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
 def safe_name(text: str) -> str:
-    """A case name made from a folder's or file's name."""
+    """Return a case name made from the name of a folder or file; it may be empty."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-")[:64]

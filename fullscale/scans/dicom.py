@@ -1,10 +1,10 @@
-"""One DICOM series of CT slices as a volume.
+"""Read one DICOM series of CT slices as a volume.
 
-Slices are put in order by their position along the normal of the slice plane, never by file name
-or instance number. What cannot be a regular volume is refused with the positions in question.
+Slices are sorted by their position along the normal of the slice plane, never by file name or
+instance number. A series that is not a regular volume is refused with the positions in question.
 """
 
-# pydicom's data sets carry no types for their elements.
+# pydicom has no type annotations for the elements of data sets.
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from fullscale.runtime.errors import ScanError
+from fullscale.runtime.errors import ScanError, shorten
 from fullscale.scans.checks import failure
 from fullscale.scans.geometry import Geometry, check_affine
 from fullscale.scans.volume import Volume, to_hu
 
 POSITION_TOLERANCE_MM = 0.1
-MAX_TILT_MM = 0.1
+MAX_TILT_MM = 0.1  # drift across the normal, over the whole series
 TEXT_TAGS = (
     "PatientName",
     "PatientID",
@@ -42,20 +42,21 @@ TEXT_TAGS = (
     "StudyDate",
 )
 READ_ERRORS = (Exception,)
-"""On damaged bytes the parsers of pydicom and highdicom raise almost anything; only their calls
-stand under this."""
+"""On damaged bytes pydicom and highdicom raise almost any exception; catch it only around calls of
+theirs."""
+# SOP classes: CT Image Storage, Enhanced CT Image Storage.
 CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")
-_TO_RAS = np.array([-1.0, -1.0, 1.0])
+_TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM coordinates are LPS, ours are NIfTI's RAS
 
 
 @dataclass(frozen=True)
 class SeriesOrder:
-    """The slices of a series in order.
+    """The slices of a series in spatial order.
 
     Attributes:
-        files: sorted along the normal.
-        instance_uids: SOP instance of each file.
-        geometry: own axes are columns, rows, slices of the series.
+        files: sorted along the normal of the slice plane.
+        instance_uids: SOPInstanceUID of each file.
+        geometry: grid of the series; its axes are columns, rows, slices.
     """
 
     files: tuple[Path, ...]
@@ -64,14 +65,21 @@ class SeriesOrder:
 
 
 def dicom_files(folder: Path) -> tuple[Path, ...]:
-    """All files of a folder that are DICOM by content, by name in order."""
+    """Return the files of a folder that are DICOM by content, sorted by name.
+
+    Raises:
+        ScanError: the folder is missing.
+    """
     if not folder.is_dir():
         raise failure("file_missing", f"no folder {folder}")
     return tuple(path for path in sorted(folder.iterdir()) if is_dicom(path))
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has the mark of DICOM; an unreadable one may have, and is named later."""
+    """Return True if a file has the DICOM prefix, or cannot be opened.
+
+    A file without read permission counts as DICOM, so that reading it reports the error.
+    """
     if not path.is_file():
         return False
     try:
@@ -82,10 +90,10 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_header(path: Path) -> pydicom.Dataset:
-    """All of a DICOM file but its pixels.
+    """Read a DICOM file without its pixels.
 
     Raises:
-        ScanError: unreadable.
+        ScanError: the file cannot be read.
     """
     try:
         return pydicom.dcmread(path, stop_before_pixels=True)
@@ -94,15 +102,15 @@ def read_header(path: Path) -> pydicom.Dataset:
 
 
 def order_series(files: Sequence[Path], name: str) -> SeriesOrder:
-    """Put the slices of a series in order, and find its grid.
+    """Sort the slices of a series by position, and determine its grid.
 
     Args:
-        files: of one series; scout views are left out.
-        name: of the case, for the message.
+        files: files of one series; scout views (localizers) are skipped.
+        name: name of the case, for error messages.
 
     Raises:
-        ScanError: unreadable, not CT, slices of different planes or sizes, twice at a place,
-            missing, unevenly spaced, or of a tilted gantry.
+        ScanError: unreadable, not CT, slices of different planes or sizes, several slices at one
+            position, missing slices, uneven spacing, or a tilted gantry.
     """
     planes = [plane for path in files if (plane := _read_plane(path)) is not None]
     if len(planes) < 2:
@@ -129,10 +137,10 @@ def order_series(files: Sequence[Path], name: str) -> SeriesOrder:
 
 
 def read_series(order: SeriesOrder, name: str) -> Volume:
-    """Read the pixels of a series in HU, rescale slope and intercept applied.
+    """Read the pixels of a series in HU, with rescale slope and intercept applied.
 
     Raises:
-        ScanError: unreadable, or a compression that no installed decoder knows.
+        ScanError: unreadable, or compressed in a way that no installed decoder supports.
     """
     values: NDArray[Any] = np.empty(order.geometry.own_shape, dtype=np.int16, order="F")
     text_fields = set[str]()
@@ -148,6 +156,7 @@ def read_series(order: SeriesOrder, name: str) -> Volume:
             raise failure("unreadable", f"{path}: pixels of shape {plane.shape}")
         text_fields.update(tag for tag in TEXT_TAGS if str(slice_.get(tag, "")).strip())
         hu = to_hu(plane.T[..., None], slope, intercept, str(path))
+        # The first slice with fractional HU turns the volume to float32.
         if hu.dtype != np.int16 and values.dtype == np.int16:
             values = values.astype(np.float32, order="F")
         values[..., k : k + 1] = hu
@@ -156,6 +165,8 @@ def read_series(order: SeriesOrder, name: str) -> Volume:
 
 @dataclass(frozen=True, eq=False)
 class _Plane:
+    """Position, axes and size of one slice; positions in mm, LPS."""
+
     path: Path
     instance_uid: str
     position: NDArray[np.float64]
@@ -169,7 +180,7 @@ class _Plane:
         return np.cross(self.along_row, self.along_column)
 
     @classmethod
-    def of(cls, path: Path, header: pydicom.Dataset) -> _Plane:
+    def from_header(cls, path: Path, header: pydicom.Dataset) -> _Plane:
         if str(header.get("SOPClassUID", "")) not in CT_CLASSES:
             raise failure("modality", f"{path} of modality {header.get('Modality', 'none')}")
         if int(header.get("NumberOfFrames", 1)) > 1:
@@ -191,10 +202,10 @@ class _Plane:
 
 
 def _read_plane(path: Path) -> _Plane | None:
-    """Where one slice lies; None for a scout view."""
+    """Read the plane of one slice; return None for a scout view."""
     header = read_header(path)
     try:
-        return None if _is_scout(header) else _Plane.of(path, header)
+        return None if _is_scout(header) else _Plane.from_header(path, header)
     except ScanError:
         raise
     except READ_ERRORS as error:
@@ -223,11 +234,11 @@ def _check_same_plane(planes: Iterable[_Plane], name: str) -> None:
 
 
 def _check_positions(along_mm: Sequence[float], name: str) -> float:
-    """The one distance between neighbours."""
+    """Check that sorted positions are evenly spaced, and return their distance in mm."""
     gaps = np.diff(along_mm)
     if (gaps < POSITION_TOLERANCE_MM).any():
         twice = [f"{along_mm[i]:g}" for i in np.flatnonzero(gaps < POSITION_TOLERANCE_MM).tolist()]
-        raise failure("slices_twice", f"{name}: several slices at {_few(twice)} mm")
+        raise failure("slices_twice", f"{name}: several slices at {_join_first(twice)} mm")
     step_mm = float(np.median(gaps))
     odd = np.flatnonzero(np.abs(gaps - step_mm) > POSITION_TOLERANCE_MM).tolist()
     if not odd:
@@ -237,14 +248,17 @@ def _check_positions(along_mm: Sequence[float], name: str) -> float:
     if np.abs(gaps[odd] - np.rint(multiples) * step_mm).max() <= POSITION_TOLERANCE_MM:
         num_missing = int((np.rint(multiples) - 1).sum())
         raise failure(
-            "slices_missing", f"{name}: {num_missing} slices missing between {_few(between)} mm"
+            "slices_missing",
+            f"{name}: {num_missing} slices missing between {_join_first(between)} mm",
         )
     raise failure(
-        "slices_uneven", f"{name}: steps of {step_mm:g} mm, but not between {_few(between)} mm"
+        "slices_uneven",
+        f"{name}: steps of {step_mm:g} mm, but not between {_join_first(between)} mm",
     )
 
 
 def _check_tilt(planes: Sequence[_Plane], normal: NDArray[np.float64], name: str) -> None:
+    """Check that slices are stacked along their normal, not sheared by a tilted gantry."""
     first, last = planes[0], planes[-1]
     shift = last.position - first.position
     height_mm = float(normal @ shift)
@@ -259,14 +273,11 @@ def _check_tilt(planes: Sequence[_Plane], normal: NDArray[np.float64], name: str
         )
 
 
-def _few(parts: Sequence[str]) -> str:
+def _join_first(parts: Sequence[str]) -> str:
+    """Join the first five parts, and count the others."""
     more = f" and {len(parts) - 5} more places" if len(parts) > 5 else ""
     return ", ".join(parts[:5]) + more
 
 
 def _unreadable(path: Path, error: Exception) -> ScanError:
-    return failure("unreadable", f"{path}: {_reason(error)}")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return failure("unreadable", f"{path}: {shorten(error) or type(error).__name__}")

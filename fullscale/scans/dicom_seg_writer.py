@@ -1,10 +1,9 @@
-"""A label map as a DICOM segmentation that refers to the series it was made from.
+"""Write a label map as a DICOM segmentation (SEG) that refers to its series.
 
-Patient and study are those of the series, as the standard wants: who may not see the patient's
-name may not see this file either.
+The file holds patient and study of the series, as the standard requires. Protect it like the scan.
 """
 
-# pydicom's data sets and highdicom carry no types for what is called here.
+# pydicom and highdicom have no type annotations for the functions called here.
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
@@ -17,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from fullscale.runtime.errors import ScanError
+from fullscale.runtime.errors import ScanError, shorten
 from fullscale.runtime.files import write_atomically
 from fullscale.scans.dicom import READ_ERRORS, SeriesOrder, read_header
 from fullscale.scans.geometry import Array
 
 SERIES_NUMBER = 1000
-"""Far above those of a scanner."""
+"""Series number of the segmentation; scanners use far lower ones."""
 
 _KEYWORDS = {
     "liver": "Liver",
@@ -39,18 +38,18 @@ _KEYWORDS = {
     "lung": "Lung",
     "heart": "Heart",
 }
-"""Organ to pydicom's keyword of its SNOMED CT code; "kidney_left" is a kidney, too."""
+"""pydicom's keyword of the SNOMED CT code, by a word of the organ name (kidney_left: Kidney)."""
 
 
 @dataclass(frozen=True)
 class Maker:
-    """What made a segmentation, as its header says.
+    """The model that made a segmentation, for the header.
 
     Attributes:
-        name: of the model.
-        version: of the model.
-        serial: what tells this model from all others, at most 64 characters.
-        software_version: of this program.
+        name: name of the model.
+        version: version of the model.
+        serial: unique identifier of the model, at most 64 characters.
+        software_version: version of this program.
     """
 
     name: str
@@ -66,18 +65,18 @@ def write_segmentation(
     organs: Mapping[str, int],
     maker: Maker,
 ) -> None:
-    """Write a DICOM segmentation with one binary segment for each organ; whole or not at all.
+    """Write a DICOM segmentation with one binary segment per organ, atomically.
 
     Args:
-        path: missing parent folders are made.
+        path: target; missing parent folders are created.
         label_ZYX: uint8 label ids on the series' grid, canonical orientation.
-        order: the series.
-        organs: organ to its label id; segments are numbered from 1 in this order. An organ that
-            was not found has a segment without frames, or, where none was, with empty ones.
-        maker: what the header says of it.
+        order: the sorted slices of the series.
+        organs: label id by organ; segments are numbered from 1 in this order. An organ without
+            voxels has a segment without frames; if all are empty, every segment has empty frames.
+        maker: model named in the header.
 
     Raises:
-        ScanError: the series cannot be referred to; the message says why.
+        ScanError: the headers of the series lack what a reference needs.
     """
     number_of_id = np.zeros(256, dtype=np.uint8)
     for number, label_id in enumerate(organs.values(), start=1):
@@ -87,10 +86,11 @@ def write_segmentation(
     sources = [read_header(file) for file in order.files]
     buffer = io.BytesIO()
     try:
-        with warnings.catch_warnings(action="ignore"):  # they quote what may be private
+        # The warnings quote header text, which may name the patient.
+        with warnings.catch_warnings(action="ignore"):
             _make(sources, segments_ZYX, list(organs), maker).save_as(buffer)
     except READ_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = shorten(error) or type(error).__name__
         raise ScanError(
             "no_segmentation",
             f"a series that no segmentation can refer to ({reason})",
@@ -130,6 +130,7 @@ def _make(sources: list[Any], segments_ZYX: Array, organs: list[str], maker: Mak
         manufacturer_model_name=maker.name,
         software_versions=maker.software_version,
         device_serial_number=maker.serial,
+        # highdicom refuses a segmentation without any frame.
         omit_empty_frames=bool(segments_ZYX.any()),
         content_description="Organs found by a trained network",
         series_description="Organ segmentation",
@@ -137,7 +138,7 @@ def _make(sources: list[Any], segments_ZYX: Array, organs: list[str], maker: Mak
 
 
 def _code_of(organ: str) -> Any:
-    """The SNOMED CT code of an organ; of one that has none here, that of organs in general."""
+    """Return the SNOMED CT code of an organ, or that of "organ" if it is not in `_KEYWORDS`."""
     from pydicom.sr.codedict import codes
 
     words = organ.lower().replace("-", "_").split("_")

@@ -1,11 +1,11 @@
-"""Where the voxels of a scan are, and how its file's axes turn into Z Y X.
+"""The voxel grid of a scan, and the mapping between its file's axis order and Z Y X.
 
 Axis letters: Z to the head, Y to the back, X to the patient's left (LPS), so that `values[z]`
-shown as a picture is the usual radiological view. I J K are the axes of the file.
-World coordinates and affines are NIfTI's: millimetres, RAS+.
+shown as a picture is the usual radiological view. I J K are the axes of the file. World
+coordinates and affines follow NIfTI: millimetres, RAS+.
 """
 
-# nibabel carries no types for what is called here.
+# nibabel has no type annotations for the functions called here.
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from numpy.typing import NDArray
 from fullscale.scans.checks import failure
 
 SPACING_LIMITS_MM = (0.2, 10.0)
-ALIGNMENT_TOLERANCE_MM = 0.5
-MAX_SHEAR = 1e-3
+ALIGNMENT_TOLERANCE_MM = 0.5  # below the pixel size of nearly all CT scans
+MAX_SHEAR = 1e-3  # cosine of the angle between two axes; headers are rounded to float32
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the voxels of one file are, and how its axes turn into Z Y X.
+    """The voxel grid of one file.
 
     Attributes:
-        own_shape: voxels along the file's axes I, J, K.
+        own_shape: number of voxels along the file's axes I, J, K.
         own_affine: 4 x 4, file voxel (i, j, k) to RAS+ millimetres.
     """
 
@@ -80,19 +80,19 @@ class Geometry:
 
     @property
     def orientation(self) -> str:
-        """The file's own axis codes, such as "RAS" or "LPS"."""
+        """Axis codes of the file, such as "RAS" or "LPS"."""
         return "".join(nib.aff2axcodes(self.own_affine))
 
     def to_canonical(self, own_values: Array) -> Array:
-        """File order I J K to Z Y X, as a view."""
+        """Return values (I, J, K) of the file as a view (Z, Y, X)."""
         turned = apply_orientation(own_values, self._to_lps)
         return np.asarray(turned).transpose(2, 1, 0)
 
     def to_own_grid(self, values_ZYX: Array) -> Array:
-        """Z Y X back to the file's own axes I J K, as a view.
+        """Return values (Z, Y, X) as a view on the file's axes (I, J, K).
 
         Raises:
-            ValueError: if the array does not have this geometry's shape.
+            ValueError: the array does not have the shape of this grid.
         """
         if values_ZYX.shape != self.shape_ZYX:
             raise ValueError(
@@ -103,16 +103,16 @@ class Geometry:
 
 
 def check_aligned(image: Geometry, label: Geometry, name: str) -> None:
-    """Refuse a pair whose voxels do not lie on each other.
+    """Check that image and label share one grid.
 
     Args:
         image: geometry of the image file.
         label: geometry of the label file.
-        name: the case, for the message.
+        name: name of the case, for error messages.
 
     Raises:
-        ScanError: shapes differ, or a corner voxel is off by more than
-            `ALIGNMENT_TOLERANCE_MM`, with the part of the affine that causes it.
+        ScanError: shapes differ, or a corner voxel is off by more than `ALIGNMENT_TOLERANCE_MM`.
+            The code names the first part of the affine that differs: spacing, direction, origin.
     """
     if image.own_shape != label.own_shape:
         raise failure(
@@ -126,6 +126,8 @@ def check_aligned(image: Geometry, label: Geometry, name: str) -> None:
 
     if (off_mm := distance_mm(image.own_affine, label.own_affine)) <= ALIGNMENT_TOLERANCE_MM:
         return
+    # Correct one part of the label's affine at a time: the part whose correction moves a corner is
+    # the cause.
     steps = [np.linalg.norm(g.own_affine[:3, :3], axis=0) for g in (image, label)]
     stretched = label.own_affine.copy()
     stretched[:3, :3] *= steps[0] / steps[1]
@@ -142,14 +144,14 @@ def check_aligned(image: Geometry, label: Geometry, name: str) -> None:
 
 
 def check_affine(geometry: Geometry, name: str) -> None:
-    """Refuse an affine that cannot belong to a CT scan.
+    """Check that an affine can belong to a CT scan.
 
     Args:
-        geometry: of the file.
-        name: of the file, for the message.
+        geometry: grid of the file.
+        name: name of the file, for error messages.
 
     Raises:
-        ScanError: not finite, singular, sheared, or with a spacing no CT has.
+        ScanError: not finite, singular, sheared, or with a spacing outside `SPACING_LIMITS_MM`.
     """
     axes = geometry.own_affine[:3, :3]
     if not np.isfinite(geometry.own_affine).all():
@@ -163,15 +165,16 @@ def check_affine(geometry: Geometry, name: str) -> None:
 
 
 def check_spacing(steps_mm: NDArray[np.float64], name: str) -> None:
-    """Refuse a spacing that no CT has.
+    """Check that a voxel spacing can belong to a CT scan.
 
     Args:
-        steps_mm: distance of voxels along each axis, in any order.
-        name: of the file, for the message.
+        steps_mm: distance of voxels along each axis in mm, in any order.
+        name: name of the file, for error messages.
 
     Raises:
-        ScanError: a step is not a number, zero, negative, or outside `SPACING_LIMITS_MM`.
+        ScanError: a step is NaN or outside `SPACING_LIMITS_MM`.
     """
     low, high = SPACING_LIMITS_MM
+    # Written so that NaN fails, too.
     if not ((steps_mm >= low) & (steps_mm <= high)).all():
         raise failure("spacing", f"{name}: {', '.join(f'{s:.4g}' for s in steps_mm)} mm")

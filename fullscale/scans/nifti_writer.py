@@ -1,22 +1,19 @@
-"""Arrays on a scan's grid, written as NIfTI files that lie on the scan in every reader."""
+"""Write arrays on a scan's grid as NIfTI files that align with the scan in every reader."""
 
-# nibabel and isal carry no types for what is called here.
+# nibabel and isal have no type annotations for the functions called here.
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from isal import igzip
 
-from fullscale.runtime.errors import ScanError
-from fullscale.runtime.files import write_atomically
+from fullscale.runtime.errors import ScanError, shorten
 from fullscale.scans.checks import failure
 from fullscale.scans.geometry import Array, Geometry
-from fullscale.scans.volume import GZIP_LEVEL, READ_ERRORS, open_nifti, read_header
+from fullscale.scans.volume import READ_ERRORS, open_nifti, read_header, save_nifti
 
 _GEOMETRY_FIELDS = (
     "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
@@ -27,19 +24,19 @@ _GEOMETRY_FIELDS = (
 def write_on_grid(
     path: Path, values_ZYX: Array, geometry: Geometry, scan_file: Path | None = None
 ) -> None:
-    """Write an array of a scan's shape on the scan's own grid; whole or not at all.
+    """Write an array (Z, Y, X) on the grid of a scan, atomically.
 
-    Nothing of the scan's header is kept but where its voxels lie: no text goes along.
+    Only the geometry of the scan's header is kept, never its text.
 
     Args:
-        path: .nii or .nii.gz; missing parent folders are made.
+        path: .nii or .nii.gz; missing parent folders are created.
         values_ZYX: uint8, float32, or float16 (written as float32), canonical orientation.
-        geometry: of the scan.
-        scan_file: the scan as NIfTI, whose affines, their codes and units are repeated field by
-            field; None for a scan that came as DICOM, whose affine is written for both.
+        geometry: grid of the scan.
+        scan_file: the scan as NIfTI; its affines, their codes and units are copied field by field.
+            None for a scan from DICOM: its affine is written as sform and qform.
 
     Raises:
-        ScanError: the header of `scan_file` has gone or changed since the scan was read.
+        ScanError: `scan_file` is missing, or its affine changed since the scan was read.
     """
     header = _new_header(geometry) if scan_file is None else _header_like(scan_file, geometry)
     own = geometry.to_own_grid(values_ZYX)
@@ -47,26 +44,20 @@ def write_on_grid(
     header.set_data_dtype(np.float32 if own.dtype == np.float16 else own.dtype)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = kind(own, header.get_best_affine(), header)
-    buffer = io.BytesIO()
-    if path.suffix == ".gz":
-        with igzip.IGzipFile("", "wb", GZIP_LEVEL, buffer, mtime=0) as stream:
-            image.to_stream(stream)
-    else:
-        image.to_stream(buffer)
-    write_atomically(path, buffer.getbuffer())
+    save_nifti(path, image)
 
 
-def read_claim(file: Path) -> tuple[int, int]:
-    """What a NIfTI header says that its file holds, whether or not it does.
+def read_declared_size(file: Path) -> tuple[int, int]:
+    """Read the size that a NIfTI header declares; the voxels themselves need not be there.
 
     Args:
-        file: .nii or .nii.gz, of which the header is enough.
+        file: .nii or .nii.gz; only the header is read.
 
     Returns:
-        Number of voxels, and bytes up to the end of the last one, uncompressed.
+        Number of voxels, and uncompressed bytes from the beginning to the end of the last voxel.
 
     Raises:
-        ScanError: there is no NIfTI header.
+        ScanError: the file has no NIfTI header.
     """
     try:
         with open_nifti(file) as stream:
@@ -75,7 +66,7 @@ def read_claim(file: Path) -> tuple[int, int]:
         offset = max(0, int(header.get_data_offset()))
         return num_voxels, offset + num_voxels * int(header.get_data_dtype().itemsize)
     except READ_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = shorten(error) or type(error).__name__
         raise failure("unreadable", f"no NIfTI header: {reason}") from None
 
 

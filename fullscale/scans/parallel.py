@@ -1,6 +1,6 @@
-"""The same work over many cases, on every core of this machine or of a Dask cluster."""
+"""Run one function over many cases, on the cores of this machine or on a Dask cluster."""
 
-# joblib and distributed carry no types for what is called here.
+# joblib and distributed have no type annotations for the functions called here.
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CONNECT_TIMEOUT_S = 10
 
 @dataclass(frozen=True)
 class Compute:
-    """Where work runs; changes no result.
+    """Place where the work runs; it changes no result.
 
     Attributes:
         backend: "local" for processes on this machine, "dask" for an existing cluster.
-        address: of the cluster's scheduler, such as "tcp://host:8786".
-        num_workers: processes at a time; 0 uses every core, or every worker of the cluster.
+        address: address of the cluster's scheduler, such as "tcp://host:8786".
+        num_workers: parallel processes; 0 uses every core, or every worker of the cluster.
     """
 
     backend: Literal["local", "dask"] = "local"
@@ -38,12 +38,12 @@ def map_cases(
     """Yield `function(item)` of each item, in the order of the items.
 
     Args:
-        function: importable by the workers; it must not raise for a bad case.
-        items: picklable.
-        compute: where to run. One local worker is this process.
+        function: importable by the workers; an exception in it ends the whole run.
+        items: picklable items.
+        compute: place to run. One local worker means this process.
 
     Raises:
-        ScanError: the cluster does not answer.
+        ScanError: the cluster does not respond.
     """
     if compute.backend == "local" and (compute.num_workers == 1 or len(items) < 2):
         yield from map(function, items)
@@ -52,7 +52,7 @@ def map_cases(
 
     num_jobs = compute.num_workers or -1
     with _backend(compute):
-        # One case at a time per worker: a case is seconds of work and much memory.
+        # One case per worker at a time: a case takes seconds and much memory.
         run = Parallel(num_jobs, return_as="generator", batch_size=1, pre_dispatch="n_jobs")
         yield from run(delayed(function)(item) for item in items)
 

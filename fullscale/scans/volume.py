@@ -1,11 +1,10 @@
-"""One volume in memory, read from and written to NIfTI files."""
+"""Read CT scans and label maps from NIfTI files into memory, and write them."""
 
-# nibabel and isal carry no types for what is called here.
+# nibabel and isal have no type annotations for the functions called here.
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
 import logging
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ import numpy as np
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
-from fullscale.runtime.errors import ScanError
+from fullscale.runtime.errors import ScanError, shorten
+from fullscale.runtime.files import open_atomically
 from fullscale.scans.checks import failure
 from fullscale.scans.geometry import Geometry, check_affine, check_spacing
 
-GZIP_LEVEL = 3
-_GZIP_MAX_RATIO = 1100
-_SPACING_TOLERANCE = 0.01
+GZIP_LEVEL = 3  # the highest level of isal; it costs little time
+_GZIP_MAX_RATIO = 1100  # deflate cannot compress better than 1032 to 1
+_SPACING_TOLERANCE = 0.01  # relative; between pixdim and srow of one header
 _SILENT = logging.Logger("header repairs", level=logging.CRITICAL + 1)
 _TEXT_FIELDS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
 READ_ERRORS: tuple[Any, ...] = (
@@ -49,8 +49,8 @@ class Volume:
     """A CT scan or its label map in canonical orientation.
 
     Attributes:
-        values_ZYX: HU as int16 (float32 where HU are fractional), or label ids as uint8.
-        geometry: the file's own grid and the way back to it.
+        values_ZYX: HU as int16 (float32 if HU are fractional), or label ids as uint8.
+        geometry: grid of the file.
         text_fields: names of header fields that hold free text, which may name the patient.
     """
 
@@ -69,7 +69,7 @@ class Volume:
         return self.geometry.affine
 
     def to_own_grid(self, values_ZYX: Array) -> Array:
-        """An array on this volume's grid, back in the file's own axis order."""
+        """Return an array (Z, Y, X) on this volume's grid in the axis order of the file."""
         return self.geometry.to_own_grid(values_ZYX)
 
 
@@ -80,7 +80,7 @@ def read_image(path: Path) -> Volume:
         path: .nii or .nii.gz.
 
     Returns:
-        HU as int16 where that loses nothing, otherwise float32.
+        HU as int16 if that loses nothing, otherwise float32.
 
     Raises:
         ScanError: unreadable, not 3D, not real-valued, not finite, bad affine or spacing.
@@ -100,7 +100,7 @@ def read_labels(path: Path) -> Volume:
         Label ids as uint8.
 
     Raises:
-        ScanError: as `read_image`, and if a value is not a whole number from 0 to 255.
+        ScanError: as for `read_image`, or a value is not a whole number from 0 to 255.
     """
     file = _read(path)
     values = _to_label_ids(path, file.voxels, file.slope, file.intercept)
@@ -108,10 +108,9 @@ def read_labels(path: Path) -> Volume:
 
 
 def write_volume(path: Path, own_values: Array, affine: Array) -> None:
-    """Write a NIfTI file whose bytes depend on its voxels and affine alone.
+    """Write a NIfTI file atomically; its bytes depend on voxels and affine alone.
 
-    The header carries no text. A name in .gz is compressed without time or file name. The file
-    appears under its name only when it is complete and on disk.
+    The header holds no text. A .gz file holds neither time nor file name.
 
     Args:
         path: .nii or .nii.gz, overwritten.
@@ -122,23 +121,24 @@ def write_volume(path: Path, own_values: Array, affine: Array) -> None:
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1, strip_shears=True)
     image.header.set_xyzt_units("mm")
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as raw:
+    save_nifti(path, image)
+
+
+def save_nifti(path: Path, image: nib.Nifti1Image) -> None:
+    """Write a NIfTI image atomically; a .gz file holds neither time nor file name."""
+    with open_atomically(path) as raw:
         if path.suffix == ".gz":
             with igzip.IGzipFile("", "wb", GZIP_LEVEL, raw, mtime=0) as stream:
                 image.to_stream(stream)
         else:
-            image.to_stream(raw)
-        raw.flush()
-        os.fsync(raw.fileno())
-    temporary.replace(path)
+            image.to_stream(raw)  # type: ignore[arg-type]  # nibabel wants an IOBase
 
 
 def open_nifti(path: Path) -> BinaryIO:
-    """A file's uncompressed bytes, whatever its name says.
+    """Open the uncompressed bytes of a file; compression is detected by content, not by name.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
     with path.open("rb") as stream:
         zipped = stream.read(2) == b"\x1f\x8b"
@@ -147,18 +147,20 @@ def open_nifti(path: Path) -> BinaryIO:
 
 
 def read_header(stream: BinaryIO) -> nib.Nifti1Header:
-    """The NIfTI-1 or NIfTI-2 header of an open file, in either byte order.
+    """Read the NIfTI-1 or NIfTI-2 header of an open file, in either byte order.
 
-    nibabel repairs small faults; its repairs of the spacing would hide that there is none.
+    nibabel repairs small faults. Its repairs of the spacing are undone, because they would hide a
+    missing spacing.
 
     Args:
-        stream: at its beginning, as `open_nifti` gives it.
+        stream: result of `open_nifti`, at its beginning.
 
     Raises:
-        READ_ERRORS: there is no header; which of them, depends on what is there instead.
+        READ_ERRORS: the file has no valid header; the type depends on its content.
     """
     size = stream.read(4)
     stream.seek(0)
+    # The header begins with its own size: 348 bytes in NIfTI-1, 540 in NIfTI-2.
     wide = size in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
     kind = nib.Nifti2Header if wide else nib.Nifti1Header
     header: nib.Nifti1Header = kind.from_fileobj(stream, check=False)
@@ -169,16 +171,16 @@ def read_header(stream: BinaryIO) -> nib.Nifti1Header:
 
 
 def to_hu(stored: Array, slope: float, intercept: float, name: str) -> Array:
-    """Stored voxels as HU: int16 where that loses nothing, otherwise float32.
+    """Convert stored voxels to HU: int16 if that loses nothing, otherwise float32.
 
     Args:
-        stored: three axes in any order; returned as it is where it is HU in int16 already.
+        stored: three axes in any order; returned without a copy if it is HU in int16 already.
         slope: HU per stored unit.
         intercept: HU of a stored zero.
-        name: of the file, for the message.
+        name: name of the file, for error messages.
 
     Raises:
-        ScanError: values are not finite, or none that HU can have.
+        ScanError: values are not finite, or outside the range of HU.
     """
     dtype = stored.dtype.newbyteorder("=")
     if dtype.kind == "f" and not _all_finite(stored):
@@ -198,7 +200,7 @@ def to_hu(stored: Array, slope: float, intercept: float, name: str) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class _File:
-    """What a NIfTI file holds: value = slope * voxel + intercept, voxels in order I J K."""
+    """Content of a NIfTI file: value = slope * voxel + intercept, voxels (I, J, K)."""
 
     voxels: Array
     slope: float
@@ -208,7 +210,7 @@ class _File:
 
 
 def _read(path: Path) -> _File:
-    """Everything in a file, which is read to its end so that its checksum is tried."""
+    """Read a file to its end, so that the checksum of a compressed file is verified."""
     if not path.is_file():
         raise failure("file_missing", f"no file {path}")
     try:
@@ -222,7 +224,7 @@ def _read(path: Path) -> _File:
     except ScanError:
         raise
     except READ_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = shorten(error) or type(error).__name__
         raise failure("unreadable", f"{path}: {reason}") from error
     return _File(
         voxels,
@@ -269,6 +271,7 @@ def _text_fields(header: nib.Nifti1Header) -> tuple[str, ...]:
 
 
 def _fill(path: Path, stream: BinaryIO, array: Array) -> None:
+    """Read the bytes of an array in Fortran order, 16 MiB at a time."""
     view = array.reshape(-1, order="F").view(np.uint8).data
     done = 0
     while done < len(view):
@@ -293,7 +296,7 @@ def _check_dtype(path: Path, dtype: np.dtype[Any]) -> None:
 
 
 def _check_size(path: Path, num_bytes: int) -> None:
-    """Refuse a header that promises more than the file can hold, before memory is taken."""
+    """Check that the file can hold the voxels its header declares, before memory is allocated."""
     if num_bytes > path.stat().st_size * _GZIP_MAX_RATIO:
         raise failure(
             "unreadable",
@@ -315,6 +318,7 @@ def _to_label_ids(path: Path, stored: Array, slope: float, intercept: float) -> 
 
 
 def _slabs(stored: Array) -> range:
+    """Return the indices along the last axis; a slab at a time keeps temporary copies small."""
     return range(stored.shape[2])
 
 
@@ -333,7 +337,7 @@ def _all_whole(stored: Array, slope: float, intercept: float, tolerance: float =
 
 
 def _converted(stored: Array, dtype: np.dtype[Any], slope: float, intercept: float) -> Array:
-    """Value = slope * stored + intercept in `dtype`, slab by slab, so that no wide copy is made."""
+    """Return slope * stored + intercept as `dtype`, computed slab by slab to save memory."""
     values = np.empty(stored.shape, dtype=dtype, order="F")
     for k in _slabs(stored):
         slab = stored[..., k].astype(np.float64) * slope + intercept

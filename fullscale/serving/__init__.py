@@ -1,1 +1,1 @@
-"""Models by name, input checks, outputs, HTTP, pyfunc and the check of an ONNX export."""
+"""Use of trained models: lookup, input checks, output files, HTTP server, MLflow pyfunc, ONNX."""

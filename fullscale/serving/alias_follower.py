@@ -1,75 +1,82 @@
-"""The model that a server answers with: another one as soon as another one is promoted."""
+"""Keep the model version loaded that an alias points to, and switch when the alias moves."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from pathlib import Path
 
 from fullscale.prediction.segmentation import Model
-from fullscale.runtime.console import say
-from fullscale.serving.model_lookup import find_model, find_number
+from fullscale.serving.model_lookup import find_model, find_version_number
 from fullscale.serving.row_segmenter import RowSegmenter
-from fullscale.serving.upload import Limits
+from fullscale.serving.upload import ScanLimits
+
+logger = logging.getLogger(__name__)
 
 
-class Served:
-    """A model by its name, whichever version that is now.
+class AliasFollower:
+    """A loaded model that is replaced when its alias points to another version.
 
     Attributes:
-        current: what requests are answered with. It is replaced as a whole, so a request that has
-            begun is finished by the version that it began with.
-        since_s: when that version was loaded, in seconds since 1970.
+        model_name: as given.
+        current: segmenter of the version in use. Replaced as one object, so a request finishes
+            with the version that it started with.
+        loaded_at_s: when that version was loaded, in seconds since 1970.
 
     Args:
-        wanted: as `fullscale.serving.model_lookup.find_model`; only an alias can move.
-        root: the project.
-        limits: what a request may ask for.
-        device: as `fullscale.prediction.predictor.pick_device`.
+        model_name: as `fullscale.serving.model_lookup.find_model` takes it. Only a name with an
+            alias can change its version.
+        root: the project's root folder.
+        limits: limits on the scans of a request.
+        device: as `fullscale.prediction.predictor.pick_device` takes it.
 
     Raises:
-        StageError: there is no such model now, its files are not what they were, or there is no
-            such device.
+        StageError: there is no such model or device, or the model's files were altered.
     """
 
-    def __init__(self, wanted: str, root: Path, limits: Limits, device: str = "auto") -> None:
-        self.wanted = wanted
+    def __init__(
+        self, model_name: str, root: Path, limits: ScanLimits, device: str = "auto"
+    ) -> None:
+        self.model_name = model_name
         self._root, self._limits, self._device = root, limits, device
-        self._complaint = ""
+        self._last_error = ""
         self._stopped = threading.Event()
-        self._use(find_model(wanted, root))
+        self._load(find_model(model_name, root))
 
-    def look(self) -> None:
-        """Load the version that the name stands for now, if it is another one.
+    def check(self) -> None:
+        """Load the version that the name points to now, unless it is loaded already.
 
-        Where that fails, the present one stays in use, and the log says why, once.
+        If that fails, keep the present version and log the error, once for each new error.
         """
         try:
-            number = find_number(self.wanted, self._root)
+            number = find_version_number(self.model_name, self._root)
             if number != self.current.model.version:
-                self._use(find_model(self.wanted, self._root))
-                say(f"serve: {self.wanted} is version {self.current.model.version} now")
-            self._complaint = ""
-        except Exception as error:  # whatever it is, requests go on
-            complaint = f"{type(error).__name__}: {error}"
-            if complaint != self._complaint:
-                kept = self.current.model.version
-                say(f"serve: version {kept} stays in use, for {self.wanted} fails: {complaint}")
-            self._complaint = complaint
+                self._load(find_model(self.model_name, self._root))
+                logger.info(f"serve: {self.model_name} is version {self.current.model.version} now")
+            self._last_error = ""
+        except Exception as error:  # any error: the server must go on answering requests
+            text = f"{type(error).__name__}: {error}"
+            if text != self._last_error:
+                logger.warning(
+                    f"serve: version {self.current.model.version} stays in use, because loading "
+                    f"{self.model_name} fails: {text}"
+                )
+            self._last_error = text
 
-    def follow(self, every_s: float) -> None:
-        """Look again and again, in the background, until `close`."""
+    def start(self, interval_s: float) -> None:
+        """Call `check` every `interval_s` seconds in a background thread, until `close`."""
 
         def watch() -> None:
-            while not self._stopped.wait(every_s):
-                self.look()
+            while not self._stopped.wait(interval_s):
+                self.check()
 
-        threading.Thread(target=watch, name="follow", daemon=True).start()
+        threading.Thread(target=watch, name="alias-follower", daemon=True).start()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop the background thread."""
         self._stopped.set()
 
-    def _use(self, model: Model) -> None:
+    def _load(self, model: Model) -> None:
         self.current = RowSegmenter(model, self._limits, self._device)
-        self.since_s = time.time()
+        self.loaded_at_s = time.time()

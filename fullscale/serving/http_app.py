@@ -1,13 +1,13 @@
-"""Requests over HTTP, answered by MLflow's protocol within bounded memory and time."""
+"""HTTP server that speaks MLflow's protocol with bounded memory and time."""
 
-# MLflow's protocol carries no types.
+# MLflow's scoring server has no type annotations.
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
 import asyncio
 import io
 import json
-import traceback
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,13 +18,14 @@ from fastapi import FastAPI, Request, Response
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 
-from fullscale.runtime.console import say
-from fullscale.runtime.errors import ScanError, StageError
-from fullscale.serving.alias_follower import Served
+from fullscale.runtime.errors import ScanError, StageError, shorten
+from fullscale.serving.alias_follower import AliasFollower
 from fullscale.serving.row_segmenter import RowSegmenter
 
+logger = logging.getLogger(__name__)
+
 MAX_VALUES = 100_000
-"""Commas, colons and brackets of a body: parsed, each may take a hundred bytes."""
+"""Commas, colons and brackets in a body. Each can take a hundred bytes when parsed."""
 
 MAX_ROWS = 64
 READ_TIMEOUT_S = 30.0
@@ -32,24 +33,24 @@ MAX_MESSAGE = 600
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """What is taken at all.
+class RequestLimits:
+    """Limits on requests as a whole; `ScanLimits` limits the scans in them.
 
     Attributes:
-        max_body_bytes: of one request.
-        max_waiting: requests at a time; one is computed, the others wait for it.
+        max_body_bytes: size of one request's body.
+        max_concurrent: requests accepted at a time. One is computed, the others wait.
     """
 
     max_body_bytes: int = 256 << 20
-    max_waiting: int = 4
+    max_concurrent: int = 4
 
 
 class RefusedRequestError(Exception):
-    """A request that is not answered.
+    """A request that gets an error response.
 
     Args:
-        status: of HTTP.
-        reason: for whoever asked: what was found, what is wanted.
+        status: HTTP status code.
+        reason: for the client: what was found and what was expected.
     """
 
     def __init__(self, status: int, reason: str) -> None:
@@ -58,14 +59,14 @@ class RefusedRequestError(Exception):
         self.reason = reason
 
 
-def make_app(served: Served, bounds: Bounds) -> FastAPI:
-    """The application: /invocations as MLflow's own server has it, /health, /ping and /model.
+def make_app(follower: AliasFollower, limits: RequestLimits) -> FastAPI:
+    """Return the application: /invocations as in MLflow's server, /health, /ping and /model.
 
-    Scans are computed one after the other in a thread of their own, so that memory holds one.
+    Scans are computed one at a time in a worker thread, so memory holds only one of them.
     """
     app = FastAPI(title="fullscale", docs_url=None, redoc_url=None, openapi_url=None)
     worker = ThreadPoolExecutor(1, thread_name_prefix="segment")
-    places = _Places(bounds.max_waiting)
+    slots = asyncio.Semaphore(limits.max_concurrent)
 
     @app.get("/health")
     @app.get("/ping")
@@ -74,35 +75,37 @@ def make_app(served: Served, bounds: Bounds) -> FastAPI:
 
     @app.get("/model")
     async def model() -> dict[str, Any]:
-        now = served.current.model
+        now = follower.current.model
+        loaded = datetime.fromtimestamp(follower.loaded_at_s, UTC)
         return {
-            "model": served.wanted,
+            "model": follower.model_name,
             "name": now.name,
             "version": now.version,
             "weights_sha256": now.weights_sha256,
-            "loaded": datetime.fromtimestamp(served.since_s, UTC).isoformat(timespec="seconds"),
+            "loaded": loaded.isoformat(timespec="seconds"),
             "organs": list(now.trained.description.organs),
         }
 
     @app.post("/invocations")
     async def invocations(request: Request) -> Response:
+        if slots.locked():
+            reason = f"{limits.max_concurrent} requests are waiting; try again later"
+            return _refuse(RefusedRequestError(503, reason))
+        await slots.acquire()  # returns at once: a slot is free
         try:
-            places.take()
+            body = await _read_body(request, limits.max_body_bytes)
+            future = worker.submit(answer_request, body, follower.current)
         except RefusedRequestError as refusal:
+            slots.release()
             return _refuse(refusal)
-        try:
-            body = await _read_body(request, bounds.max_body_bytes)
-            future = worker.submit(answer, body, served.current)
-        except RefusedRequestError as refusal:
-            places.leave()
-            return _refuse(refusal)
-        except BaseException:  # whoever asked has gone
-            places.leave()
+        except BaseException:  # such as a client that disconnected
+            slots.release()
             raise
+        # The computation cannot be cancelled. It holds its slot until it ends, even if the client
+        # disconnects, or else clients that give up could fill the worker's queue without limit.
         loop = asyncio.get_running_loop()
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(places.leave))
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(slots.release))
         try:
-            # Not cancelled with the request: its place is taken until it is computed.
             content = await asyncio.shield(asyncio.wrap_future(future))
         except RefusedRequestError as refusal:
             return _refuse(refusal)
@@ -111,18 +114,18 @@ def make_app(served: Served, bounds: Bounds) -> FastAPI:
     return app
 
 
-def answer(body: bytes, segmenter: RowSegmenter) -> str:
-    """What a request is answered with.
+def answer_request(body: bytes, segmenter: RowSegmenter) -> str:
+    """Segment the scans of a request.
 
     Args:
         body: JSON in one of the forms of MLflow's protocol.
         segmenter: of the version in use.
 
     Returns:
-        JSON, a field `predictions` with a mask and statistics for each row.
+        JSON with a field `predictions`: a mask and statistics for each row.
 
     Raises:
-        RefusedRequestError: it cannot be answered.
+        RefusedRequestError: the request is invalid (4xx) or computing failed (5xx).
     """
     try:
         result = segmenter.segment(_read_rows(body))
@@ -132,8 +135,8 @@ def answer(body: bytes, segmenter: RowSegmenter) -> str:
         raise RefusedRequestError(503, f"{error or 'memory ran out'}") from None
     except RefusedRequestError:
         raise
-    except Exception:  # a defect of ours; the next request is answered all the same
-        say(traceback.format_exc())
+    except Exception:  # a defect of this program: log it and go on serving
+        logger.exception("a request failed")
         raise RefusedRequestError(500, "this failed; the server's log says why") from None
     written = io.StringIO()
     scoring_server.predictions_to_json(result, written)
@@ -141,14 +144,15 @@ def answer(body: bytes, segmenter: RowSegmenter) -> str:
 
 
 def _read_rows(body: bytes) -> pd.DataFrame:
+    # Counted before parsing: parsed values take far more memory than the body itself.
     if sum(body.count(mark) for mark in (b",", b":", b"[", b"{")) > MAX_VALUES:
-        raise RefusedRequestError(413, f"more than {MAX_VALUES:,} values; send a scan at a time")
+        raise RefusedRequestError(413, f"more than {MAX_VALUES:,} values; send one scan at a time")
     try:
         content = json.loads(body)
     except RecursionError:
         raise RefusedRequestError(400, "JSON that is nested too deep") from None
     except ValueError as error:
-        raise RefusedRequestError(400, f"no JSON in UTF-8: {_shorten(error)}") from None
+        raise RefusedRequestError(400, f"no JSON in UTF-8: {shorten(error)}") from None
     form = 'wanted {"dataframe_records": [{"scan": "BASE64"}]}, or another of MLflow\'s forms'
     if not isinstance(content, dict):
         raise RefusedRequestError(400, f"found a JSON {type(content).__name__}; {form}")
@@ -157,9 +161,9 @@ def _read_rows(body: bytes) -> pd.DataFrame:
         parsed = scoring_server.infer_and_parse_data(content)
         rows = pd.DataFrame(parsed) if isinstance(parsed, dict) else parsed
     except MlflowException as error:
-        raise RefusedRequestError(400, f"{_shorten(error)}; {form}") from None
-    except Exception as error:  # pandas and NumPy fail in many ways on what is no table
-        reason = f"no table ({type(error).__name__}: {_shorten(error)}); {form}"
+        raise RefusedRequestError(400, f"{shorten(error)}; {form}") from None
+    except Exception as error:  # pandas and NumPy raise many types for malformed tables
+        reason = f"no table ({type(error).__name__}: {shorten(error)}); {form}"
         raise RefusedRequestError(400, reason) from None
     if not isinstance(rows, pd.DataFrame) or not len(rows):
         raise RefusedRequestError(400, f"found no rows; {form}")
@@ -190,26 +194,7 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
             raise too_large
 
 
-class _Places:
-    """How many requests may be here at a time; used by the event loop alone."""
-
-    def __init__(self, num_places: int) -> None:
-        self._num_free = self._num_places = num_places
-
-    def take(self) -> None:
-        if not self._num_free:
-            raise RefusedRequestError(503, f"{self._num_places} requests are waiting; ask later")
-        self._num_free -= 1
-
-    def leave(self) -> None:
-        self._num_free += 1
-
-
 def _refuse(refusal: RefusedRequestError) -> Response:
     content = {"error_code": refusal.status, "message": refusal.reason[:MAX_MESSAGE]}
     headers = {"Retry-After": "30"} if refusal.status == 503 else {}
     return Response(json.dumps(content), refusal.status, headers, "application/json")
-
-
-def _shorten(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

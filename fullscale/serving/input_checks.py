@@ -1,4 +1,4 @@
-"""Whether a scan is like those that a network was trained on, before it is segmented."""
+"""Check before segmentation that a scan resembles the scans that the network was trained on."""
 
 from __future__ import annotations
 
@@ -8,29 +8,32 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fullscale.prediction.network_files import Description, TrainedOn
+from fullscale.prediction.network_files import NetworkDescription, TrainedOn
 from fullscale.scans.checks import BODY_HU, HU_AIR, HU_DENSE, MIN_SLICES
 from fullscale.scans.volume import Volume
 
 TOLERANCE = 0.1
-"""How far beyond the training cases is no matter, of their lowest or highest."""
+"""Share by which a scan may lie outside the range of the training cases without a warning."""
 
 BONE_HU = 300
+# The axes are judged on a subsampled scan: fast, and a few voxels more or less do not matter.
 _COARSE_MM = 4.0
 _MIN_BONE_VOXELS = 30
-_MAX_CUT = 2.0
+# Arms or a large body may touch the sides of the field of view, so a small share is normal.
+_MIN_CUT_SHARE = 0.1
+_MAX_CUT_RATIO = 2.0
 _MAX_BONE_AHEAD_MM = 20.0
 _AXES = ("head to foot", "front to back", "left to right")
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """One reason to look twice at what is found in a scan.
+class InputWarning:
+    """One reason not to trust the segmentation of a scan.
 
     Attributes:
         code: stable name of the check.
-        found: what the scan is like.
-        wanted: what it should be like.
+        found: the scan's property.
+        wanted: the expected property.
     """
 
     code: str
@@ -41,40 +44,39 @@ class Doubt:
         return f"{self.code}: found {self.found}; wanted {self.wanted}"
 
 
-def judge_scan(scan: Volume, description: Description) -> list[Doubt]:
-    """What speaks against trusting a network with a scan.
+def check_scan(scan: Volume, description: NetworkDescription) -> list[InputWarning]:
+    """Return the reasons not to trust a network's segmentation of a scan; empty if there are none.
 
     Args:
         scan: in canonical orientation.
-        description: of the network; one that does not tell what it was trained on is not asked.
+        description: of the network. Spacing and extent are checked only if it has `trained_on`.
     """
-    doubts = list(_doubt_values(scan))
-    if not doubts:  # a body is to be seen in HU only
-        doubts += _doubt_axes(scan)
-    if len(scan.values_ZYX) < MIN_SLICES:
-        doubts.append(
-            Doubt("few_slices", f"{len(scan.values_ZYX)} slices", f"at least {MIN_SLICES}")
-        )
+    found = list(_check_values(scan))
+    if not found:  # the body is found by its HU, so other values would give false warnings
+        found += _check_axes(scan)
+    num_slices = len(scan.values_ZYX)
+    if num_slices < MIN_SLICES:
+        found.append(InputWarning("few_slices", f"{num_slices} slices", f"at least {MIN_SLICES}"))
     if description.trained_on is not None:
-        doubts += _doubt_size(scan, description.trained_on)
-    return doubts
+        found += _check_size(scan, description.trained_on)
+    return found
 
 
-def _doubt_values(scan: Volume) -> Iterator[Doubt]:
+def _check_values(scan: Volume) -> Iterator[InputWarning]:
     low, high = float(scan.values_ZYX.min()), float(scan.values_ZYX.max())
     if low > HU_AIR or high < HU_DENSE:
-        yield Doubt(
+        yield InputWarning(
             "not_hu",
             f"values from {low:g} to {high:g}",
             f"HU, with air below {HU_AIR} and bone or contrast above {HU_DENSE}",
         )
 
 
-def _doubt_axes(scan: Volume) -> Iterator[Doubt]:
-    """Axes that the header names wrongly.
+def _check_axes(scan: Volume) -> Iterator[InputWarning]:
+    """Yield a warning if the header seems to name the axes wrongly.
 
-    A scan of a trunk or a head cuts through the body below and above only; and bone, spine above
-    all, lies to the back.
+    Two facts of anatomy are used. A scan of the trunk cuts through the body at its first and last
+    slice only. Bone, mostly the spine, lies behind the centre of the body.
     """
     steps = tuple(slice(None, None, max(1, round(_COARSE_MM / s))) for s in scan.spacing_mm)
     coarse_ZYX = scan.values_ZYX[steps]
@@ -83,8 +85,8 @@ def _doubt_axes(scan: Volume) -> Iterator[Doubt]:
         return
     cut = [_share_at_ends(body_ZYX, axis) for axis in range(3)]
     other = max((1, 2), key=lambda axis: cut[axis])
-    if cut[other] > 0.1 and cut[other] > _MAX_CUT * cut[0]:
-        yield Doubt(
+    if cut[other] > max(_MIN_CUT_SHARE, _MAX_CUT_RATIO * cut[0]):
+        yield InputWarning(
             "axis",
             f"a body that the scan cuts through from {_AXES[other]} ({cut[other]:.0%} of its "
             f"ends), not from {_AXES[0]} ({cut[0]:.0%})",
@@ -97,7 +99,7 @@ def _doubt_axes(scan: Volume) -> Iterator[Doubt]:
     step_mm = scan.spacing_mm[1] * (steps[1].step or 1)
     bone_y, body_y = (float(np.nonzero(mask)[1].mean()) for mask in (bone_ZYX, body_ZYX))
     if (ahead_mm := (body_y - bone_y) * step_mm) > _MAX_BONE_AHEAD_MM:
-        yield Doubt(
+        yield InputWarning(
             "axis",
             f"bone whose centre lies {ahead_mm:.0f} mm in front of the body's",
             "an affine that tells front and back apart; bone, spine above all, lies to the back",
@@ -105,11 +107,11 @@ def _doubt_axes(scan: Volume) -> Iterator[Doubt]:
 
 
 def _share_at_ends(body_ZYX: NDArray[np.bool_], axis: int) -> float:
-    """Share of the first and last plane along an axis that is body, the smaller of the two."""
+    """Return the body's share of the first or last plane along an axis, the smaller of the two."""
     return min(float(np.take(body_ZYX, end, axis).mean()) for end in (0, -1))
 
 
-def _doubt_size(scan: Volume, trained_on: TrainedOn) -> Iterator[Doubt]:
+def _check_size(scan: Volume, trained_on: TrainedOn) -> Iterator[InputWarning]:
     spacing_mm = np.array(scan.spacing_mm)
     extent_mm = spacing_mm * scan.values_ZYX.shape
     for code, what, values_mm, known_mm in (
@@ -122,7 +124,7 @@ def _doubt_size(scan: Volume, trained_on: TrainedOn) -> Iterator[Doubt]:
         if values_mm.min() < low * (1 - TOLERANCE) or values_mm.max() > high * (1 + TOLERANCE):
             found = " x ".join(f"{value:.4g}" for value in values_mm)
             each = "of" if what.startswith("a ") else "every"
-            yield Doubt(
+            yield InputWarning(
                 code,
                 f"{what} {each} {found} mm",
                 f"{low:.4g} to {high:.4g} mm, as in the scans that the network was trained on",

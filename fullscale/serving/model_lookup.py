@@ -1,4 +1,4 @@
-"""The trained network that a person names: a registered version, or a folder."""
+"""Load a model by its name: a registered version, or the folder of a trained network."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<ve
 
 
 def default_model(root: Path) -> str:
-    """The champion of the model that params.yaml registers.
+    """Return the name of the champion of the model that params.yaml registers.
 
     Raises:
-        StageError: there is no params.yaml, or it breaks a rule.
+        StageError: params.yaml is missing or invalid.
     """
     params_file = root / "params.yaml"
     if not params_file.is_file():
@@ -48,12 +48,12 @@ def find_model(wanted: str, root: Path) -> Model:
 
     Args:
         wanted: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder that stage train wrote.
-        root: the project, whose own registry is used where MLFLOW_TRACKING_URI names none, and
-            whose threshold goes with a folder.
+        root: the project's root folder. Its registry is used unless MLFLOW_TRACKING_URI is set. The
+            threshold of its params.yaml applies to a folder; a version has its own.
 
     Raises:
-        StageError: there is no such model, or its files are missing, damaged or not those that
-            were registered.
+        StageError: there is no such model, or its files are missing, damaged or altered since the
+            registration.
     """
     if not wanted.startswith("models:"):
         return _from_folder(Path(wanted), root)
@@ -70,15 +70,12 @@ def _from_folder(folder: Path, root: Path) -> Model:
     return Model(trained.description.name, None, digest, threshold, trained)
 
 
-def find_number(wanted: str, root: Path) -> str | None:
-    """The number of the version that a name stands for now.
+def find_version_number(wanted: str, root: Path) -> str | None:
+    """Return the number of the version that a name points to now; None for a folder.
 
     Args:
-        wanted: as `find_model`.
-        root: as `find_model`.
-
-    Returns:
-        None for a folder, which has no versions.
+        wanted: as `find_model` takes it.
+        root: as `find_model` takes it.
 
     Raises:
         StageError: the registry has no such version, or does not answer.
@@ -90,7 +87,7 @@ def find_number(wanted: str, root: Path) -> str | None:
 
 
 def _open_registry(root: Path) -> Store:
-    """The registry; one that does not exist yet is not made."""
+    """Return the registry; refuse a missing one, which MLflow would create as an empty database."""
     if not os.environ.get("MLFLOW_TRACKING_URI") and not (root / "mlruns/mlflow.db").is_file():
         raise StageError(
             "there is no registry in mlruns/; run from the project's root, set "
@@ -125,7 +122,7 @@ def _from_registry(wanted: str, root: Path) -> Model:
     known = version.tags.get(FILES_TAG)
     if not known:
         raise StageError(
-            f"{wanted} has no tag {FILES_TAG}, so its files cannot be told from others; "
+            f"{wanted} has no tag {FILES_TAG}, so its files cannot be verified; "
             "register it with `dvc repro register`"
         )
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""Whether an ONNX file computes what prediction computes, tried with ONNX Runtime on the CPU.
+"""Compare an ONNX file, run by ONNX Runtime on the CPU, with the prediction in torch.
 
 Axis letters: Z slices, B batch, K organs, H W pixels of a slice.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.blocks import resize
-from model.inference import adjacent_slices, predict_slices
+from model.inference import InferenceSettings, adjacent_slices, predict_slices
 from model.preprocessing import NUM_ADJACENT_SLICES
 from model.segmentation import SegmentationNetwork
 
@@ -21,20 +21,20 @@ SLICES = "slices"
 PROBABILITY = "probability"
 ORGAN_PROBABILITY = "organ_probability"
 LOGITS = "logits"
-"""Before the gate: an output for this check only."""
+"""Logits before the slice classifier (CGM) sets them to zero: an output for this check only."""
 
 Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far two computations of the same slices are apart.
+    """Differences between two computations of the same slices.
 
     Attributes:
-        difference: largest absolute difference of probabilities, of pixels as of organs; NaN where
-            one of them is.
-        num_different: pixels that one of them has in an organ's mask and the other has not.
-        num_pixels: pixels compared, each once for every organ, batch and output.
+        difference: largest absolute difference of probabilities, those of pixels and those of
+            organs; NaN if one of them is NaN.
+        num_different: pixels that are in an organ's mask in only one of the two.
+        num_pixels: pixels compared; a pixel counts once for each organ, batch and output.
     """
 
     difference: float
@@ -43,18 +43,18 @@ class Parity:
 
     def __add__(self, other: Parity) -> Parity:
         return Parity(
-            float(np.maximum(self.difference, other.difference)),
+            float(np.maximum(self.difference, other.difference)),  # max() would lose a NaN
             self.num_different + other.num_different,
             self.num_pixels + other.num_pixels,
         )
 
 
 def make_slices(size_px: int, seed: int = 0) -> Tensor:
-    """Slices to compare on: only air, the densest, a checkerboard, noise, and smooth regions.
+    """Make slices to compare on: all 0, all 1, a checkerboard, noise, and smooth regions.
 
     Args:
         size_px: H and W.
-        seed: of the last two.
+        seed: random seed of the noise and the smooth regions.
 
     Returns:
         float32 Z x H x W in [0, 1].
@@ -73,27 +73,28 @@ def make_slices(size_px: int, seed: int = 0) -> Tensor:
     )
 
 
-def predict(network: SegmentationNetwork, image_ZHW: Tensor) -> dict[str, Array]:
-    """What prediction says of slices.
+def compute_reference(network: SegmentationNetwork, image_ZHW: Tensor) -> dict[str, Array]:
+    """Compute the outputs of an ONNX file with torch, as `fullscale predict` does.
 
     Args:
         network: from `model.inference.prepare`.
         image_ZHW: intensities in [0, 1].
 
     Returns:
-        By name of the output: probabilities Z x K x H x W with a hard gate, and, of a network with
-        a classifier, the same without it under `LOGITS`, and those of organs, Z x K.
+        Arrays by name of the output. `PROBABILITY`: float32 Z x K x H x W in [0, 1], 0 in slices
+        that the slice classifier (CGM) closes for the organ. Only for a network with a classifier:
+        `ORGAN_PROBABILITY`, Z x K, and `LOGITS`, the pixels' probabilities without the classifier.
     """
-    gated = predict_slices(network, image_ZHW, gate="hard")
-    found = {PROBABILITY: gated.probabilities.transpose(0, 1).numpy()}
-    if gated.organ_probability is not None:
-        ungated = predict_slices(network, image_ZHW, gate="none")
-        found[ORGAN_PROBABILITY] = gated.organ_probability.numpy()
-        found[LOGITS] = ungated.probabilities.transpose(0, 1).numpy()
+    classified = predict_slices(network, image_ZHW, InferenceSettings(gating="hard"))
+    found = {PROBABILITY: classified.probabilities.transpose(0, 1).numpy()}
+    if classified.organ_probability is not None:
+        all_open = predict_slices(network, image_ZHW, InferenceSettings(gating="none"))
+        found[ORGAN_PROBABILITY] = classified.organ_probability.numpy()
+        found[LOGITS] = all_open.probabilities.transpose(0, 1).numpy()
     return found
 
 
-def compare(
+def compare_outputs(
     image_ZHW: Tensor,
     wanted: dict[str, Array],
     content: bytes,
@@ -101,19 +102,19 @@ def compare(
     batch_size: int,
     threshold: float,
 ) -> Parity:
-    """Compute slices with an ONNX file, and compare every output that it has.
+    """Compute slices with an ONNX file, and compare every output of the file.
 
     Args:
         image_ZHW: intensities in [0, 1].
-        wanted: from `predict`, of the same slices.
-        content: of the file.
+        wanted: from `compute_reference`, of the same slices.
+        content: bytes of the ONNX file.
         batch_size: slices at a time.
-        threshold: probability from which a pixel belongs to an organ.
+        threshold: lowest probability of a pixel that belongs to an organ.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; its warnings are of its own optimiser
+    options.log_severity_level = 3  # errors only; its warnings concern its own optimiser
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     total = Parity(0.0, 0, 0)
@@ -129,7 +130,7 @@ def _compare_arrays(found: Array, wanted: Array, threshold: float) -> Parity:
     if found.shape != wanted.shape:
         raise ValueError(f"found an output of shape {found.shape}; wanted {wanted.shape}")
     difference = float(np.abs(found - wanted).max())
-    if found.ndim == 2:  # of organs: no mask
+    if found.ndim == 2:  # probabilities of organs, which make no mask
         return Parity(difference, 0, 0)
     num_different = int(np.count_nonzero((found >= threshold) != (wanted >= threshold)))
     return Parity(difference, num_different, found.size)

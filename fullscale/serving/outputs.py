@@ -1,14 +1,13 @@
-"""What is written for a segmented scan.
+"""Write the output files of a segmented scan.
 
-Nothing of a DICOM header goes along but the geometry, except into the DICOM segmentation, which
-belongs to its series.
+Only the geometry of a DICOM header is copied into them, because headers identify the patient. The
+exception is the DICOM segmentation, which belongs to its series.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -16,68 +15,48 @@ from fullscale.prediction.segmentation import Model, Segmented
 from fullscale.runtime.files import write_atomically
 from fullscale.scans.dicom_seg_writer import Maker, write_segmentation
 from fullscale.scans.nifti_writer import write_on_grid
-from fullscale.serving.input_checks import Doubt
-from fullscale.serving.result_json import describe_result
-from fullscale.serving.scan_files import Scan, ScanInput, strip_suffix
-
-
-@dataclass(frozen=True)
-class Targets:
-    """Where the outputs of one scan go; None where one is not wanted.
-
-    Attributes:
-        label_map: .nii or .nii.gz; probabilities lie beside it.
-        probabilities: whether they are wanted.
-        preview: .png.
-        statistics: .json.
-        dicom_seg: .dcm.
-    """
-
-    label_map: Path
-    probabilities: bool = False
-    preview: Path | None = None
-    statistics: Path | None = None
-    dicom_seg: Path | None = None
-
-    def probability(self, organ: str) -> Path:
-        """The file of one organ's probabilities."""
-        stem = strip_suffix(self.label_map.name)
-        suffix = self.label_map.name[len(stem) :]
-        return self.label_map.with_name(f"{stem}_{organ}_probability{suffix}")
+from fullscale.serving.input_checks import InputWarning
+from fullscale.serving.prediction_jobs import PredictionJob
+from fullscale.serving.result_json import result_to_json
+from fullscale.serving.scan_files import LoadedScan
 
 
 def write_outputs(
-    source: ScanInput,
-    scan: Scan,
+    job: PredictionJob,
+    scan: LoadedScan,
     found: Segmented,
-    doubts: Sequence[Doubt],
+    input_warnings: Sequence[InputWarning],
     model: Model,
-    targets: Targets,
 ) -> None:
-    """Write what is wanted; the label map comes last, so that where it is, all is.
+    """Write the files that a job names.
+
+    The label map is written last: if it exists, all outputs exist.
 
     Raises:
         OSError: a file cannot be written.
-        ScanError: the scan has changed, or its series cannot be referred to.
+        ScanError: the scan's file has changed, or the DICOM segmentation cannot refer to its
+            series.
     """
+    source, paths = job.source, job.paths
     geometry = scan.volume.geometry
     like = None if source.is_dicom else source.files[0]
     organs = {organ: each.label_id for organ, each in found.organs.items()}
     for organ, probability_ZYX in (found.probabilities or {}).items():
-        write_on_grid(targets.probability(organ), probability_ZYX, geometry, like)
-    if targets.statistics is not None:
-        content = describe_result(source.name, scan.volume, found, doubts, model)
-        write_atomically(targets.statistics, json.dumps(content, indent=2) + "\n")
-    if targets.preview is not None:
-        _write_preview(scan, found, organs, model, targets.preview)
-    if targets.dicom_seg is not None and scan.order is not None:
-        write_segmentation(targets.dicom_seg, found.label_ZYX, scan.order, organs, _maker(model))
-    write_on_grid(targets.label_map, found.label_ZYX, geometry, like)
+        write_on_grid(paths.probability(organ), probability_ZYX, geometry, like)
+    if paths.statistics is not None:
+        content = result_to_json(source.name, scan.volume, found, input_warnings, model)
+        write_atomically(paths.statistics, json.dumps(content, indent=2) + "\n")
+    if paths.preview is not None:
+        _write_preview(paths.preview, scan, found, organs, model)
+    if paths.dicom_seg is not None and scan.order is not None:
+        write_segmentation(paths.dicom_seg, found.label_ZYX, scan.order, organs, _maker(model))
+    write_on_grid(paths.label_map, found.label_ZYX, geometry, like)
 
 
 def _write_preview(
-    scan: Scan, found: Segmented, organs: dict[str, int], model: Model, path: Path
+    path: Path, scan: LoadedScan, found: Segmented, organs: dict[str, int], model: Model
 ) -> None:
+    # Imported here: matplotlib is slow to import, and most runs draw nothing.
     from fullscale.runtime.files import save_picture
     from fullscale.serving.preview import draw_preview
 

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from fullscale.evaluation.slice_pictures import choose_slices
+from fullscale.scans.slice_outlines import OutlineStyle, draw_outlined_slice
 from fullscale.scans.volume import Volume
 
 COLOURS = ("#ffb000", "#4cc9ff", "#ff5a8f", "#7ee081", "#c792ea", "#f78c6c")
@@ -84,12 +85,11 @@ def _draw(
     window_hu: tuple[float, float],
     aspect: float,
 ) -> None:
-    low, high = window_hu
-    axes.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
-    for number, label_id in enumerate(organs.values()):
-        mask = labels == label_id
-        if mask.any():
-            axes.contour(mask, levels=[0.5], colors=[_colour(number)], linewidths=1.1)
+    outlines = [
+        (labels == label_id, OutlineStyle(_colour(number), width=1.1))
+        for number, label_id in enumerate(organs.values())
+    ]
+    draw_outlined_slice(axes, image, outlines, window_hu, aspect)
 
 
 def _colour(number: int) -> str:

@@ -1,4 +1,4 @@
-"""The registered model: MLflow runs this file when it loads a version."""
+"""The registered model as MLflow loads it: MLflow runs this file."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from fullscale.prediction.segmentation import Model
 from fullscale.runtime.errors import ScanError, StageError
 from fullscale.runtime.files import file_sha256
 from fullscale.serving.row_segmenter import RowSegmenter
-from fullscale.serving.upload import Limits
+from fullscale.serving.upload import ScanLimits
 
 
 class OrganSegmenter(PythonModel):
-    """Segments organs in CT scans; see `fullscale.serving.row_segmenter.RowSegmenter`."""
+    """Segment organs in CT scans; see `fullscale.serving.row_segmenter.RowSegmenter`."""
 
     def load_context(self, context: Any) -> None:
-        """Rebuild the network from the version's own files."""
+        """Load the network from the files of the registered version."""
         weights = Path(context.artifacts["weights"])
         trained = load_trained(weights.parent)
         model = Model(
             name=trained.description.name,
-            version=None,  # MLflow does not tell what it loads
+            version=None,  # MLflow does not pass the number of the version
             weights_sha256=file_sha256(weights),
             threshold=context.model_config["threshold"],
             trained=trained,
         )
-        self._segmenter = RowSegmenter(model, Limits.from_environment())
+        self._segmenter = RowSegmenter(model, ScanLimits.from_environment())
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -42,11 +42,11 @@ class OrganSegmenter(PythonModel):
 
         Args:
             context: unused.
-            model_input: as `RowSegmenter.segment`.
+            model_input: rows, as `RowSegmenter.segment` takes them.
             params: unused.
 
         Raises:
-            MlflowException: a scan cannot be used; a server answers with status 400.
+            MlflowException: a scan cannot be used (HTTP status 400), or memory ran out (429).
         """
         try:
             return self._segmenter.segment(model_input)

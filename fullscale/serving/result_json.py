@@ -1,4 +1,4 @@
-"""What is said of a segmented scan, as plain numbers and text: one form, wherever it was asked."""
+"""The statistics of a segmented scan as JSON, the same from the command and from the servers."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 from fullscale.prediction.segmentation import Model, Segmented
 from fullscale.scans.volume import Volume
-from fullscale.serving.input_checks import Doubt
+from fullscale.serving.input_checks import InputWarning
 
 
-def describe_result(
-    name: str, scan: Volume, found: Segmented, doubts: Sequence[Doubt], model: Model
+def result_to_json(
+    name: str, scan: Volume, found: Segmented, input_warnings: Sequence[InputWarning], model: Model
 ) -> dict[str, Any]:
-    """The statistics of one scan, ready for JSON.
+    """Return the statistics of one scan as plain numbers and text.
 
     Args:
-        name: the scan's, as whoever asked knows it.
+        name: name of the scan for the user, such as its file name.
         scan: HU in canonical orientation.
-        found: what was found in it.
-        doubts: what speaks against trusting that.
-        model: what found it.
+        found: its segmentation.
+        input_warnings: from `fullscale.serving.input_checks.check_scan`.
+        model: the model that was used.
     """
     geometry = scan.geometry
     return {
@@ -35,7 +35,8 @@ def describe_result(
         },
         "threshold": model.threshold,
         "warnings": [
-            {"code": each.code, "found": each.found, "wanted": each.wanted} for each in doubts
+            {"code": each.code, "found": each.found, "wanted": each.wanted}
+            for each in input_warnings
         ],
         "organs": {organ: each.to_json() for organ, each in found.organs.items()},
     }

@@ -1,4 +1,4 @@
-"""Rows of scans in, rows of label maps and statistics out: how a registered model is asked."""
+"""Segment a table of scans: the input and output of a registered model."""
 
 # nibabel carries no types for what is called here.
 # mypy: allow-untyped-calls
@@ -20,27 +20,27 @@ from fullscale.prediction.segmentation import Model, read_batch_size, segment_sc
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.nifti_writer import write_on_grid
 from fullscale.scans.volume import Volume, read_image
-from fullscale.serving.input_checks import judge_scan
-from fullscale.serving.result_json import describe_result
-from fullscale.serving.upload import Limits, unpack_file, unpack_text
+from fullscale.serving.input_checks import check_scan
+from fullscale.serving.result_json import result_to_json
+from fullscale.serving.upload import ScanLimits, unpack_file, unpack_text
 
 COLUMNS = ("scan", "path")
 ANSWERS = ("mask", "statistics")
 
 
 class RowSegmenter:
-    """A model ready for rows.
+    """A model that segments the scans in a table.
 
     Args:
-        model: what to segment with.
-        limits: what a row may ask for.
-        device: as `fullscale.prediction.predictor.pick_device`.
+        model: network, threshold and origin.
+        limits: limits on the scans.
+        device: as `fullscale.prediction.predictor.pick_device` takes it.
 
     Raises:
         StageError: there is no such device.
     """
 
-    def __init__(self, model: Model, limits: Limits, device: str = "auto") -> None:
+    def __init__(self, model: Model, limits: ScanLimits, device: str = "auto") -> None:
         self.model = model
         self._limits = limits
         where = pick_device(device)
@@ -51,8 +51,8 @@ class RowSegmenter:
         """Segment each row's scan.
 
         Args:
-            rows: column `scan`, base64 of a .nii or .nii.gz file, or column `path`, of such a file
-                below the folder that the limits name. With both, each row fills one of them.
+            rows: column `scan`, base64 of a .nii or .nii.gz file, or column `path`, the path of
+                such a file below `ScanLimits.scan_root`. If both columns exist, each row fills one.
 
         Returns:
             Column `mask`, base64 of a .nii.gz label map on the scan's own grid, and column
@@ -60,10 +60,10 @@ class RowSegmenter:
 
         Raises:
             ScanError: a scan cannot be used; the message names the row.
-            StageError: memory runs out.
+            StageError: out of memory.
         """
         columns = [rows[name].tolist() if name in rows else [None] * len(rows) for name in COLUMNS]
-        answers = []
+        answers: list[tuple[str, str]] = []
         for number, (text, path) in enumerate(zip(*columns, strict=True)):
             try:
                 answers.append(self._segment(number, text, path))
@@ -82,22 +82,22 @@ class RowSegmenter:
             )
         with tempfile.TemporaryDirectory() as folder:
             file, mask = Path(folder) / "scan.nii", Path(folder) / "mask.nii.gz"
-            with warnings.catch_warnings(action="ignore"):  # they may quote the header
+            with warnings.catch_warnings(action="ignore"):  # warnings may quote patient data
                 if _is_given(text):
                     unpack_text(text, file, self._limits)
                 else:
                     unpack_file(path, file, self._limits)
                 scan = _read(file)
-            doubts = judge_scan(scan, self._predictor.description)
+            input_warnings = check_scan(scan, self._predictor.description)
             found = segment_scan(self._predictor, scan)
             write_on_grid(mask, found.label_ZYX, scan.geometry, file)
             name = str(path) if _is_given(path) else f"row {number}"
-            statistics = describe_result(name, scan, found, doubts, self.model)
+            statistics = result_to_json(name, scan, found, input_warnings, self.model)
             return base64.b64encode(mask.read_bytes()).decode(), json.dumps(statistics)
 
 
 def example_rows() -> pd.DataFrame:
-    """One row: a made-up body with a spine, small enough to be stored with every version."""
+    """Return one row: a synthetic body with a spine, small enough to store with every version."""
     _, y, x = np.ogrid[-1:1:32j, -1:1:48j, -1:1:48j]
     values_ZYX = np.full((32, 48, 48), -1000, dtype=np.int16)
     values_ZYX[np.broadcast_to(y**2 / 0.5 + x**2 / 0.8 < 1, values_ZYX.shape)] = 40
@@ -109,12 +109,12 @@ def example_rows() -> pd.DataFrame:
 
 
 def _is_given(value: object) -> bool:
-    """Whether a field is filled: a table's empty ones are None or NaN."""
+    """Return True unless the field of the table is empty: None or NaN."""
     return not (value is None or (isinstance(value, float) and value != value))
 
 
 def _read(file: Path) -> Volume:
-    """The unpacked scan; an error speaks of the scan, not of where it was unpacked."""
+    """Read the unpacked scan; error messages do not show the path of the temporary file."""
     try:
         return read_image(file)
     except ScanError as error:

@@ -1,4 +1,4 @@
-"""Scans that a person wants segmented: NIfTI files and DICOM series, alone or in folders."""
+"""Find and read scans to segment: NIfTI files and DICOM series, single or in folders."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True)
-class ScanInput:
-    """One scan on disk.
+class ScanFiles:
+    """The files of one scan.
 
     Attributes:
-        name: where it lies in the folder that was given, without suffix; of a single scan its own
-            name.
+        name: path relative to the given folder, without suffix; the plain name of a single scan.
         files: one NIfTI file, or the files of one DICOM series in any order.
-        is_dicom: which of them.
+        is_dicom: True for a DICOM series.
     """
 
     name: str
@@ -40,12 +39,12 @@ class ScanInput:
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
-    """A scan that was read.
+class LoadedScan:
+    """A scan in memory.
 
     Attributes:
         volume: HU in canonical orientation.
-        order: of a DICOM series; None for NIfTI.
+        order: the sorted files of a DICOM series; None for NIfTI.
     """
 
     volume: Volume
@@ -53,30 +52,30 @@ class Scan:
 
 
 def strip_suffix(name: str) -> str:
-    """A file's name without .nii or .nii.gz."""
+    """Return a file name without .nii or .nii.gz."""
     for suffix in NIFTI_SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name
 
 
-def find_inputs(source: Path) -> tuple[list[ScanInput], bool]:
-    """The scans that a path stands for.
+def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
+    """Find the scans at a path.
 
     Args:
-        source: a NIfTI file, the folder of one DICOM series, or a folder that holds either,
-            however deep. Scans named twice, such as a.nii and a.nii.gz, count as a mistake.
+        source: a NIfTI file, the folder of one DICOM series, or a folder that contains scans at any
+            depth.
 
     Returns:
-        The scans by name in order, and whether `source` is a single scan.
+        The scans sorted by name, and True if `source` is a single scan.
 
     Raises:
-        StageError: there is none, or two would get the same name.
+        StageError: there is no scan, or two have the same name, such as a.nii and a.nii.gz.
     """
     if source.is_file():
         if not _is_nifti(source):
             raise StageError(f"found {source}; wanted a .nii or .nii.gz file, or a folder of scans")
-        return [ScanInput(strip_suffix(source.name), (source,), is_dicom=False)], True
+        return [ScanFiles(strip_suffix(source.name), (source,), is_dicom=False)], True
     if not source.is_dir():
         raise StageError(f"there is no {source}")
     found = []
@@ -86,7 +85,7 @@ def find_inputs(source: Path) -> tuple[list[ScanInput], bool]:
         paths = [folder / file for file in sorted(files) if not file.startswith(".")]
         inside = folder.relative_to(source)
         found += [
-            ScanInput(str(inside / strip_suffix(path.name)), (path,), is_dicom=False)
+            ScanFiles(str(inside / strip_suffix(path.name)), (path,), is_dicom=False)
             for path in paths
             if _is_nifti(path)
         ]
@@ -102,27 +101,28 @@ def find_inputs(source: Path) -> tuple[list[ScanInput], bool]:
     return sorted(found, key=lambda scan: scan.name), is_single
 
 
-def read_scan(scan: ScanInput) -> Scan:
-    """Read a scan; what parsers warn of is not shown, for it may quote the patient's name.
+def load_scan(scan: ScanFiles) -> LoadedScan:
+    """Read a scan.
 
     Raises:
-        ScanError: the scan cannot be used; the message says why.
+        ScanError: the scan cannot be used; the message gives the reason.
     """
+    # Warnings of the parsers are hidden: they may quote the patient's name.
     with warnings.catch_warnings(action="ignore"):
         if not scan.is_dicom:
-            return Scan(read_image(scan.files[0]), None)
+            return LoadedScan(read_image(scan.files[0]), None)
         order = order_series(scan.files, scan.name)
-        return Scan(read_series(order, scan.name), order)
+        return LoadedScan(read_series(order, scan.name), order)
 
 
 def _is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
-def _series_of(folder: Path, name: str) -> list[ScanInput]:
-    """The CT series among the DICOM files of one folder; several are numbered.
+def _series_of(folder: Path, name: str) -> list[ScanFiles]:
+    """Return the CT series in one folder; if there are several, their names are numbered.
 
-    A file that is cut off or damaged stays with the series: it is named when that is read.
+    A damaged file is kept in the series, so that reading the series reports it.
     """
     series: dict[str, list[Path]] = defaultdict(list)
     unreadable: list[Path] = []
@@ -132,7 +132,7 @@ def _series_of(folder: Path, name: str) -> list[ScanInput]:
         except ScanError:
             unreadable.append(path)
             continue
-        # The file's own preamble says it, too, where the rest was lost.
+        # The file meta information repeats the class; it survives in a file that was cut off.
         kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
         uid = header.get("SeriesInstanceUID")
         if kind in CT_CLASSES and uid:
@@ -143,6 +143,6 @@ def _series_of(folder: Path, name: str) -> list[ScanInput]:
     if unreadable:
         groups = [[*files, *unreadable] for files in groups] or [unreadable]
     return [
-        ScanInput(name if len(groups) == 1 else f"{name}_{number}", tuple(files), is_dicom=True)
+        ScanFiles(name if len(groups) == 1 else f"{name}_{number}", tuple(files), is_dicom=True)
         for number, files in enumerate(groups, start=1)
     ]

@@ -1,6 +1,6 @@
-"""A scan that came with a request, unpacked within limits before anything believes its header."""
+"""Unpack a scan that came with a request, within limits that its header is checked against."""
 
-# isal carries no types for what is called here.
+# isal has no type annotations for the functions used here.
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any, BinaryIO, cast
 from isal import igzip, isal_zlib
 
 from fullscale.runtime.errors import ScanError
-from fullscale.scans.nifti_writer import read_claim
+from fullscale.scans.nifti_writer import read_declared_size
 
 SCAN_ROOT_VARIABLE, MAX_VOXELS_VARIABLE = "FULLSCALE_SCAN_ROOT", "FULLSCALE_MAX_VOXELS"
 MAX_VOXELS = 512 * 512 * 1024
 BYTES_PER_VOXEL = 4
-"""Of the largest scan; one with 8 may have half as many voxels."""
+"""At `max_voxels`. A scan with 8 bytes per voxel may have half as many voxels."""
 
 _HEADER_BYTES = 1 << 16
 _SLACK_BYTES = 1 << 20
@@ -32,42 +32,43 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a request may ask for.
+class ScanLimits:
+    """Limits on the scans of a request.
 
     Attributes:
-        scan_root: the folder that paths may lead into; None: no path is read.
-        max_voxels: of a scan, which may take 4 bytes for each.
+        scan_root: folder below which paths may lie; None refuses every path.
+        max_voxels: voxels of one scan, at 4 bytes each.
     """
 
     scan_root: Path | None = None
     max_voxels: int = MAX_VOXELS
 
     @classmethod
-    def from_environment(cls) -> Limits:
-        """Limits as FULLSCALE_SCAN_ROOT and FULLSCALE_MAX_VOXELS set them.
+    def from_environment(cls) -> ScanLimits:
+        """Read the limits from FULLSCALE_SCAN_ROOT and FULLSCALE_MAX_VOXELS.
 
         Raises:
-            ScanError: a variable is set to what it cannot be.
+            ScanError: a variable has an invalid value.
         """
         root, text = os.environ.get(SCAN_ROOT_VARIABLE), os.environ.get(MAX_VOXELS_VARIABLE)
         if root and not Path(root).is_dir():
-            raise _setting(SCAN_ROOT_VARIABLE, root, "a folder")
+            raise _invalid_setting(SCAN_ROOT_VARIABLE, root, "a folder")
         if text and not (text.isdecimal() and int(text)):
-            raise _setting(MAX_VOXELS_VARIABLE, text, "a whole number of at least 1")
+            raise _invalid_setting(MAX_VOXELS_VARIABLE, text, "a whole number of at least 1")
         return cls(Path(root) if root else None, int(text) if text else MAX_VOXELS)
 
 
-def unpack_text(text: object, target: Path, limits: Limits) -> None:
-    """Write a scan that came as text, uncompressed.
+def unpack_text(text: object, target: Path, limits: ScanLimits) -> None:
+    """Decode and uncompress a scan.
 
     Args:
-        text: base64 of a .nii or .nii.gz file.
-        target: the .nii file to write.
-        limits: what it may claim.
+        text: base64 of a .nii or .nii.gz file. Any object, because it comes from a request.
+        target: .nii file to write.
+        limits: limits on its size.
 
     Raises:
-        ScanError: it is no base64, no NIfTI file, or larger than the limits or its own header.
+        ScanError: the text is not base64 or not NIfTI, or the scan is larger than the limits or
+            than its own header states.
     """
     wanted, cure = "base64 of a .nii or .nii.gz file", "encode the file's bytes as they are"
     if not isinstance(text, str):
@@ -79,16 +80,17 @@ def unpack_text(text: object, target: Path, limits: Limits) -> None:
     _unpack(io.BytesIO(content), target, limits)
 
 
-def unpack_file(path: object, target: Path, limits: Limits) -> None:
-    """Write a scan that a request names, uncompressed.
+def unpack_file(path: object, target: Path, limits: ScanLimits) -> None:
+    """Uncompress a scan that a request names by its path.
 
     Args:
-        path: of a .nii or .nii.gz file below `limits.scan_root`; relative to it, or absolute.
-        target: the .nii file to write.
-        limits: where it may lie, and what it may claim.
+        path: of a .nii or .nii.gz file below `limits.scan_root`; relative to it, or absolute. Any
+            object, because it comes from a request.
+        target: .nii file to write.
+        limits: limits on its place and size.
 
     Raises:
-        ScanError: there is no such file that may be read, or as `unpack_text`.
+        ScanError: there is no such file that may be read, or as for `unpack_text`.
     """
     if limits.scan_root is None:
         raise ScanError(
@@ -102,9 +104,9 @@ def unpack_file(path: object, target: Path, limits: Limits) -> None:
     try:
         file = (root / str(path)).resolve()
         is_inside = isinstance(path, str) and file.is_relative_to(root) and file.is_file()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, links in a circle
+    except (OSError, ValueError, RuntimeError):  # path too long, NUL byte, loop of links
         is_inside = False
-    if not is_inside:  # whether there is a file elsewhere is not told
+    if not is_inside:  # one message for all cases: a client must not learn which files exist
         raise ScanError(
             "path",
             "a path to no file that may be read here",
@@ -115,8 +117,8 @@ def unpack_file(path: object, target: Path, limits: Limits) -> None:
         _unpack(stream, target, limits)
 
 
-def _unpack(source: BinaryIO, target: Path, limits: Limits) -> None:
-    """Copy a file, uncompressed, no further than its own header says that it goes."""
+def _unpack(source: BinaryIO, target: Path, limits: ScanLimits) -> None:
+    """Uncompress a file into `target`; stop with an error at the size that its header states."""
     magic = source.read(2)
     source.seek(0)
     stream: BinaryIO = source
@@ -131,7 +133,7 @@ def _unpack(source: BinaryIO, target: Path, limits: Limits) -> None:
                 )
             written.write(beginning)
             written.flush()
-            limit = _judge_claim(target, limits) + _SLACK_BYTES
+            limit = _check_header(target, limits) + _SLACK_BYTES
             size = written.tell()
             while chunk := stream.read(_CHUNK_BYTES):
                 size += len(chunk)
@@ -150,9 +152,9 @@ def _unpack(source: BinaryIO, target: Path, limits: Limits) -> None:
         ) from None  # fmt: skip
 
 
-def _judge_claim(file: Path, limits: Limits) -> int:
-    """How large a file is by its header, in bytes."""
-    num_voxels, num_bytes = read_claim(file)
+def _check_header(file: Path, limits: ScanLimits) -> int:
+    """Return the size in bytes that a file's header states; refuse one above the limits."""
+    num_voxels, num_bytes = read_declared_size(file)
     max_bytes = BYTES_PER_VOXEL * limits.max_voxels
     if num_voxels > limits.max_voxels or num_bytes > max_bytes:
         raise ScanError(
@@ -164,5 +166,5 @@ def _judge_claim(file: Path, limits: Limits) -> int:
     return num_bytes
 
 
-def _setting(variable: str, found: str, wanted: str) -> ScanError:
+def _invalid_setting(variable: str, found: str, wanted: str) -> ScanError:
     return ScanError("setting", f"{variable}={found}", wanted, "set it to one, or unset it")

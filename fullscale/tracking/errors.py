@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from fullscale.runtime.errors import StageError
-
-if TYPE_CHECKING:
-    pass
+from fullscale.runtime.errors import TransientStageError, shorten
 
 
-class UnreachableError(StageError):
-    """The store does not answer, or cannot take anything now.
+class UnreachableError(TransientStageError):
+    """The store does not answer, or cannot accept anything now.
 
     Attributes:
-        reason: what it, or the network, said.
+        reason: message of the store or of the network.
     """
 
     def __init__(self, uri: str, reason: str) -> None:
@@ -25,15 +23,20 @@ class UnreachableError(StageError):
         self.reason = reason
 
 
-class RefusedError(Exception):
-    """The store answers that it will never take this."""
+@contextmanager
+def translate_mlflow_errors(uri: str) -> Iterator[None]:
+    """Raise UnreachableError for every failure on the way to the store `uri`.
 
+    Proxies, load balancers and object stores between this machine and MLflow fail in many ways
+    that MLflow does not translate, so the kind of error does not matter here.
+    """
+    from mlflow.exceptions import MlflowException
 
-class LostRunError(Exception):
-    """The store does not know the run (any more)."""
-
-
-def shorten(error: Exception) -> str:
-    """What an error says, on one line; of a long one the beginning, and the cause at its end."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else f"{text[:80]} ... {text[-115:]}"
+    try:
+        yield
+    except UnreachableError:
+        raise
+    except MlflowException as error:
+        raise UnreachableError(uri, shorten(error)) from None
+    except Exception as error:
+        raise UnreachableError(uri, f"{type(error).__name__}: {shorten(error)}") from error

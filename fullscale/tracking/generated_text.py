@@ -1,4 +1,4 @@
-"""Tell our own descriptions from a person's."""
+"""Distinguish generated descriptions from those that a person wrote or changed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _MARKED = re.compile(r"(?P<text>.*)\n\n<!-- fullscale (?P<digest>[0-9a-f]{16}) -
 
 
 def is_ours(description: str | None) -> bool:
-    """Whether nobody has written a description, or changed the one that `make_page` made."""
+    """Return whether a description is empty, or generated and not changed since."""
     found = _MARKED.fullmatch(description) if description else None
     return not description or (found is not None and found["digest"] == _digest(found["text"]))
 
 
 def _sign(text: str) -> str:
-    """The text and a comment, which no page shows, that tells whether it was changed."""
+    """Return the text with its digest in a comment, which no page shows."""
     return f"{text}\n\n{_MARK.format(digest=_digest(text))}"
 
 

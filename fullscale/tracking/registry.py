@@ -1,4 +1,4 @@
-"""What a registration asks of MLflow: the run that made some weights, and registered models."""
+"""Registered models in MLflow, and the runs that trained them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fullscale.runtime.errors import StageError
+from fullscale.runtime.errors import StageError, shorten
 from fullscale.runtime.files import file_sha256
-from fullscale.tracking.errors import shorten
+from fullscale.tracking.errors import UnreachableError
 from fullscale.tracking.generated_text import is_ours
-from fullscale.tracking.journal import now_ms
-from fullscale.tracking.store import WEIGHTS_TAG, Store, connect, spoken_to
+from fullscale.tracking.outages import is_outage
+from fullscale.tracking.run_record import now_ms
+from fullscale.tracking.store import WEIGHTS_TAG, Store, connect, use_tracking_uri
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +39,7 @@ class Registered:
     Attributes:
         name: of the model.
         version: its number.
-        tags: what the verdict wrote on it.
+        tags: of the version; `announce` writes the verdict to them.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Registered:
 
 
 def find_training_run(store: Store, weights_sha256: str) -> str | None:
-    """The id of the newest run that made these weights, if this store knows one."""
+    """Return the id of the newest finished run that trained these weights, None without one."""
     client, experiment_id = connect(store)
     runs = client.search_runs(
         [experiment_id],
@@ -59,7 +60,7 @@ def find_training_run(store: Store, weights_sha256: str) -> str | None:
 
 
 def run_url(store: Store, run_id: str) -> str | None:
-    """The page of a run on the store's server, without credentials; None where no server is."""
+    """Return the address of a run's page, without credentials; None without a server."""
     if not store.uri.startswith(("http://", "https://")):
         return None
     _, experiment_id = connect(store)
@@ -68,7 +69,7 @@ def run_url(store: Store, run_id: str) -> str | None:
 
 
 def add_test_results(store: Store, run_id: str, summary: Mapping[str, Any], folder: Path) -> None:
-    """Add test metrics, tables and pictures to a run; the same results are added once."""
+    """Add test metrics, tables and pictures to a run, unless it has these results already."""
     client, _ = connect(store)
     from mlflow.entities import Metric
 
@@ -89,13 +90,13 @@ def add_test_results(store: Store, run_id: str, summary: Mapping[str, Any], fold
 
 
 def add_files(store: Store, run_id: str, folder: Path, path: str) -> None:
-    """Add a folder's files to a run, under an artifact path; of the same name the newest stays."""
+    """Add a folder's files to a run, under an artifact path; existing files are replaced."""
     client, _ = connect(store)
     client.log_artifacts(run_id, str(folder), path)
 
 
 def find_version(store: Store, model_name: str, weights_sha256: str) -> str | None:
-    """The newest registered version with these weights, if there is one."""
+    """Return the newest complete version with these weights, None if there is none."""
     client, _ = connect(store)
     versions = client.search_model_versions(
         f"name = '{model_name}' and tag.`{WEIGHTS_TAG}` = '{weights_sha256}'"
@@ -105,16 +106,16 @@ def find_version(store: Store, model_name: str, weights_sha256: str) -> str | No
 
 
 def list_aliases(store: Store, model_name: str, version: str) -> tuple[str, ...]:
-    """The aliases that point to a version."""
+    """Return the aliases of a version."""
     client, _ = connect(store)
     aliases = client.get_registered_model(model_name).aliases
     return tuple(sorted(alias for alias, target in aliases.items() if str(target) == version))
 
 
 def announce(store: Store, model_name: str, version: str, tags: Mapping[str, str]) -> None:
-    """Describe a version that passed the gate and make it the challenger.
+    """Tag a version that passed the promotion gate, and make it the challenger.
 
-    It becomes the champion, too, where no version is.
+    Where the model has no champion, it becomes the champion, too.
     """
     client, _ = connect(store)
     for key, value in tags.items():
@@ -127,9 +128,9 @@ def announce(store: Store, model_name: str, version: str, tags: Mapping[str, str
 def describe_version(
     store: Store, model_name: str, version: str, page: str, model_text: str
 ) -> None:
-    """Describe a version, and the registered model where it has no description.
+    """Write the description of a version, and of its registered model where that has none.
 
-    A version's description that a person wrote or changed is left as it is.
+    A version's description that a person wrote or changed is kept.
     """
     client, _ = connect(store)
     if is_ours(client.get_model_version(model_name, version).description):
@@ -139,23 +140,23 @@ def describe_version(
 
 
 def find_alias(store: Store, model_name: str, alias: str) -> Registered | None:
-    """The version an alias points to, if there is one."""
+    """Return the version that an alias points to, None if there is none."""
     client, _ = connect(store)
     return _find(lambda: client.get_model_version_by_alias(model_name, alias))
 
 
 def find_numbered(store: Store, model_name: str, version: str) -> Registered | None:
-    """The version of this number, if there is one."""
+    """Return the version with this number, None if there is none."""
     client, _ = connect(store)
     return _find(lambda: client.get_model_version(model_name, version))
 
 
-def _find(ask: Callable[[], ModelVersion]) -> Registered | None:
-    """What the registry answers, or None where it has no such thing."""
+def _find(request: Callable[[], ModelVersion]) -> Registered | None:
+    """Return the version that a request finds, None if the registry has none."""
     from mlflow.exceptions import MlflowException
 
     try:
-        found = ask()
+        found = request()
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
@@ -164,9 +165,10 @@ def _find(ask: Callable[[], ModelVersion]) -> Registered | None:
 
 
 def download_model(store: Store, version: Registered, folder: Path) -> Path:
-    """Fetch the trained network of a registered version into `folder`; returns its path.
+    """Fetch the trained network of a registered version into `folder`; return its path.
 
     Raises:
+        UnreachableError: the store does not answer.
         StageError: the store does not have its files.
     """
     connect(store)
@@ -175,9 +177,11 @@ def download_model(store: Store, version: Registered, folder: Path) -> Path:
 
     uri = f"models:/{version.name}/{version.version}"
     try:
-        with spoken_to(store):
+        with use_tracking_uri(store):
             fetched = download_artifacts(artifact_uri=uri, dst_path=str(folder))
     except (MlflowException, OSError) as error:
+        if is_outage(error):
+            raise UnreachableError(store.uri, shorten(error)) from None
         raise StageError(
             f"the files of {uri} cannot be fetched from {store.uri} ({shorten(error)}); restore "
             "the store's artefacts, or register the model again"
@@ -186,38 +190,40 @@ def download_model(store: Store, version: Registered, folder: Path) -> Path:
 
 
 def model_settings(folder: Path) -> dict[str, Any]:
-    """The settings that a version is loaded with, beside the network that was fetched."""
+    """Return the settings that a version is loaded with, from the folder of its network."""
     content = yaml.safe_load((folder.parent / "MLmodel").read_text(encoding="utf-8"))
     return dict(content["flavors"]["python_function"].get("config") or {})
 
 
-def log_model(
-    store: Store,
-    run_id: str,
-    model_name: str,
-    trained_files: Mapping[str, Path],
-    code: tuple[Path, ...],
-    model_file: Path,
-    model_config: Mapping[str, Any],
-    pip_requirements: list[str],
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    input_example: pd.DataFrame,
-) -> str:
-    """Log a model to a run and register it with the digest of its files; returns the new version.
+@dataclass(frozen=True)
+class ModelPackage:
+    """The content of a version that MLflow stores.
 
-    Args:
-        store: where runs and models are kept.
-        run_id: the run that trained it.
-        model_name: the registered model's name.
+    Attributes:
         trained_files: artifact name to file.
-        code: packages the model needs.
+        code: packages that the model imports.
         model_file: the Python file that defines the model.
-        model_config: settings the model is loaded with.
-        pip_requirements: pinned libraries the model needs.
-        inputs: columns of text that a row may fill.
-        outputs: columns of text that it is answered with.
+        model_config: settings that the model is loaded with.
+        pip_requirements: pinned libraries that the model needs.
+        inputs: text columns that a row may fill.
+        outputs: text columns of an answer.
         input_example: rows as the model takes them.
+    """
+
+    trained_files: Mapping[str, Path]
+    code: tuple[Path, ...]
+    model_file: Path
+    model_config: Mapping[str, Any]
+    pip_requirements: list[str]
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    input_example: pd.DataFrame
+
+
+def log_model(store: Store, run_id: str, model_name: str, package: ModelPackage) -> str:
+    """Log a model to the run that trained it, and register it; return the new version.
+
+    The version is tagged with the digest of its files, when they are complete.
     """
     client, _ = connect(store)
     import mlflow
@@ -225,19 +231,19 @@ def log_model(
     from mlflow.types import ColSpec, Schema
 
     signature = ModelSignature(
-        Schema([ColSpec("string", name, required=False) for name in inputs]),
-        Schema([ColSpec("string", name) for name in outputs]),
+        Schema([ColSpec("string", name, required=False) for name in package.inputs]),
+        Schema([ColSpec("string", name) for name in package.outputs]),
     )
-    with spoken_to(store), mlflow.start_run(run_id=run_id):
+    with use_tracking_uri(store), mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(model_file),
-            code_paths=[str(path) for path in code],
-            artifacts={name: str(path) for name, path in trained_files.items()},
-            model_config=dict(model_config),
+            python_model=str(package.model_file),
+            code_paths=[str(path) for path in package.code],
+            artifacts={name: str(path) for name, path in package.trained_files.items()},
+            model_config=dict(package.model_config),
             signature=signature,
-            pip_requirements=pip_requirements,
-            input_example=input_example,
+            pip_requirements=package.pip_requirements,
+            input_example=package.input_example,
             registered_model_name=model_name,
         )
     version = Registered(model_name, str(info.registered_model_version), {})
@@ -248,10 +254,10 @@ def log_model(
 
 
 def digest_files(folder: Path) -> str:
-    """SHA-256 of the names and checksums of a version's files, as they were fetched.
+    """Return the SHA-256 of the names and checksums of a version's files, as fetched.
 
-    What Python compiled is left out: it writes that beside the code when somebody loads a version
-    from a store of this machine, where MLflow copies nothing.
+    Compiled Python files are left out. Python writes them next to the code when a version is loaded
+    from a store on this machine, of which MLflow makes no copy.
     """
     lines = [
         f"{file_sha256(path)} {path.relative_to(folder).as_posix()}\n"

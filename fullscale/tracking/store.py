@@ -1,4 +1,4 @@
-"""Which MLflow server, and a client for it."""
+"""The MLflow store in use, and a client for it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from fullscale.tracking.errors import UnreachableError, shorten
-from fullscale.tracking.journal import RunDescription
+from fullscale.tracking.errors import UnreachableError, translate_mlflow_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "fullscale"
 WEIGHTS_TAG = "fullscale.weights_sha256"
-# MLflow would ask for minutes before it says that a server is gone.
+# With MLflow's defaults a request to a server that is gone takes minutes to fail.
 REQUEST_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -31,7 +30,7 @@ REQUEST_SETTINGS = {
 
 @dataclass(frozen=True)
 class Store:
-    """Where runs and models are kept.
+    """An MLflow store of runs and models.
 
     Attributes:
         uri: an MLflow tracking URI.
@@ -43,7 +42,7 @@ class Store:
 
 
 def default_store(root: Path) -> Store:
-    """The store named by MLFLOW_TRACKING_URI, else SQLite in `root`/mlruns."""
+    """Return the store named by MLFLOW_TRACKING_URI, else SQLite in `root`/mlruns."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
         return Store(uri)
@@ -59,34 +58,30 @@ def connect(store: Store) -> tuple[MlflowClient, str]:
         A client, and the id of the experiment.
 
     Raises:
-        UnreachableError: the store does not answer, or somebody deleted the experiment in it.
+        UnreachableError: the store does not answer, or its experiment is deleted.
     """
     for name, value in REQUEST_SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # tells of every retry
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # logs every retry
     client = MlflowClient(store.uri)
-    try:
-        with _first_start_lock(store):
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-            if experiment is None:
-                made = client.create_experiment(EXPERIMENT, store.artifact_location)
-                experiment = client.get_experiment(made)
-    except MlflowException as error:
-        raise UnreachableError(store.uri, shorten(error)) from None
+    with translate_mlflow_errors(store.uri), _first_start_lock(store):
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            made = client.create_experiment(EXPERIMENT, store.artifact_location)
+            experiment = client.get_experiment(made)
     if experiment.lifecycle_stage != "active":
         raise UnreachableError(store.uri, f"experiment {EXPERIMENT} is deleted: restore it there")
     return client, str(experiment.experiment_id)
 
 
 @contextmanager
-def spoken_to(store: Store) -> Iterator[None]:
-    """Have MLflow's functions that take no client use this store, and then what they used before.
+def use_tracking_uri(store: Store) -> Iterator[None]:
+    """Make this store the default of MLflow's functions that take no client; undo it at the end.
 
-    MLflow hands the address on to programs started meanwhile, by MLFLOW_TRACKING_URI.
+    Meanwhile MLflow passes the address to child processes, in MLFLOW_TRACKING_URI.
     """
     import mlflow
 
@@ -96,11 +91,6 @@ def spoken_to(store: Store) -> Iterator[None]:
         yield
     finally:
         mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it
-
-
-def open_run(run: RunDescription) -> tuple[MlflowClient, str]:
-    """Open the store that a run is tracked in; as `connect`."""
-    return connect(Store(run.store_uri, run.artifact_location))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ INTERVAL_S = 5.0
 
 
 class SystemMetrics:
-    """Samples MLflow's own monitors in a thread of its own, from `with` to its end."""
+    """Sample MLflow's monitors in a thread, from `with` to its end."""
 
     def __init__(self) -> None:
         from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
@@ -24,14 +24,14 @@ class SystemMetrics:
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
         from mlflow.system_metrics.metrics.rocm_monitor import ROCMMonitor
 
-        # A card that does not measure its power would be reported at every sample.
+        # A card that does not measure its power is reported at every sample.
         logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
         self._monitors: list[BaseMetricsMonitor] = []
         for monitor in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor, ROCMMonitor):
             try:
                 self._monitors.append(monitor())
             except (ImportError, RuntimeError, OSError, AttributeError):
-                continue  # this machine has no such part, or not the library that asks it
+                continue  # no such part in this machine, or its library is missing
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="system-metrics", daemon=True)
@@ -50,7 +50,7 @@ class SystemMetrics:
         self._end.set()
 
     def averages(self) -> dict[str, float]:
-        """Means since the last call, under the names MLflow gives them, behind `PREFIX`.
+        """Return means since the last call, by MLflow's names after `PREFIX`.
 
         Percentages, megabytes and watts, as the names say; network traffic since the start.
         """

@@ -1,1 +1,1 @@
-"""Everything that decides a network's weights, and nothing else."""
+"""Training: the code that determines a network's weights, and nothing else."""

@@ -1,10 +1,11 @@
-"""Random changes to training slices, a batch at a time on the training device.
+"""Random augmentation of training slices, a batch at a time on the training device.
 
 B batch, C channels, H W pixels, N nodes and K control points along a side, T taps of a kernel.
 
-A sample is moved by one smooth map: bent by cubic B-splines over a coarse lattice (free-form
-deformation; Rueckert et al., IEEE Trans. Med. Imaging 18(8), 1999), then turned, scaled, shifted
-and flipped by a matrix. Image and label are resampled once each, at the same points.
+The geometry of a sample is changed by one smooth map: an elastic deformation by cubic B-splines
+over a coarse lattice (free-form deformation; Rueckert et al., IEEE Trans. Med. Imaging 18(8),
+1999), then rotation, scaling, shift and flip by a matrix. Image and label are resampled once each,
+at the same points.
 """
 
 from __future__ import annotations
@@ -22,23 +23,24 @@ from torch import Tensor
 from fullscale.params import AugmentParams
 
 NUM_SPANS = 4
-"""Spans of the lattice along a side. The bend stays one-to-one while no control point moves by more
-than 1 / 2.046 of a span (Choi and Lee, Graphical Models 62(1), 2000): AugmentParams holds to it."""
+"""Spans of the lattice along a side. The deformation is one-to-one if no control point moves by
+more than 1 / 2.046 of a span (Choi and Lee, Graphical Models 62(1), 2000). AugmentParams ensures
+it."""
 NUM_CONTROLS = NUM_SPANS + 3
 NUM_NODES = 17
-"""The map is computed at this many nodes along a side; between them it is bilinear."""
+"""Nodes along a side at which the map is computed; between them it is bilinear."""
 MIDDLE = 0.5
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of a batch, before any strength is applied.
+    """The random numbers of a batch, not yet scaled by the augmentation strengths.
 
     Attributes:
         rotation_B, scale_B, shift_B2 (x, y), contrast_B: uniform in -1..1.
         flip_B, blur_B: uniform in 0..1.
         bend_BKK2: uniform in the unit disc, (x, y) of each control point.
-        noise_seed_B: seeds the generator of a sample's noise.
+        noise_seed_B: seed of each sample's noise.
     """
 
     rotation_B: NDArray[np.float64]
@@ -52,11 +54,12 @@ class Draws:
 
 
 def draw(seed: int, epoch: int, positions: Sequence[int]) -> Draws:
-    """The numbers of some samples of an epoch; each sample's depend on nothing but its own place.
+    """Draw the random numbers of some samples of an epoch.
 
-    Seed is the key, epoch and position are the counter of the Philox generator (Salmon et al.,
-    SC 2011), so that no two samples ever share a number. All are drawn, whatever is switched off:
-    switching one change on leaves the others as they were.
+    A sample's numbers depend only on seed, epoch and position: the seed is the key, epoch and
+    position are the counter of a Philox generator (Salmon et al., SC 2011). No two samples share
+    numbers. Numbers of augmentations that are off are drawn as well, so that enabling one does not
+    change the others.
     """
     uniform, noise_seed_B = [], []
     for position in positions:
@@ -81,15 +84,16 @@ def draw(seed: int, epoch: int, positions: Sequence[int]) -> Draws:
 
 
 def sampling_nodes(draws: Draws, params: AugmentParams, height_px: int, width_px: int) -> Tensor:
-    """Where the changed picture takes its pixels from, at N x N nodes spread over it.
+    """Compute the source points of the augmented image at N x N nodes.
 
-    A node is bent by at most elastic_fraction of the shorter side, then goes the way back through
-    flip, scale, rotation about the picture's middle, and shift.
+    Each node is displaced by at most elastic_fraction of the shorter side, then mapped by the
+    inverse of flip, scale, rotation about the image's centre, and shift.
 
     Returns:
         float32 on the CPU, B x 2 x N x N: x and y in the source, where -1 and 1 are the centres of
         the outermost pixels.
     """
+    # Imported when used: without geometric augmentation, kornia is not needed.
     from kornia.geometry import (
         create_meshgrid,
         denormalize_pixel_coordinates,
@@ -120,7 +124,7 @@ def sampling_nodes(draws: Draws, params: AugmentParams, height_px: int, width_px
 
 
 def _bend(control_BKK2: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The spline's value at the nodes, B x N x N x 2; no longer than the longest control vector."""
+    """Evaluate the splines at the nodes, B x N x N x 2; at most as long as the control vectors."""
     at = np.linspace(0, NUM_SPANS, NUM_NODES)
     first = np.minimum(at.astype(int), NUM_SPANS - 1)
     t = at - first
@@ -133,9 +137,9 @@ def _bend(control_BKK2: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def resample(image_BCHW: Tensor, label_BHW: Tensor, nodes_B2NN: Tensor) -> tuple[Tensor, Tensor]:
-    """Take image (bilinear) and label (nearest) from the points that `sampling_nodes` gave.
+    """Resample image (bilinear) and label (nearest) at the points of `sampling_nodes`.
 
-    Outside lies air, which is 0 in window units, and background.
+    Points outside the image are air, which is 0 in window units, and background.
     """
     points_BHW2 = F.interpolate(
         nodes_B2NN, size=image_BCHW.shape[-2:], mode="bilinear", align_corners=True
@@ -148,11 +152,9 @@ def resample(image_BCHW: Tensor, label_BHW: Tensor, nodes_B2NN: Tensor) -> tuple
 
 
 def blur_(image_BCHW: Tensor, sigma_px_B: NDArray[np.float64], radius_px: int) -> None:
-    """Blur each sample in place by its own Gaussian, rows then columns; outside lies 0.
-
-    Shifted pictures are added: on a CPU that takes a third of the time of a convolution in B x C
-    groups, and how a sample is rounded cannot depend on the batch it is in.
-    """
+    """Blur each sample in place with a Gaussian of its sigma, rows then columns, zero padding."""
+    # Weighted sums of shifted images: on the CPU three times as fast as a convolution with B x C
+    # groups, and a sample's rounding does not depend on its batch.
     from kornia.filters import get_gaussian_kernel1d
 
     weights_BT = get_gaussian_kernel1d(2 * radius_px + 1, torch.from_numpy(sigma_px_B)[:, None])
@@ -170,7 +172,7 @@ def blur_(image_BCHW: Tensor, sigma_px_B: NDArray[np.float64], radius_px: int) -
 
 
 def add_noise_(image_BCHW: Tensor, deviation: float, seed_B: Sequence[int]) -> None:
-    """Add Gaussian noise in place, each sample's from a generator of its own seed."""
+    """Add Gaussian noise in place, generated from each sample's seed."""
     generator = torch.Generator(image_BCHW.device)
     noise_CHW = torch.empty_like(image_BCHW[0])
     for image_CHW, seed in zip(image_BCHW, seed_B, strict=True):
@@ -182,16 +184,16 @@ def _to_device(numbers: NDArray[np.float64], device: torch.device) -> Tensor:
 
 
 class Augment:
-    """Move image and label together, then blur the image, change its contrast and add noise.
+    """Transform image and label together, then blur the image, change its contrast and add noise.
 
-    What happens to a sample is a function of (seed, epoch, its position in the epoch): it is the
-    same in any batch, on any rank and after any interruption. Only noise differs between kinds of
-    device, whose generators differ. torch's global random state is neither read nor moved.
+    The augmentation of a sample is a function of (seed, epoch, position in the epoch): it is the
+    same in any batch, on any rank and after any interruption. Only the noise depends on the kind
+    of device, as their generators differ. torch's global random state is neither used nor changed.
 
     Args:
-        params: strengths; 0 switches a change off.
-        window_hu: the window that 0 and 1 of the image stand for.
-        seed: not negative.
+        params: strengths; 0 disables an augmentation.
+        window_hu: HU of the image values 0 and 1.
+        seed: 0 or more.
 
     Raises:
         ValueError: seed is negative.
@@ -220,20 +222,20 @@ class Augment:
     def __call__(
         self, image_BCHW: Tensor, label_BHW: Tensor, epoch: int, position_B: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Change a batch; always computes in float32.
+        """Augment a batch, in float32.
 
         Args:
             image_BCHW: float32 in 0..1 (window units).
             label_BHW: uint8 label map; follows the image's geometry by nearest neighbour.
-            epoch: from 0.
-            position_B: int64, each sample's position in the epoch's order; best on the CPU, where
-                reading it waits for nothing.
+            epoch: counted from 0.
+            position_B: int64, each sample's position in the epoch's order; preferably on the CPU,
+                as reading it from a GPU would wait for the GPU.
 
         Returns:
-            Image and label of the same shapes and types; the very same where all is switched off.
+            Image and label of the same shapes and types; the inputs if nothing is enabled.
 
         Raises:
-            ValueError: the image is not float32, or shapes do not belong together.
+            ValueError: the image is not float32, or the shapes do not fit.
         """
         if image_BCHW.dtype != torch.float32:
             raise ValueError(

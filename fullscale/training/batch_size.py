@@ -1,7 +1,8 @@
-"""How many slices of a step fit into memory."""
+"""The largest batch that fits into memory, and a clear error when memory runs out."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fullscale.params import Params
-from fullscale.runtime.console import say
-from fullscale.runtime.errors import StageError
+from fullscale.runtime.errors import StageError, shorten
 from fullscale.training.step import make_optimizer
 from model.losses import total_loss
 from model.output import Output
 from model.preprocessing import NUM_ADJACENT_SLICES
+
+logger = logging.getLogger(__name__)
 
 USABLE_SHARE = 0.8
 MIN_STEPS_PER_EPOCH = 8
@@ -23,17 +25,17 @@ MIN_STEPS_PER_EPOCH = 8
 
 @contextmanager
 def out_of_memory_explained(batch_size: int, size_px: int) -> Iterator[None]:
-    """Turn running out of memory into an error that says what to try.
+    """Convert an out-of-memory error to a message with the settings to change.
 
     Raises:
-        StageError: memory ran out within.
+        StageError: memory ran out.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:200]
+        reason = shorten(error)
         raise StageError(
             f"memory ran out with train.batch_size {batch_size} and slice.size_px {size_px} "
             f"({reason}); try a smaller train.batch_size, a larger train.num_accumulated (the "
@@ -42,17 +44,17 @@ def out_of_memory_explained(batch_size: int, size_px: int) -> Iterator[None]:
 
 
 def largest_part(try_part: Callable[[int], int], usable_bytes: int, largest: int) -> int:
-    """The largest power of two of slices that a process can compute at once.
+    """Return the largest power of two of slices that a process can compute at once.
 
-    A step of twice the size takes at most twice the memory: sizes double while that fits.
+    Twice the slices need at most twice the memory, so the size is doubled as long as that fits.
 
     Args:
-        try_part: does a step with so many slices and tells the bytes it took at its peak.
-        usable_bytes: what a step may take.
-        largest: where to stop in any case.
+        try_part: runs a step with that many slices and returns its peak memory in bytes.
+        usable_bytes: memory that a step may use.
+        largest: upper limit of the result.
 
     Raises:
-        StageError: not even one slice fits.
+        StageError: a single slice does not fit.
     """
     size = 1
     while True:
@@ -76,15 +78,15 @@ def find_batch_size(
     network: nn.Module, params: Params, loss_terms: tuple[str, ...], num_slices: int,
     device: torch.device, num_processes: int,
 ) -> int:  # fmt: skip
-    """What `train.batch_size: auto` stands for on this machine: it depends on its memory.
+    """Return the value of `train.batch_size: auto` for this machine's memory.
 
     Args:
-        network: trained for some steps on noise; give a copy.
+        network: is trained for some steps on noise, so give a copy.
         params: all of params.yaml.
         loss_terms: of the network's recipe.
-        num_slices: in an epoch; it is divided into at least 8 steps.
-        device: where the network is.
-        num_processes: that share a step.
+        num_slices: slices in an epoch; they are divided into at least 8 steps.
+        device: of the network.
+        num_processes: number of processes that share a step.
     """
     parts = num_processes * params.train.num_accumulated
     size_px, num_organs = params.slice.size_px, len(params.organs)
@@ -107,12 +109,12 @@ def find_batch_size(
         int(USABLE_SHARE * _memory_free(device) / _processes_of(device, params)),
         max(1, num_slices // (MIN_STEPS_PER_EPOCH * parts)),
     )
-    say(f"train.batch_size auto: {part * parts} slices a step, {part} at once on {device}")
+    logger.info(f"train.batch_size auto: {part * parts} slices a step, {part} at once on {device}")
     return part * parts
 
 
 def uses_bf16(params: Params, device: torch.device) -> bool:
-    """Whether networks compute in bf16 where that is safe."""
+    """Return True if training uses bf16 autocast on `device`."""
     precision = params.train.precision
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -120,7 +122,7 @@ def uses_bf16(params: Params, device: torch.device) -> bool:
 
 
 def _memory_peak(device: torch.device) -> int:
-    """Bytes that were taken at most so far."""
+    """Return the peak memory of this process so far, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     import resource
@@ -138,7 +140,7 @@ def _memory_free(device: torch.device) -> int:
 
 
 def _processes_of(device: torch.device, params: Params) -> int:
-    """Training processes that share one memory."""
+    """Return the number of training processes that share the device's memory."""
     return params.train.devices if device.type == "cpu" else 1
 
 

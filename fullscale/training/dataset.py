@@ -1,4 +1,4 @@
-"""Slices from the store as batches of tensors.
+"""Batches of slices from the slice store, as tensors.
 
 B batch, C adjacent slices, H W pixels, K organs.
 """
@@ -30,12 +30,12 @@ class Batch:
     Attributes:
         image_BCHW: HU as int16; the middle channel is the slice to segment.
         label_BHW: uint8, 0 for background, k + 1 for organ k.
-        annotated_BK: boolean, whether the case's annotators drew the organ.
-        case_B: position of each slice's case in the data set's `cases`.
-        position_B: where the slice stands in the order of its epoch; empty outside training.
+        annotated_BK: boolean, True if the organ is annotated in the slice's case.
+        case_B: index of each slice's case in the data set's `cases`.
+        position_B: index of the slice in the order of its epoch; empty outside training.
         epoch: counted from 0.
-        share: part of the annotated (slice, organ) pairs of its optimiser step that this batch
-            holds, 0 to 1.
+        share: this batch's share of the annotated (slice, organ) pairs of its optimiser step,
+            0 to 1.
     """
 
     image_BCHW: Tensor
@@ -47,7 +47,7 @@ class Batch:
     share: float = 1.0
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; positions stay where they are."""
+        """Copy the batch to a device; `position_B` stays on the CPU, where it is read."""
         return replace(
             self,
             image_BCHW=self.image_BCHW.to(device, non_blocking=True),
@@ -57,21 +57,21 @@ class Batch:
         )
 
     def pin_memory(self) -> Batch:
-        """The same batch in memory that a GPU can fetch from by itself."""
+        """Copy image and label to page-locked memory, from which a GPU copies asynchronously."""
         return replace(
             self, image_BCHW=self.image_BCHW.pin_memory(), label_BHW=self.label_BHW.pin_memory()
         )
 
 
 class SliceDataset(Dataset[Batch]):
-    """Every slice of some cases, in the order of cases and z.
+    """All slices of some cases, in the order of cases and z.
 
-    Indices are fetched a batch at a time, straight from the memory-mapped arrays.
+    Batches are read directly from the memory-mapped arrays.
 
     Attributes:
-        cases: their names.
-        annotated: boolean, slices x organs: whether the slice's case annotates the organ.
-        organ_free: boolean, whether the slice holds no organ.
+        cases: names of the cases.
+        annotated: boolean, slices x organs: True if the organ is annotated in the slice's case.
+        organ_free: boolean, one per slice: True if the slice contains no organ.
     """
 
     def __init__(self, store: SliceStore, cases: Sequence[str]) -> None:
@@ -94,7 +94,7 @@ class SliceDataset(Dataset[Batch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Fetch several slices as one batch."""
+        """Read several slices as one batch."""
         reach = NUM_ADJACENT_SLICES // 2
         wanted = np.asarray(indices)
         case_B = self._case[wanted]
@@ -113,20 +113,20 @@ class SliceDataset(Dataset[Batch]):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How the slices of an epoch are dealt out to steps, their parts and processes.
+class BatchSharding:
+    """Assignment of an epoch's slices to steps, micro-batches and processes.
 
-    Every step takes the next `batch_size` slices; its parts are dealt to the processes in turn. So
-    a step holds the same slices however many processes and parts there are.
+    Every step takes the next `batch_size` slices. Its micro-batches ("parts") go to the processes
+    in turn, so a step has the same slices for any number of processes and parts.
 
     Attributes:
         batch_size: slices in an optimiser step.
         num_accumulated: parts that a process computes one after the other.
         num_processes: processes that share a step.
-        rank: which of them this is.
+        rank: index of this process.
 
     Raises:
-        StageError: a step cannot be dealt out evenly.
+        StageError: a step cannot be divided evenly.
     """
 
     batch_size: int
@@ -138,36 +138,53 @@ class Plan:
         num_parts = self.num_processes * self.num_accumulated
         if self.batch_size % num_parts:
             raise StageError(
-                f"train.batch_size {self.batch_size} cannot be dealt out evenly to "
+                f"train.batch_size {self.batch_size} cannot be divided evenly among "
                 f"{self.num_processes} processes in {self.num_accumulated} parts each; make it a "
                 f"multiple of {num_parts}"
             )
 
     @property
     def part_size(self) -> int:
-        """Slices in a part."""
+        """Return the number of slices in a part."""
         return self.batch_size // (self.num_accumulated * self.num_processes)
 
-    def first_of(self, step: int, part: int) -> int:
-        """Position of the first slice of a part of this process."""
+    def first_index(self, step: int, part: int) -> int:
+        """Return the index, in the epoch's order, of the first slice of this process's part."""
         turn = part * self.num_processes + self.rank
         return step * self.batch_size + turn * self.part_size
 
 
 class TrainingSlices(Dataset[Batch]):
-    """The parts of every step of every epoch, found by (epoch, step, part)."""
+    """This process's parts of every step of every epoch; the key is (epoch, step, part).
 
-    def __init__(self, slices: SliceDataset, order: EpochOrder, plan: Plan) -> None:
+    Args:
+        slices: of the training cases.
+        order: of each epoch; slices that do not fill a last step are left out.
+        sharding: assigns slices to steps, parts and processes.
+    """
+
+    def __init__(self, slices: SliceDataset, order: EpochOrder, sharding: BatchSharding) -> None:
         self._slices = slices
-        self._plan = plan
+        self._sharding = sharding
+        self._num_steps = len(order) // sharding.batch_size
+        # Two: loader workers read ahead into the next epoch.
         self._of_epoch = lru_cache(maxsize=2)(order.of_epoch)
+
+    def keys(self, num_epochs: int, start: tuple[int, int] = (0, 0)) -> list[tuple[int, int, int]]:
+        """Return the keys of a training of `num_epochs`, in order, from (epoch, step) on."""
+        return [
+            (epoch, step, part)
+            for epoch in range(start[0], num_epochs)
+            for step in range(start[1] if epoch == start[0] else 0, self._num_steps)
+            for part in range(self._sharding.num_accumulated)
+        ]
 
     def __getitem__(self, key: tuple[int, int, int]) -> Batch:
         epoch, step, part = key
-        order, plan = self._of_epoch(epoch), self._plan
-        first = plan.first_of(step, part)
-        positions = np.arange(first, first + plan.part_size)
-        of_step = order[step * plan.batch_size : (step + 1) * plan.batch_size]
+        order, sharding = self._of_epoch(epoch), self._sharding
+        first = sharding.first_index(step, part)
+        positions = np.arange(first, first + sharding.part_size)
+        of_step = order[step * sharding.batch_size : (step + 1) * sharding.batch_size]
         num_pairs = self._slices.annotated[of_step].sum()
         own_pairs = self._slices.annotated[order[positions]].sum()
         return replace(
@@ -179,39 +196,28 @@ class TrainingSlices(Dataset[Batch]):
 
 
 def training_batches(
-    slices: SliceDataset,
-    order: EpochOrder,
-    plan: Plan,
+    slices: TrainingSlices,
     num_epochs: int,
     start: tuple[int, int] = (0, 0),
     *,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """This process's batches of a whole training, from any step on.
+    """Return this process's batches of a whole training, from any step on.
 
-    One loader serves all epochs, so that its workers read ahead into the next one.
+    One loader serves all epochs, so that its workers read ahead into the next epoch.
 
     Args:
-        slices: what there is.
-        order: of each epoch; slices that do not fill a last step are left out.
-        plan: how steps are dealt out.
+        slices: parts of every step.
         num_epochs: of the training.
         start: epoch and step of the first batch.
-        num_workers: processes that read; 0 reads in this one.
-        pin_memory: ready batches for a GPU.
+        num_workers: processes that read; 0 reads in this process.
+        pin_memory: put batches into page-locked memory, for a GPU.
     """
-    num_steps = len(order) // plan.batch_size
-    keys = [
-        (epoch, step, part)
-        for epoch in range(start[0], num_epochs)
-        for step in range(start[1] if epoch == start[0] else 0, num_steps)
-        for part in range(plan.num_accumulated)
-    ]
     loader = DataLoader(
-        TrainingSlices(slices, order, plan),
+        slices,
         batch_size=None,
-        sampler=keys,
+        sampler=slices.keys(num_epochs, start),
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
@@ -221,7 +227,7 @@ def training_batches(
 
 
 def _become_worker(number: int) -> None:
-    """A reader leaves signals to the trainer, and does not outlive it."""
+    """Leave signals to the trainer, which first finishes its step; do not outlive it."""
     for ignored in (signal.SIGINT, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -231,7 +237,7 @@ def _become_worker(number: int) -> None:
 def whole_batches(
     slices: SliceDataset, batch_size: int, *, rank: int = 0, num_processes: int = 1
 ) -> DataLoader[Batch]:
-    """Every slice once, in order, each batch to one process."""
+    """Return every slice once, in order; each batch goes to one of the processes."""
     starts = range(rank * batch_size, len(slices), num_processes * batch_size)
     batches = [list(range(start, min(start + batch_size, len(slices)))) for start in starts]
 

@@ -1,7 +1,7 @@
-"""Which slices an epoch uses, and in which order: a pure function of seed and epoch.
+"""The slices of an epoch and their order: a pure function of seed and epoch.
 
-Whoever asks gets the same answer: a loader worker, another process of a distributed training, or a
-run that goes on after it was killed.
+Loader workers, the processes of a distributed training, and a resumed training therefore agree
+without communication or saved state.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 class EpochOrder:
     """The slices of each epoch of a training.
 
-    Slices that hold an organ are used once an epoch. Of the others an epoch uses a share, and
-    epoch after epoch goes on where the one before stopped, so that all of them are used.
+    Slices with an organ are used once per epoch. Of the organ-free slices an epoch uses a share;
+    each epoch continues where the previous one stopped, so that all of them are used.
 
     Args:
-        organ_free: for each slice, whether it holds no organ.
-        organ_free_share: share of the organ-free slices in an epoch; above 1 some are used again.
+        organ_free: boolean, one per slice: True if the slice contains no organ.
+        organ_free_share: share of the organ-free slices per epoch; above 1 some are used again.
         seed: of the order.
     """
 
@@ -30,17 +30,17 @@ class EpochOrder:
         self.num_organ_free = round(organ_free_share * len(self._free))
 
     def __len__(self) -> int:
-        """Slices in an epoch."""
+        """Return the number of slices in an epoch."""
         return self.num_organ + self.num_organ_free
 
     def of_epoch(self, epoch: int) -> NDArray[np.int64]:
-        """Indices of an epoch's slices in the order of their use; `epoch` counts from 0."""
+        """Return the indices of an epoch's slices in order of use; `epoch` counts from 0."""
         chosen = np.concatenate([self._organ, self._organ_free_of(epoch)])
         shuffled: NDArray[np.int64] = self._generator(0, epoch).permutation(chosen)
         return shuffled
 
     def _organ_free_of(self, epoch: int) -> NDArray[np.int64]:
-        """The next organ-free slices of an endless row of permutations of all of them."""
+        """Return an epoch's section of an endless sequence of permutations of them."""
         if not self.num_organ_free:
             return self._free[:0]
         first = epoch * self.num_organ_free

@@ -22,6 +22,14 @@ def write_history(path: Path, rows: list[dict[str, float]]) -> None:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """The rows of `write_history`, values as numbers."""
+    """Read the rows that `write_history` wrote, values as numbers."""
     with path.open(encoding="utf-8", newline="") as stream:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
+        return [
+            {_present_name(key): float(value) for key, value in row.items()}
+            for row in csv.DictReader(stream)
+        ]
+
+
+def _present_name(key: str) -> str:
+    """Rename the metric that older versions called val/gate_accuracy/ORGAN."""
+    return key.replace("val/gate_accuracy/", "val/classifier_accuracy/")

@@ -1,7 +1,7 @@
-"""The training loop: steps, epochs, validation, checkpoints; on one device or on many processes.
+"""The training loop: steps, epochs, validation, checkpoints; on one device or many processes.
 
-Everything random is a function of seed and position, so a training that goes on from a checkpoint
-ends with the weights of one that was never interrupted.
+All randomness derives from seed, epoch, step and rank; no RNG state is saved. A training that is
+resumed from a checkpoint therefore ends with the same weights as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -22,33 +21,45 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fullscale.params import Params
 from fullscale.runtime.checkpoints import Checkpoints
 from fullscale.runtime.errors import StageError
-from fullscale.runtime.prefetch import ahead
+from fullscale.runtime.prefetch import prefetch
 from fullscale.runtime.progress import TrainingDisplay
 from fullscale.runtime.signals import Interrupted, StopRequest
 from fullscale.training.augmentation import Augment
-from fullscale.training.dataset import Batch, Plan, SliceDataset, training_batches, whole_batches
+from fullscale.training.dataset import (
+    Batch,
+    BatchSharding,
+    SliceDataset,
+    TrainingSlices,
+    training_batches,
+    whole_batches,
+)
 from fullscale.training.epoch_order import EpochOrder
-from fullscale.training.step import Learner, learning_rate, make_optimizer, seed_step
+from fullscale.training.step import SegmentationObjective, learning_rate, make_optimizer, seed_step
 from fullscale.training.validation import count_cases, metrics_of
 from model.output import Output
 from model.segmentation import SegmentationNetwork
 from model.synchronised import synchronise_norms
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 NUM_AUTO_WORKERS = 8
-Part = tuple[Batch, Tensor, Tensor]
-"""What a process computes at once: a batch, its augmented image B x C x H x W, its masks."""
+MicroBatch = tuple[Batch, Tensor, Tensor]
+"""A process's share of one forward and backward pass: the batch, its augmented image
+B x C x H x W in 0..1, and its masks B x K x H x W, on the device."""
 
 
 @dataclass
-class Position:
-    """How far a training is.
+class TrainingState:
+    """Progress of a training.
 
     Attributes:
-        epoch: counted from 0.
+        epoch: current epoch, counted from 0.
         step: optimiser steps done in it.
-        sums: of each training metric over those steps.
-        rows: metrics of the epochs that are over.
-        best_epoch, best_dice: of the best one, counted from 1; 0 and -1 before the first.
+        sums: sum of each training metric over those steps.
+        rows: metrics of the finished epochs.
+        best_epoch, best_dice: epoch with the highest validation Dice, counted from 1, and that
+            Dice; 0 and -1 before the first epoch ends.
     """
 
     epoch: int = 0
@@ -60,14 +71,14 @@ class Position:
 
 
 @dataclass
-class Clock:
-    """Where the time of an epoch's steps goes, in seconds.
+class EpochTimer:
+    """Time spent in the steps of an epoch, in seconds.
 
     Attributes:
-        num_slices: trained on, over all processes.
-        total: of the steps, and what lies between them.
-        waiting: for slices from the loader, and for their augmentation.
-        computing: forward, backward and optimiser.
+        num_slices: slices trained on, over all processes.
+        total: whole time of the steps.
+        waiting: waiting for slices from the loader and their augmentation.
+        computing: forward pass, backward pass and optimiser.
     """
 
     num_slices: int = 0
@@ -76,44 +87,73 @@ class Clock:
     computing: float = 0.0
 
 
-class Training:
-    """One training, from wherever it stands to its end.
+@dataclass(frozen=True)
+class TrainingTask:
+    """A network's name and settings, and the slices to train it on.
 
-    Args:
-        fabric: launched; knows device, precision and processes.
-        name: the network's.
+    Attributes:
+        name: of the network in params.yaml.
         params: all of params.yaml.
-        network: in its initial state.
         slices: of the training cases.
         validation: slices of the validation cases.
         batch_size: slices in an optimiser step, over all processes.
-        checkpoints: where its state is kept; None keeps none.
-        stop: asked after every step.
-        on_epoch: given the metrics of each epoch and measurements that no artefact holds; in the
-            first process only.
+    """
+
+    name: str
+    params: Params
+    slices: SliceDataset
+    validation: SliceDataset
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class TrainingHooks:
+    """Callbacks and checkpoints of a training.
+
+    Attributes:
+        on_epoch: called after each epoch, in the first process only, with its metrics and with
+            measured times, which depend on the machine and are in no artefact.
+        checkpoints: receives the state of the training; None saves no checkpoint.
+        stop: checked after every step.
+    """
+
+    on_epoch: Callable[[dict[str, float], dict[str, float]], None]
+    checkpoints: Checkpoints | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
+
+
+class Training:
+    """One training, from its start or from a checkpoint to its end.
+
+    Args:
+        fabric: launched; gives device, precision and processes.
+        network: with its initial weights.
+        task: what to train.
+        hooks: reports, checkpoints and stop request.
 
     Raises:
-        StageError: the slices do not fill a step, or a step cannot be dealt out evenly.
+        StageError: the slices do not fill a step, or a step cannot be divided evenly.
     """
 
     def __init__(
         self,
         fabric: Fabric,
-        name: str,
-        params: Params,
         network: SegmentationNetwork,
-        slices: SliceDataset,
-        validation: SliceDataset,
-        batch_size: int,
-        checkpoints: Checkpoints | None,
-        stop: StopRequest,
-        on_epoch: Callable[[dict[str, float], dict[str, float]], None],
+        task: TrainingTask,
+        hooks: TrainingHooks,
     ) -> None:
+        params, slices, batch_size = task.params, task.slices, task.batch_size
         train = params.train
-        self._fabric, self._name, self._params = fabric, name, params
-        self._slices, self._validation = slices, validation
-        self._checkpoints, self._stop, self._on_epoch = checkpoints, stop, on_epoch
-        self._plan = Plan(batch_size, train.num_accumulated, fabric.world_size, fabric.global_rank)
+        self._fabric, self._name, self._params = fabric, task.name, params
+        self._slices, self._validation = slices, task.validation
+        self._checkpoints, self._stop, self._on_epoch = (
+            hooks.checkpoints,
+            hooks.stop,
+            hooks.on_epoch,
+        )
+        self._sharding = BatchSharding(
+            batch_size, train.num_accumulated, fabric.world_size, fabric.global_rank
+        )
         self._order = EpochOrder(slices.organ_free, train.organ_free_share, train.seed)
         self._num_steps = len(self._order) // batch_size
         if not self._num_steps:
@@ -123,6 +163,7 @@ class Training:
             )
         if fabric.world_size > 1:
             synchronise_norms(network)
+        # Channels last is the fastest layout for convolutions; inputs are converted to it, too.
         network = convert_conv2d_weight_memory_format(
             network.to(fabric.device), torch.channels_last
         )
@@ -138,59 +179,57 @@ class Training:
         optimizer = make_optimizer(network, train)
         compiled = cast(nn.Module, torch.compile(network)) if train.compile else network
         self._model, self._optimizer = fabric.setup(compiled, optimizer)
-        self._learner = Learner(
+        self._objective = SegmentationObjective(
             self._model,
             len(params.organs),
             params.slice.window_hu,
-            params.recipes[name].loss_terms,
+            params.recipes[task.name].loss_terms,
             Augment(train.augment, params.slice.window_hu, train.seed),
         )
-        self.position = Position()
+        self.progress = TrainingState()
         self.best_weights: dict[str, Tensor] = {}
-        self._clock = Clock()
-        self._last_kept = time.monotonic()
+        self._timer = EpochTimer()
+        self._last_saved = time.monotonic()
 
     @property
     def evaluated(self) -> SegmentationNetwork:
-        """The network that is validated and kept: the averaged one, if there is one."""
+        """Return the network to validate and to save: the averaged one if weights are averaged."""
         if self._average is None:
             return self._network
         return cast(SegmentationNetwork, self._average.module)
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on from here."""
+        """Return everything needed to resume from here."""
         return {
             "network": self._network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
             "best_weights": self.best_weights,
-            "position": asdict(self.position),
-            "batch_size": self._plan.batch_size,
+            "position": asdict(self.progress),
+            "batch_size": self._sharding.batch_size,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; from another number of processes, too."""
+        """Resume from a state; the number of processes may have changed."""
         self._network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self.best_weights = state["best_weights"]
-        self.position = Position(**state["position"])
+        self.progress = TrainingState(**state["position"])
 
     def run(self) -> None:
         """Train to the end.
 
         Raises:
-            StageError: a loss or gradient is not finite; nothing has been learned from it.
-            Interrupted: a signal asked to stop; the state has been kept.
+            StageError: a loss or gradient is not finite; the weights were not updated with it.
+            Interrupted: a signal asked to stop; a checkpoint has been saved.
         """
-        train, position = self._params.train, self.position
+        train, progress = self._params.train, self.progress
         batches = training_batches(
-            self._slices,
-            self._order,
-            self._plan,
+            TrainingSlices(self._slices, self._order, self._sharding),
             train.num_epochs,
-            (position.epoch, position.step),
+            (progress.epoch, progress.step),
             num_workers=self._num_workers(),
             pin_memory=self._fabric.device.type == "cuda",
         )
@@ -198,79 +237,91 @@ class Training:
             self._name,
             train.num_epochs,
             self._num_steps,
-            position.epoch * self._num_steps + position.step,
+            progress.epoch * self._num_steps + progress.step,
             is_shown=self._fabric.is_global_zero,
         )
-        with display, closing(ahead(self._parts(batches))) as parts:
+        # The next batch is augmented in a thread while this one is computed.
+        with display, closing(prefetch(self._micro_batches(batches))) as parts:
             try:
-                while position.epoch < train.num_epochs:
+                while progress.epoch < train.num_epochs:
                     self._train_epoch(parts, display)
                     self._close_epoch(display)
             except Interrupted:
-                self._keep()
+                self._save_checkpoint()
                 if self._checkpoints is not None:
-                    display.say(
-                        f"{self._name}: stopped in epoch {position.epoch + 1} after step "
-                        f"{position.step}; run again to go on from there"
+                    display.log(
+                        f"{self._name}: stopped in epoch {progress.epoch + 1} after step "
+                        f"{progress.step}; run again to resume from there"
                     )
                 raise
 
-    def _parts(self, batches: Iterator[Batch]) -> Iterator[Part]:
-        """Each batch with its augmented image and masks, on the device."""
+    def _micro_batches(self, batches: Iterator[Batch]) -> Iterator[MicroBatch]:
+        """Yield each batch with its augmented image and masks, on the device."""
         for batch in batches:
             here = batch.to(self._fabric.device)
-            yield here, *self._learner.prepare(here)
+            yield here, *self._objective.prepare(here)
 
-    def _train_epoch(self, parts: Iterator[Part], display: TrainingDisplay) -> None:
-        """The steps of an epoch that are still to do."""
-        position = self.position
+    def _train_epoch(self, parts: Iterator[MicroBatch], display: TrainingDisplay) -> None:
+        """Do the remaining steps of the current epoch."""
+        progress = self.progress
         self._model.train()
-        while position.step < self._num_steps:
+        while progress.step < self._num_steps:
             started = time.perf_counter()
-            values, asked_to_stop = self._step(parts)
+            values, stop_signal = self._step(parts)
             for key, value in values.items():
-                position.sums[key] = position.sums.get(key, 0.0) + value
-            position.step += 1
-            if asked_to_stop:
-                self._stop.raise_if_asked()
-                raise Interrupted(asked_to_stop)
-            if time.monotonic() - self._last_kept >= self._params.compute.checkpoint_interval_s:
-                self._keep()
+                progress.sums[key] = progress.sums.get(key, 0.0) + value
+            progress.step += 1
+            if stop_signal:
+                # The signal may have reached another process; all of them stop after this step.
+                self._stop.raise_if_requested()
+                raise Interrupted(stop_signal)
+            if time.monotonic() - self._last_saved >= self._params.compute.checkpoint_interval_s:
+                self._save_checkpoint()
             elapsed = time.perf_counter() - started
-            self._clock.total += elapsed
-            self._clock.num_slices += self._plan.batch_size
-            display.step(
-                position.epoch + 1, position.step, values["total"], self._plan.batch_size / elapsed
+            self._timer.total += elapsed
+            self._timer.num_slices += self._sharding.batch_size
+            display.show_step(
+                progress.epoch + 1,
+                progress.step,
+                values["total"],
+                self._sharding.batch_size / elapsed,
             )
 
-    def _step(self, parts: Iterator[Part]) -> tuple[dict[str, float], int]:
-        """One optimiser step; its metrics, and the signal that asked any process to stop, or 0."""
-        train, position = self._params.train, self.position
+    def _step(self, parts: Iterator[MicroBatch]) -> tuple[dict[str, float], int]:
+        """Do one optimiser step.
+
+        Returns:
+            Its metrics, and the number of the signal that asked any process to stop, or 0.
+        """
+        train, progress = self._params.train, self.progress
         rate = learning_rate(
             train,
-            position.epoch * self._num_steps + position.step,
+            progress.epoch * self._num_steps + progress.step,
             train.num_epochs * self._num_steps,
         )
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         used: list[Batch] = []
         sums: dict[str, Tensor] = {}
-        for part in range(self._plan.num_accumulated):
+        for part in range(self._sharding.num_accumulated):
             waited = time.perf_counter()
             batch, image_BCHW, mask_BKHW = next(parts)
-            self._clock.waiting += time.perf_counter() - waited
+            self._timer.waiting += time.perf_counter() - waited
             used.append(batch)
-            seed_step(train.seed, position.epoch, position.step, part, self._fabric.global_rank)
-            is_last = part == self._plan.num_accumulated - 1
+            # Dropout draws the same numbers here whether or not the training was interrupted.
+            seed_step(train.seed, progress.epoch, progress.step, part, self._fabric.global_rank)
+            is_last = part == self._sharding.num_accumulated - 1
             computed = time.perf_counter()
             with self._fabric.no_backward_sync(self._model, enabled=not is_last):
-                loss, terms = self._learner.loss(image_BCHW, mask_BKHW, batch.annotated_BK)
-                # Gradients are averaged over processes; a part weighs what it holds of the step.
+                loss, terms = self._objective.loss(image_BCHW, mask_BKHW, batch.annotated_BK)
+                # DDP averages gradients over processes: undo it, and weight each part by its
+                # share of the step's annotated (slice, organ) pairs. The gradient is then that of
+                # the mean over the whole step, however it was divided.
                 self._fabric.backward(loss * (batch.share * self._fabric.world_size))
             for key, value in terms.items():
                 weighted = value * batch.share
                 sums[key] = sums[key] + weighted if key in sums else weighted
-            self._clock.computing += time.perf_counter() - computed
+            self._timer.computing += time.perf_counter() - computed
         computed = time.perf_counter()
         norm = self._fabric.clip_gradients(
             self._model,
@@ -278,17 +329,18 @@ class Training:
             max_norm=train.gradient_clip_norm,
             error_if_nonfinite=False,
         )
-        values, asked_to_stop = self._agree(sums)
+        # Reads values from the device: the first wait for it in this step.
+        values, stop_signal = self._reduce_metrics(sums)
         self._refuse_not_finite(values["total"], float(cast(Tensor, norm)), used)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
             self._average.update_parameters(self._network)
-        self._clock.computing += time.perf_counter() - computed
-        return values, asked_to_stop
+        self._timer.computing += time.perf_counter() - computed
+        return values, stop_signal
 
-    def _agree(self, sums: Mapping[str, Tensor]) -> tuple[dict[str, float], int]:
-        """Metrics summed over processes, and the largest signal that asked one of them to stop."""
+    def _reduce_metrics(self, sums: Mapping[str, Tensor]) -> tuple[dict[str, float], int]:
+        """Sum metrics over processes; also return the largest signal that any of them received."""
         values = torch.stack(list(sums.values()))
         asked = self._stop.signal_number
         if self._fabric.world_size > 1:
@@ -308,51 +360,52 @@ class Training:
             names = set().union(*gathered)
         what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's length is {norm}"
         raise StageError(
-            f"the {what} in epoch {self.position.epoch + 1}, step {self.position.step + 1}, with "
+            f"the {what} in epoch {self.progress.epoch + 1}, step {self.progress.step + 1}, with "
             f"slices of {', '.join(sorted(names))}; nothing was learned from it: lower "
             "train.learning_rate, or look for broken scans"
         )
 
     def _close_epoch(self, display: TrainingDisplay) -> None:
-        position, clock = self.position, self._clock
+        """Validate, record the epoch's metrics, and keep its weights if it is the best so far."""
+        progress, timer = self.progress, self._timer
         started = time.perf_counter()
         scores = self._validate()
         validated = time.perf_counter()
-        num_slices = self._num_steps * self._plan.batch_size
-        used = self._order.of_epoch(position.epoch)[:num_slices]
+        num_slices = self._num_steps * self._sharding.batch_size
+        used = self._order.of_epoch(progress.epoch)[:num_slices]
         num_free = int(self._slices.organ_free[used].sum())
         metrics: dict[str, float] = {
-            "epoch": position.epoch + 1,
+            "epoch": progress.epoch + 1,
             "learning_rate": self._optimizer.param_groups[0]["lr"],
             "slices/organ": num_slices - num_free,
             "slices/organ_free": num_free,
-            **{f"train/{key}": total / self._num_steps for key, total in position.sums.items()},
+            **{f"train/{key}": total / self._num_steps for key, total in progress.sums.items()},
             **scores,
         }
-        improved = scores["val/dice"] > position.best_dice
+        improved = scores["val/dice"] > progress.best_dice
         if improved:
-            position.best_epoch, position.best_dice = position.epoch + 1, scores["val/dice"]
+            progress.best_epoch, progress.best_dice = progress.epoch + 1, scores["val/dice"]
             self.best_weights = {
                 key: value.detach().cpu().clone()
                 for key, value in self.evaluated.state_dict().items()
             }
-        position.rows.append(metrics)
-        position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
-        self._clock = Clock()
-        display.epoch(metrics, improved=improved)
+        progress.rows.append(metrics)
+        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
+        self._timer = EpochTimer()
+        display.show_epoch(metrics, improved=improved)
         if self._fabric.is_global_zero:
             measured = {"time/validation_s": validated - started}
-            if clock.total:
+            if timer.total:
                 measured |= {
-                    "time/training_s": clock.total,
-                    "time/training_slices_per_s": clock.num_slices / clock.total,
-                    "time/waiting_share": clock.waiting / clock.total,
-                    "time/outside_share": 1 - clock.computing / clock.total,
+                    "time/training_s": timer.total,
+                    "time/training_slices_per_s": timer.num_slices / timer.total,
+                    "time/waiting_share": timer.waiting / timer.total,
+                    "time/outside_share": 1 - timer.computing / timer.total,
                 }
             self._on_epoch(metrics, measured)
 
     def _validate(self) -> dict[str, float]:
-        """Metrics over the validation cases, whose batches the processes share."""
+        """Return metrics over the validation cases; each process computes some of the batches."""
         network, params = self.evaluated, self._params
         network.eval()
         batches = whole_batches(
@@ -364,30 +417,24 @@ class Training:
 
         def predict(image_BCHW: Tensor) -> Output:
             if self._fabric.world_size == 1:
-                self._stop.raise_if_asked()
+                self._stop.raise_if_requested()
             with self._fabric.autocast():
                 return cast(Output, network(image_BCHW))
 
-        counts_VKN = count_cases(
-            predict,
-            batches,
-            len(self._validation.cases),
-            len(params.organs),
-            params.slice.window_hu,
-            self._fabric.device,
-            threshold=params.evaluate.threshold,
-            min_false_positive_px=params.evaluate.min_false_positive_px,
-        )
+        num_cases = len(self._validation.cases)
+        counts_VKN = count_cases(predict, batches, num_cases, params, self._fabric.device)
+        # Counts are integers, so the metrics do not depend on the number of processes.
         self._fabric.all_reduce(counts_VKN, reduce_op="sum")
         return metrics_of(counts_VKN, tuple(params.organs))
 
-    def _keep(self) -> None:
-        """Write a checkpoint, in the first process."""
-        self._last_kept = time.monotonic()
+    def _save_checkpoint(self) -> None:
+        """Save a checkpoint; the first process does."""
+        self._last_saved = time.monotonic()
         if self._checkpoints is not None and self._fabric.is_global_zero:
             self._checkpoints.save(self.state())
 
     def _num_workers(self) -> int:
+        """Return the number of loader processes; 0 reads in this one, which suffices for a CPU."""
         asked = self._params.compute.num_loader_workers
         if asked is not None:
             return asked

@@ -1,4 +1,4 @@
-"""What a training step computes: the loss of a batch, the optimiser, the learning rate.
+"""Parts of a training step: loss of a batch, optimiser, learning rate, random seed.
 
 B batch, K organs, S side outputs.
 """
@@ -23,15 +23,15 @@ from model.preprocessing import normalise, one_mask_per_organ
 POLY_POWER = 0.9
 
 
-class Learner:
-    """Computes losses of any network of the family on any set of organs.
+class SegmentationObjective:
+    """Augmentation and loss of a batch, for any network and any set of organs.
 
     Args:
         network: maps B x 3 x H x W in 0..1 to `Output`.
         num_organs: K.
-        window_hu: the window that becomes 0..1.
-        loss_terms: the terms of the segmentation loss.
-        augment: changes training slices at random.
+        window_hu: intensities that become 0 and 1.
+        loss_terms: terms of the segmentation loss.
+        augment: random augmentation of training slices.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Learner:
         self._augment = augment
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Augmented image, B x 3 x H x W in 0..1, and masks, B x K x H x W, on the device."""
+        """Return augmented image, B x 3 x H x W in 0..1, and masks, B x K x H x W."""
         image_BCHW, label_BHW = self._augment(
             normalise(batch.image_BCHW, self._window_hu),
             batch.label_BHW,
@@ -61,7 +61,7 @@ class Learner:
     def loss(
         self, image_BCHW: Tensor, mask_BKHW: Tensor, annotated_BK: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised, and its terms by name, detached: `total`, `focal`, `side1/focal`..."""
+        """Return the loss, and its terms by name, detached: `total`, `focal`, `side1/focal`..."""
         output = self._network(image_BCHW)
         terms = total_loss(output, mask_BKHW, annotated_BK, terms=self._loss_terms)
         named = {name: value.detach() for name, value in terms._asdict().items() if name != "sides"}
@@ -72,7 +72,7 @@ class Learner:
 
 
 def make_optimizer(network: nn.Module, params: TrainParams) -> Optimizer:
-    """The optimiser that params name, over all weights of a network."""
+    """Return the optimiser of `params` over all weights of a network."""
     rate, decay = params.learning_rate, params.weight_decay
     if params.optimizer == "adamw":
         return AdamW(network.parameters(), lr=rate, weight_decay=decay)
@@ -80,9 +80,9 @@ def make_optimizer(network: nn.Module, params: TrainParams) -> Optimizer:
 
 
 def learning_rate(params: TrainParams, step: int, num_steps: int) -> float:
-    """The rate of a step, counted from 0, of a training of `num_steps`.
+    """Return the learning rate of a step, counted from 0, of a training of `num_steps`.
 
-    "poly" is (1 - step / num_steps)^0.9, as DeepLab has it (Chen et al., 2017).
+    "poly" is (1 - step / num_steps)^0.9 (DeepLab, Chen et al., 2017).
     """
     done = min(step / num_steps, 1.0)
     factors: dict[str, float] = {
@@ -94,11 +94,11 @@ def learning_rate(params: TrainParams, step: int, num_steps: int) -> float:
 
 
 def seed_step(seed: int, *key: int) -> None:
-    """Make what torch draws next a function of seed and key (epoch, step, part, process).
+    """Seed torch's global generator as a function of seed and key (epoch, step, part, rank).
 
-    So a training that goes on after it was killed draws what it would have drawn, and no random
-    state has to be kept.
+    A resumed training thus draws the same numbers, and no RNG state is saved.
     """
+    # Mixed, because consecutive seeds are not independent; >> 1, because seeds are signed.
     torch.manual_seed(
         int(np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0] >> 1)
     )

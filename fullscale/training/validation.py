@@ -1,4 +1,4 @@
-"""How good a network is on the validation cases, during training.
+"""Metrics of the validation cases during training.
 
 B batch, K organs, V validation cases, N counts.
 """
@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from fullscale.params import Params
 from fullscale.training.dataset import Batch
-from model.output import Output, organ_open, probabilities
+from model.output import Output, organ_present, probabilities
 from model.overlap import dice_score, share
 from model.preprocessing import normalise, one_mask_per_organ
 
@@ -22,17 +23,17 @@ NUM_COUNTS = 7
 def count_batch(
     output: Output, batch: Batch, threshold: float, min_false_positive_px: int
 ) -> Tensor:
-    """What the metrics are made of, for each slice and organ; zeros where it is not annotated.
+    """Count pixels and slices for the metrics; zeros where an organ is not annotated.
 
     Args:
         output: of the network.
-        batch: what it was given.
+        batch: the network's input.
         threshold: probability from which a pixel belongs to an organ.
         min_false_positive_px: predicted pixels that make an organ-free slice a false positive.
 
     Returns:
         int64, B x K x N: pixels in both masks, predicted, true; organ-free slices, those with a
-        false positive; slices whose gate is right, slices with a gate.
+        false positive; slices that the slice classifier decides rightly, slices with a classifier.
     """
     predicted = probabilities(output) >= threshold
     num_organs = predicted.shape[1]
@@ -40,10 +41,10 @@ def count_batch(
     predicted_BK, true_BK = predicted.sum(dim=(2, 3)), true.sum(dim=(2, 3))
     free_BK = true_BK == 0
     if output.organ_logits is None:
-        right_BK = has_gate_BK = torch.zeros_like(free_BK)
+        right_BK = has_classifier_BK = torch.zeros_like(free_BK)
     else:
-        right_BK = organ_open(output.organ_logits) != free_BK
-        has_gate_BK = torch.ones_like(free_BK)
+        right_BK = organ_present(output.organ_logits) != free_BK
+        has_classifier_BK = torch.ones_like(free_BK)
     counts = [
         (predicted & true).sum(dim=(2, 3)),
         predicted_BK,
@@ -51,7 +52,7 @@ def count_batch(
         free_BK,
         free_BK & (predicted_BK >= min_false_positive_px),
         right_BK,
-        has_gate_BK,
+        has_classifier_BK,
     ]
     return torch.stack(counts, dim=-1) * batch.annotated_BK[..., None]
 
@@ -60,21 +61,27 @@ def count_cases(
     predict: Callable[[Tensor], Output],
     batches: Iterable[Batch],
     num_cases: int,
-    num_organs: int,
-    window_hu: tuple[float, float],
+    params: Params,
     device: torch.device,
-    *,
-    threshold: float,
-    min_false_positive_px: int,
 ) -> Tensor:
     """Sum `count_batch` over the slices of each case.
 
-    Counts of several processes that each saw some of the batches may be added.
+    The counts of several processes, each with some of the batches, may be added.
+
+    Args:
+        predict: the network: B x 3 x H x W in window units to `Output`.
+        batches: slices of the cases.
+        num_cases: V.
+        params: all of params.yaml; gives organs, window and thresholds.
+        device: where to compute.
 
     Returns:
         int64, V x K x N, on `device`.
     """
-    counts_VKN = torch.zeros(num_cases, num_organs, NUM_COUNTS, dtype=torch.int64, device=device)
+    window_hu, settings = params.slice.window_hu, params.evaluate
+    threshold, min_false_positive_px = settings.threshold, settings.min_false_positive_px
+    shape = (num_cases, len(params.organs), NUM_COUNTS)
+    counts_VKN = torch.zeros(shape, dtype=torch.int64, device=device)
     with torch.inference_mode():
         for batch in batches:
             here = batch.to(device)
@@ -86,11 +93,11 @@ def count_cases(
 
 
 def metrics_of(counts_VKN: Tensor, organs: Sequence[str]) -> dict[str, float]:
-    """Metrics from counts: mean 3D Dice over cases, rates pooled over slices.
+    """Compute metrics from counts: mean 3D Dice over cases, rates pooled over slices.
 
     Keys are `val/dice`, the mean over cases and organs, and for each organ `val/dice/<organ>`,
-    `val/slice_fpr/<organ>` and, for a network with a gate, `val/gate_accuracy/<organ>`. What
-    cannot be measured is NaN.
+    `val/slice_fpr/<organ>` and, for a network with a slice classifier (CGM),
+    `val/classifier_accuracy/<organ>`. A metric without any case or slice is NaN.
     """
     metrics: dict[str, float] = {}
     all_scores: list[float] = []
@@ -99,9 +106,9 @@ def metrics_of(counts_VKN: Tensor, organs: Sequence[str]) -> dict[str, float]:
         scores = [dice_score(overlap, predicted, true) for overlap, predicted, true, *_ in rows]
         scores = [score for score in scores if not math.isnan(score)]
         all_scores += scores
-        *_, free, false_positive, right, with_gate = counts_VKN[:, k].sum(dim=0).tolist()
+        *_, free, false_positive, right, with_classifier = counts_VKN[:, k].sum(dim=0).tolist()
         metrics[f"val/dice/{organ}"] = share(sum(scores), len(scores))
         metrics[f"val/slice_fpr/{organ}"] = share(false_positive, free)
-        if with_gate:
-            metrics[f"val/gate_accuracy/{organ}"] = share(right, with_gate)
+        if with_classifier:
+            metrics[f"val/classifier_accuracy/{organ}"] = share(right, with_classifier)
     return {"val/dice": share(sum(all_scores), len(all_scores)), **metrics}

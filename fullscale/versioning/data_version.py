@@ -1,4 +1,4 @@
-"""Data versions: commits of data.dvc on the branch `scans`, made and trained on in checkouts."""
+"""Data versions: commits of data.dvc on the branch `scans`, made in separate worktrees."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fullscale.runtime.errors import StageError
-from fullscale.runtime.files import read_note, write_note
+from fullscale.runtime.files import read_json_or_empty, write_json
 from fullscale.versioning.git import (
     SCANS_BRANCH,
     commit_paths,
@@ -23,26 +23,26 @@ from fullscale.versioning.git import (
 from fullscale.versioning.provenance import parse_data_version, read_data_version
 from fullscale.versioning.worktree import open_checkout
 
-TOLD = Path(".cache/inbox/announced.json")
-"""Which data version was told last."""
+ANNOUNCED_FILE = Path(".cache/inbox/announced.json")
+"""The data version announced last, and its commit."""
 
 
 @contextmanager
 def open_newest(root: Path, name: str) -> Iterator[Path]:
-    """A checkout with the newest data version and the code of the project's own checkout.
+    """Yield a worktree with the newest data version and the project's current code.
 
-    It begins at the branch `scans`, into which HEAD is merged unless it is there already, or at
-    HEAD where that contains `scans` or there is no such branch. No branch moves.
+    It starts at the branch `scans` with HEAD merged into it. If HEAD contains `scans`, or there is
+    no such branch, it starts at HEAD. No branch moves.
 
     Args:
         root: the project.
-        name: of the checkout, see `open_checkout`.
+        name: name of the worktree, see `open_checkout`.
 
     Yields:
-        The folder.
+        The folder of the worktree.
 
     Raises:
-        StageError: `scans` and HEAD contradict each other, or git fails.
+        StageError: `scans` and HEAD have a merge conflict, or git fails.
     """
     head = git(root, "rev-parse", "HEAD")
     scans = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
@@ -53,7 +53,7 @@ def open_newest(root: Path, name: str) -> Iterator[Path]:
                 merge(folder, head, f"Merge the code of {head[:8]} into the newest scans")
             except StageError as error:
                 raise StageError(
-                    f"branch {SCANS_BRANCH} and HEAD contradict each other, usually in data.dvc; "
+                    f"branch {SCANS_BRANCH} and HEAD have a merge conflict, usually in data.dvc; "
                     f"merge {SCANS_BRANCH} into your branch by hand (`git merge {SCANS_BRANCH}`, "
                     f"then keep the data.dvc of {SCANS_BRANCH}, or add your scans through the "
                     f"inbox), and run again: {error}"
@@ -63,13 +63,13 @@ def open_newest(root: Path, name: str) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Announcement:
-    """A data version that no one has been told of.
+    """A data version to announce.
 
     Attributes:
         data_version: MD5 of the annotated scans.
-        commit: that the branch `scans` is at.
-        cases: that went in since the last version that was told, by name in order.
-        num_quarantined: pairs that were refused meanwhile, in runs that let others in.
+        commit: tip of the branch `scans`.
+        cases: names of the cases added since the version announced last, sorted.
+        num_quarantined: pairs refused since then, in runs that accepted others.
     """
 
     data_version: str
@@ -79,12 +79,12 @@ class Announcement:
 
 
 def restore_data(folder: Path) -> None:
-    """Make data/ of a checkout what its data.dvc says, whatever a killed run left there.
+    """Restore data/ of a worktree from its data.dvc, and discard what a killed run left there.
 
-    Scans that are not in the cache come from the remote. Without data.dvc there is no data/.
+    Scans missing in the cache are pulled from the remote. Without data.dvc, data/ is removed.
 
     Raises:
-        StageError: the cache lacks scans, and the remote does not answer or lacks them, too.
+        StageError: the cache lacks scans, and so does the remote, or it does not respond.
     """
     if not (folder / "data.dvc").is_file():
         shutil.rmtree(folder / "data", ignore_errors=True)
@@ -96,23 +96,24 @@ def restore_data(folder: Path) -> None:
 
 
 def commit_data(folder: Path, cases: Sequence[str], num_quarantined: int) -> str:
-    """Make data/ of a checkout the newest data version: one commit, to which `scans` moves.
+    """Commit data/ of a worktree as a new data version, and move the branch `scans` to it.
 
-    A run that is killed before the branch moves leaves nothing behind that counts.
+    Moving the branch is the last step: a run killed before it changes nothing.
 
     Args:
-        folder: a checkout of `open_newest`.
-        cases: names of the cases that are new in it.
-        num_quarantined: how many were refused beside them.
+        folder: worktree of `open_newest`.
+        cases: names of the new cases.
+        num_quarantined: number of pairs refused in the same run.
 
     Returns:
         The MD5 of data/.
 
     Raises:
-        StageError: dvc or git fails, for a full disk say; then `scans` is where it was.
+        StageError: dvc or git fails, for example because the disk is full; `scans` did not move.
     """
     run_program(["dvc", "--wait-for-lock", "add", "data"], folder)
-    subject = f"Take in {len(cases)} scan{'s' if len(cases) != 1 else ''}"
+    subject = f"Add {len(cases)} scan{'s' if len(cases) != 1 else ''}"
+    # `find_unannounced` reads these trailers.
     trailers = [*(f"Case: {case}" for case in cases), f"Quarantined: {num_quarantined}"]
     commit = commit_paths(folder, ["data.dvc"], "\n".join([subject, "", *trailers]))
     move_branch(folder, SCANS_BRANCH, commit)
@@ -120,7 +121,7 @@ def commit_data(folder: Path, cases: Sequence[str], num_quarantined: int) -> str
 
 
 def find_unannounced(root: Path) -> Announcement | None:
-    """The newest data version on `scans`, unless it was told already.
+    """Return the newest data version on `scans`; None if it was announced.
 
     Args:
         root: the project.
@@ -129,33 +130,37 @@ def find_unannounced(root: Path) -> Announcement | None:
     if tip is None:
         return None
     data_version = parse_data_version(git(root, "show", f"{tip}:data.dvc"), f"data.dvc of {tip}")
-    told = read_note(root / TOLD)
-    if told.get("data_version") == data_version:
+    announced = read_json_or_empty(root / ANNOUNCED_FILE)
+    if announced.get("data_version") == data_version:
         return None
-    since = find_commit(root, told.get("commit", "HEAD")) or "HEAD"
+    # The commit may be gone, for example after the branch was rewritten.
+    since = find_commit(root, announced.get("commit", "HEAD")) or "HEAD"
     if contains(root, since, tip):
         return None
     commits = f"{since}..{tip}"
     quarantined = _trailers(root, "Quarantined", commits)
     return Announcement(
-        data_version, tip, list_landed(root, commits), sum(int(number) for number in quarantined)
+        data_version,
+        tip,
+        list_added_cases(root, commits),
+        sum(int(number) for number in quarantined),
     )
 
 
-def list_landed(root: Path, commits: str) -> tuple[str, ...]:
-    """Names of the cases that commits of `scans` took in, by name in order.
+def list_added_cases(root: Path, commits: str) -> tuple[str, ...]:
+    """Return the names of the cases that commits of `scans` added, sorted.
 
     Args:
         root: the project.
-        commits: a range as git takes it.
+        commits: revision range of git, such as A..B.
     """
     return tuple(sorted(set(_trailers(root, "Case", commits))))
 
 
 def mark_announced(root: Path, announcement: Announcement) -> None:
-    """Keep in mind that a data version was told."""
-    told = {"data_version": announcement.data_version, "commit": announcement.commit}
-    write_note(root / TOLD, told)
+    """Record that a data version was announced."""
+    content = {"data_version": announcement.data_version, "commit": announcement.commit}
+    write_json(root / ANNOUNCED_FILE, content)
 
 
 def _trailers(root: Path, key: str, commits: str) -> list[str]:

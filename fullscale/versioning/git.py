@@ -1,36 +1,36 @@
-"""git and dvc as subprocesses."""
+"""Run git and dvc as subprocesses."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fullscale.runtime.errors import StageError
-from fullscale.runtime.processes import stage_environment
+from fullscale.runtime.processes import bind_to_parent, stage_environment
 
 SCANS_BRANCH = "scans"
-"""Branch of the data versions that the inbox made, one commit each."""
+"""Branch of the data versions made from the inbox, one commit each."""
 _LAST_LINES = 3
 
 
 def run_program(command: list[str], folder: Path) -> str:
-    """Run a program in `folder`, without a shell; it ends when this process dies.
+    """Run a program without a shell; it ends when this process dies.
 
     Args:
-        command: the program and its arguments; this interpreter's folder comes first on PATH.
-        folder: its working directory.
+        command: program and arguments. The folder of this Python interpreter is first on PATH, so
+            that `dvc` is the one of this environment.
+        folder: working directory.
 
     Returns:
-        What it printed on stdout.
+        The standard output.
 
     Raises:
-        StageError: it ended with another code than 0; the message holds its last words.
+        StageError: the exit code is not 0; the message holds the last lines of the output.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "fullscale.runtime.processes", *command],
+        bind_to_parent(command),
         cwd=folder,
         env=stage_environment(os.environ),
         stdin=subprocess.DEVNULL,
@@ -40,16 +40,16 @@ def run_program(command: list[str], folder: Path) -> str:
         check=False,
     )
     if done.returncode:
-        words = (done.stderr or done.stdout).strip().splitlines()[-_LAST_LINES:]
+        last_lines = (done.stderr or done.stdout).strip().splitlines()[-_LAST_LINES:]
         raise StageError(
             f"{' '.join(command)} in {folder} ended with code {done.returncode}: "
-            f"{' | '.join(words)}"
+            f"{' | '.join(last_lines)}"
         )
     return done.stdout
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Run git in `folder`, without the hooks and signatures that people use; gives its stdout.
+    """Run git without hooks and signatures; return its standard output, stripped.
 
     Raises:
         StageError: git failed.
@@ -59,7 +59,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def find_commit(folder: Path, name: str) -> str | None:
-    """The commit that a name stands for, or None where nothing has that name."""
+    """Return the commit that a revision resolves to, or None if it does not exist."""
     try:
         return git(folder, "rev-parse", "--verify", "--end-of-options", f"{name}^{{commit}}")
     except StageError:
@@ -67,16 +67,16 @@ def find_commit(folder: Path, name: str) -> str | None:
 
 
 def contains(folder: Path, later: str, earlier: str) -> bool:
-    """Whether a commit is `earlier` or comes after it."""
+    """Return True if `later` is `earlier` or a descendant of it."""
     return not git(folder, "rev-list", "--max-count", "1", earlier, f"^{later}")
 
 
 def commit_paths(folder: Path, paths: Sequence[str], message: str) -> str:
-    """Commit files of a checkout on whatever it is at; no branch moves. Gives the new commit.
+    """Commit files of a worktree with a detached HEAD; return the new commit. No branch moves.
 
     Args:
-        folder: the checkout.
-        paths: relative to it.
+        folder: the worktree.
+        paths: paths relative to it.
         message: subject and body.
     """
     git(folder, "add", "--", *paths)
@@ -85,10 +85,10 @@ def commit_paths(folder: Path, paths: Sequence[str], message: str) -> str:
 
 
 def merge(folder: Path, commit: str, message: str) -> None:
-    """Merge a commit into what a checkout is at; a conflict leaves it as it was.
+    """Merge a commit into the current commit of a worktree; undo the merge on a conflict.
 
     Raises:
-        StageError: the two contradict each other.
+        StageError: there is a conflict.
     """
     try:
         git(folder, *_identity(folder), "merge", "--quiet", "--message", message, commit)
@@ -98,10 +98,10 @@ def merge(folder: Path, commit: str, message: str) -> None:
 
 
 def move_branch(folder: Path, branch: str, commit: str) -> None:
-    """Let a branch go forward to a commit; the branch is made if there is none.
+    """Fast-forward a branch to a commit, or create the branch.
 
     Raises:
-        StageError: the branch is checked out somewhere, or it names what `commit` does not contain.
+        StageError: the branch is checked out, or `commit` is not a descendant of it.
     """
     if place := _where_checked_out(folder, branch):
         raise StageError(
@@ -114,11 +114,12 @@ def move_branch(folder: Path, branch: str, commit: str) -> None:
             f"branch {branch} is at {before[:8]}, which {commit[:8]} does not contain: another "
             "process moved it meanwhile; run again"
         )
+    # git refuses if another process moved the branch since `before` was read.
     git(folder, "update-ref", f"refs/heads/{branch}", commit, before or "0" * len(commit))
 
 
 def _identity(folder: Path) -> tuple[str, ...]:
-    """Who commits, where git's settings do not say."""
+    """Return options that set a committer, if git's settings have none."""
     try:
         git(folder, "config", "--get", "user.email")
     except StageError:
@@ -127,7 +128,7 @@ def _identity(folder: Path) -> tuple[str, ...]:
 
 
 def _where_checked_out(folder: Path, branch: str) -> str | None:
-    """The worktree that is on a branch."""
+    """Return the worktree that has a branch checked out, if any."""
     for entry in git(folder, "worktree", "list", "--porcelain").split("\n\n"):
         lines = entry.splitlines()
         if f"branch refs/heads/{branch}" in lines:

@@ -1,4 +1,4 @@
-"""Where a result comes from: git commit, data version, test set, library versions."""
+"""The origin of a result: git commit, data version, test set, library versions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LIBRARIES = ("torch", "lightning-fabric", "kornia", "numpy", "nibabel", "mlflow"
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a person needs to make a result again.
+    """Versions of code and data, as needed to reproduce a result.
 
     Attributes:
-        git_commit: the commit checked out, with "-dirty" behind it when tracked files differ,
-            or "none" outside a git repository.
-        data_version: MD5 of the annotated scans, as data.dvc states it.
+        git_commit: current commit, with the suffix "-dirty" if tracked files differ, or "none"
+            outside a git repository.
+        data_version: MD5 of the annotated scans, from data.dvc.
     """
 
     git_commit: str
@@ -37,7 +37,7 @@ def read_provenance(root: Path) -> Provenance:
 
 
 def read_data_version(root: Path) -> str:
-    """The MD5 that data.dvc gives for data/.
+    """Read the MD5 of data/ from data.dvc.
 
     Raises:
         StageError: data.dvc is missing or does not describe data/.
@@ -50,7 +50,7 @@ def read_data_version(root: Path) -> str:
 
 
 def parse_data_version(text: str, name: str) -> str:
-    """The MD5 of data/ in the text of a data.dvc; `name` says in an error which one it was.
+    """Return the MD5 of data/ from the text of a data.dvc; `name` names the file in errors.
 
     Raises:
         StageError: the text does not describe data/.
@@ -60,12 +60,12 @@ def parse_data_version(text: str, name: str) -> str:
     except (yaml.YAMLError, KeyError, IndexError, TypeError):
         raise StageError(
             f"{name} does not give the MD5 of data/; restore it with `git checkout data.dvc` "
-            "or make it anew with `dvc add data`"
+            "or make it again with `dvc add data`"
         ) from None
 
 
 def stage_code(root: Path, stage: str) -> dict[str, str]:
-    """Short checksums of the Python files that dvc.yaml names as dependencies of a stage."""
+    """Return the first 12 digits of the SHA-256 of each Python file that a stage depends on."""
     pipeline = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
     found: dict[str, str] = {}
     for dep in pipeline["stages"][stage]["deps"]:
@@ -78,13 +78,13 @@ def stage_code(root: Path, stage: str) -> dict[str, str]:
 
 
 def digest_test_set(cases: Iterable[str]) -> str:
-    """A short digest that names a test set: the same cases in any order give the same."""
+    """Return a 16-digit identifier of a test set; the order of the cases does not matter."""
     joined = "\n".join(sorted(cases))
     return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide a result."""
+    """Return the versions of the libraries that can change a result."""
     return {name: version(name) for name in LIBRARIES}
 
 

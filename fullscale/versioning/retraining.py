@@ -1,16 +1,19 @@
-"""What a retraining adds to the repository: a branch with its results, beside people's branches."""
+"""Retraining branches: detect changes that need a retraining, and publish its results.
+
+The state of retrainings that are not published yet is in .cache/retrain.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from fullscale.runtime.console import say
-from fullscale.runtime.files import read_note, write_atomically, write_note
-from fullscale.versioning.data_version import Announcement, list_landed
+from fullscale.runtime.files import read_json_or_empty, write_atomically, write_json
+from fullscale.versioning.data_version import Announcement, list_added_cases
 from fullscale.versioning.git import (
     SCANS_BRANCH,
     commit_paths,
@@ -21,22 +24,26 @@ from fullscale.versioning.git import (
 )
 from fullscale.versioning.provenance import parse_data_version
 
+logger = logging.getLogger(__name__)
+
 BRANCHES = "retrain/"
 OUTPUTS = ("artifacts/", "reports/")
-BEGUN = Path(".cache/retrain/begun.json")
-"""Commits whose results may be registered, though they have no branch or nobody was told of it."""
-MAX_FAILURES = 3
+PENDING_FILE = Path(".cache/retrain/begun.json")
+"""Number of failed attempts to publish, by commit whose results may be registered already."""
+MAX_FAILURES = 3  # a cause that stays must not block every later retraining
 
 
 def list_changes(folder: Path) -> list[str]:
-    """What is not as dvc.lock has it: scans, code, parameters and commands; a line for each stage.
+    """Return the differences from dvc.lock in scans, code, parameters and commands, by stage.
 
-    The paper's rows have a pipeline of their own, which no retraining runs.
-
-    Outputs of stages do not count: whether they are there says nothing about what made them.
+    Outputs of stages are ignored: a new worktree has none. Only dvc.yaml counts, not the separate
+    pipeline of the paper, which a retraining does not run.
 
     Args:
-        folder: a checkout with its scans in data/.
+        folder: worktree with its scans in data/.
+
+    Returns:
+        One line for each stage that changed.
 
     Raises:
         StageError: DVC fails.
@@ -44,34 +51,35 @@ def list_changes(folder: Path) -> list[str]:
     status = json.loads(run_program(["dvc", "status", "--json", "dvc.yaml"], folder))
     lines = []
     for stage, entries in status.items():
-        words = [word for entry in entries for word in _words(entry)]
-        if words:
-            lines.append(f"{stage}: {', '.join(words)}")
+        changes = [change for entry in entries for change in _parse_entry(entry)]
+        if changes:
+            lines.append(f"{stage}: {', '.join(changes)}")
     return lines
 
 
-def _words(entry: str | Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """One entry of a stage in DVC's status, without what other stages make."""
+def _parse_entry(entry: str | Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the changes in one entry of `dvc status`, without outputs of other stages."""
     if isinstance(entry, str):
         return [entry]
-    words = []
+    changes = []
     for path, change in entry.get("changed deps", {}).items():
         if isinstance(change, dict):  # parameters, by key
-            words += [f"parameters {key} {kind}" for key, kind in change.items()]
+            changes += [f"parameters {key} {kind}" for key, kind in change.items()]
         elif not path.startswith(OUTPUTS):
-            words.append(f"{path} {change}")
-    return words
+            changes.append(f"{path} {change}")
+    return changes
 
 
-def list_news(folder: Path) -> list[str]:
-    """What a retraining here would learn that no result stands for yet; as `list_changes`.
+def list_untrained_changes(folder: Path) -> list[str]:
+    """Return the changes that neither this commit nor the newest retraining branch was trained on.
 
-    Results are known of the commit checked out and of the newest branch `retrain/*`.
+    The form is that of `list_changes`. An empty list means that a retraining is not needed.
     """
     changes = list_changes(folder)
     newest = newest_branch(folder)
     if not changes or newest is None:
         return changes
+    # DVC compares with dvc.lock, so put the newest branch's in its place for one call.
     lock = folder / "dvc.lock"
     own = lock.read_bytes()
     write_atomically(lock, git(folder, "show", f"{newest}:dvc.lock") + "\n")
@@ -82,20 +90,20 @@ def list_news(folder: Path) -> list[str]:
 
 
 def newest_branch(folder: Path) -> str | None:
-    """The branch of the last retraining, if there was one."""
-    # To git the last key counts most.
+    """Return the branch of the last retraining, if any."""
+    # In git the last sort key is the primary one.
     order = ("--sort=-refname", "--sort=-committerdate", "--count=1")
     found = git(folder, "for-each-ref", *order, "--format=%(refname:short)", "refs/heads/retrain")
     return found or None
 
 
-def landed_since(root: Path, scans_before: str | None, data_version: str) -> Announcement | None:
-    """The scans that landed during a retraining, if any did.
+def find_data_since(root: Path, scans_before: str | None, data_version: str) -> Announcement | None:
+    """Return the data version that was added during a retraining, if any.
 
     Args:
         root: the project.
-        scans_before: commit of the branch `scans` when the retraining began; None without one.
-        data_version: the one that was trained on.
+        scans_before: commit of the branch `scans` at the start; None if the branch was missing.
+        data_version: the data version trained on.
     """
     tip = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
     if tip is None or tip == scans_before:
@@ -103,67 +111,67 @@ def landed_since(root: Path, scans_before: str | None, data_version: str) -> Ann
     found = parse_data_version(git(root, "show", f"{tip}:data.dvc"), f"data.dvc of {tip}")
     if found == data_version:
         return None
-    cases = list_landed(root, f"{scans_before or 'HEAD'}..{tip}")
+    cases = list_added_cases(root, f"{scans_before or 'HEAD'}..{tip}")
     return Announcement(found, tip, cases, num_quarantined=0)
 
 
-def note_begun(root: Path, commit: str) -> None:
-    """Keep in mind that results of a commit are about to be registered, whatever happens next."""
-    begun = read_note(root / BEGUN)
-    if commit not in begun:
-        write_note(root / BEGUN, {**begun, commit: 0})
+def mark_pending(root: Path, commit: str) -> None:
+    """Record that the results of a commit are about to be registered, before that begins."""
+    pending = read_json_or_empty(root / PENDING_FILE)
+    if commit not in pending:
+        write_json(root / PENDING_FILE, {**pending, commit: 0})
 
 
-def list_begun(root: Path) -> list[str]:
-    """Commits whose results may be registered, but are not published or not told of; oldest first.
+def list_pending(root: Path) -> list[str]:
+    """Return the commits whose results are not published and announced yet, oldest first.
 
-    Those that are gone from the repository, or failed `MAX_FAILURES` times, are given up.
+    A commit that is gone from the repository, or failed `MAX_FAILURES` times, is dropped.
     """
-    begun = read_note(root / BEGUN)
-    for commit, num_failures in list(begun.items()):
+    pending = read_json_or_empty(root / PENDING_FILE)
+    for commit, num_failures in list(pending.items()):
         if num_failures >= MAX_FAILURES or find_commit(root, commit) is None:
-            say(
-                f"the results of {commit[:8]} are given up after {num_failures} failures to "
+            logger.warning(
+                f"the results of {commit[:8]} are dropped after {num_failures} failures to "
                 "publish them; a version that is registered with them has no branch"
             )
-            forget_begun(root, commit)
-            del begun[commit]
-    return list(begun)
+            clear_pending(root, commit)
+            del pending[commit]
+    return list(pending)
 
 
 def count_failure(root: Path, commit: str) -> None:
-    """Note that results could not be published, for a reason that may stay."""
-    begun = read_note(root / BEGUN)
-    write_note(root / BEGUN, begun | {commit: begun.get(commit, 0) + 1})
+    """Record that publishing the results of a commit failed."""
+    pending = read_json_or_empty(root / PENDING_FILE)
+    write_json(root / PENDING_FILE, pending | {commit: pending.get(commit, 0) + 1})
 
 
-def forget_begun(root: Path, commit: str) -> None:
-    """Note that results were published and told of."""
-    begun = read_note(root / BEGUN)
-    if begun.pop(commit, None) is not None:
-        write_note(root / BEGUN, begun)
+def clear_pending(root: Path, commit: str) -> None:
+    """Record that the results of a commit were published and announced."""
+    pending = read_json_or_empty(root / PENDING_FILE)
+    if pending.pop(commit, None) is not None:
+        write_json(root / PENDING_FILE, pending)
 
 
-def read_message(folder: Path, branch: str) -> tuple[str, str]:
-    """Subject and body of a branch's newest commit."""
+def read_commit_message(folder: Path, branch: str) -> tuple[str, str]:
+    """Return subject and body of a branch's newest commit."""
     subject, _, body = git(folder, "log", "-1", "--format=%B", branch).partition("\n\n")
     return subject, body
 
 
 def publish(folder: Path, day: date, data_version: str, message: str) -> str:
-    """Commit what stages left in a checkout, and name it with a new branch.
+    """Commit the results in a worktree on a new branch.
 
-    Everything that git does not ignore there is committed: dvc.lock, reports/, and what was pushed
-    to a DVC remote that is kept in git. No other branch moves.
+    The commit holds everything that git does not ignore: dvc.lock, reports/, and the files of a
+    DVC remote that is kept in git. No other branch moves.
 
     Args:
-        folder: the checkout.
-        day: of the retraining.
+        folder: the worktree.
+        day: date of the retraining.
         data_version: MD5 of its scans.
-        message: of the commit.
+        message: commit message.
 
     Returns:
-        The branch: retrain/DAY-DATA, with -2, -3, ... behind it where that is taken.
+        The branch: retrain/DAY-DATA, with the suffix -2, -3, ... if that exists.
 
     Raises:
         StageError: git fails.

@@ -1,7 +1,7 @@
-"""Git worktrees below .cache/checkouts, so that flows never disturb the checkout they run in.
+"""Git worktrees below .cache/checkouts, so that flows never change the folder they run in.
 
-A checkout shares the project's repository and DVC cache. What git ignores in it (data/, artifacts/,
-.cache/) stays from one use to the next, so that work can be resumed.
+A worktree shares the repository and the DVC cache of the project. Files that git ignores in it
+(data/, artifacts/, .cache/) stay from one use to the next, so that work can be resumed.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from pathlib import Path
 
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import write_atomically
-from fullscale.runtime.locks import hold
+from fullscale.runtime.locks import acquire_lock
 from fullscale.versioning.git import find_commit, git
 
 
 @contextmanager
 def open_checkout(root: Path, name: str, start: str) -> Iterator[Path]:
-    """A worktree of the project, for this process alone.
+    """Yield a worktree of the project, locked for this process.
 
-    Its tracked files are made equal to `start`; what git ignores stays. One that was only half
-    made is made again. DVC uses the project's cache and its .dvc/config.local there.
+    Its tracked files are reset to `start`; ignored files stay. An incomplete worktree is made
+    again. DVC uses the project's cache and .dvc/config.local in it.
 
     Args:
         root: the project; nothing in it changes outside .cache and .git.
-        name: of the folder below .cache/checkouts.
-        start: commit, branch or tag to begin at; no branch is checked out.
+        name: name of the folder below .cache/checkouts.
+        start: commit, branch or tag to start at; HEAD is detached.
 
     Yields:
-        The folder.
+        The folder of the worktree.
 
     Raises:
         StageError: `start` is unknown, or git fails.
@@ -43,24 +43,24 @@ def open_checkout(root: Path, name: str, start: str) -> Iterator[Path]:
         raise StageError(f"{root} has no commit {start!r}; name one that `git log --all` shows")
     folder = root / ".cache" / "checkouts" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with hold(folder.with_name(f"{name}.lock")):
-        if _is_whole(folder):
+    with acquire_lock(folder.with_name(f"{name}.lock")):
+        if _is_worktree(folder):
             own = Path(git(folder, "rev-parse", "--absolute-git-dir"))
-            (own / "index.lock").unlink(missing_ok=True)  # of a git that was killed
+            (own / "index.lock").unlink(missing_ok=True)  # left by a killed git
             git(folder, "reset", "--quiet", "--hard")
             git(folder, "checkout", "--quiet", "--force", "--detach", commit)
             git(folder, "clean", "--quiet", "--force", "-d")
         else:
             shutil.rmtree(folder, ignore_errors=True)
-            # Forced twice: a git that was killed leaves its worktree locked.
+            # Forced twice, because a killed git leaves its worktree locked.
             add = ("worktree", "add", "--quiet", "--force", "--force", "--detach")
             git(root, *add, str(folder), commit)
         _share_dvc(root, folder)
         yield folder
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a folder is a worktree of its own, and not just a folder inside another one."""
+def _is_worktree(folder: Path) -> bool:
+    """Return True if a folder is the top of a worktree, not a folder inside another one."""
     if not (folder / ".git").is_file():
         return False
     try:
@@ -71,7 +71,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _share_dvc(root: Path, folder: Path) -> None:
-    """Give a checkout the project's cache and what .dvc/config.local says there."""
+    """Write .dvc/config.local of a worktree: the project's own plus the path of its cache."""
     local = _read_config(root / ".dvc" / "config.local")
     cache_dir = root / ".dvc" / "cache"
     for config in (_read_config(root / ".dvc" / "config"), local):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from fullscale.evaluation.metrics import score_gate, score_overlap, score_physical
+from fullscale.evaluation.metrics import score_classifier, score_overlap, score_physical
 from model.overlap import dice_score
 
 SPACING_MM = (5.0, 2.0, 1.0)
@@ -53,26 +53,29 @@ def test_overlap_matches_hand_count():
     assert scores.voxel_fpr == pytest.approx(3 / 11)
 
 
-def test_gate_matches_hand_count():
-    scores = score_gate(np.array([True, False, True, False]), TRUE)
+def test_classifier_scores_match_hand_count():
+    scores = score_classifier(np.array([True, False, True, False]), TRUE)
     assert (scores.num_false_closings, scores.num_closed_voxels) == (1, 1)
     assert scores.num_false_openings == 1
-    assert (scores.gate_sensitivity, scores.gate_specificity) == (0.5, 0.5)
+    assert (scores.classifier_sensitivity, scores.classifier_specificity) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(
-    ("gates", "sensitivity", "specificity"),
+    ("opened", "sensitivity", "specificity"),
     [([1, 1, 1, 1], 1, 0), ([0, 0, 0, 0], 0, 1), ([1, 1, 0, 0], 1, 1), ([0, 0, 1, 1], 0, 0)],
 )
-def test_gate_sensitivity_and_specificity(gates, sensitivity, specificity):
-    scores = score_gate(np.array(gates, dtype=bool), TRUE)
-    assert (scores.gate_sensitivity, scores.gate_specificity) == (sensitivity, specificity)
+def test_classifier_sensitivity_and_specificity(opened, sensitivity, specificity):
+    scores = score_classifier(np.array(opened, dtype=bool), TRUE)
+    assert (scores.classifier_sensitivity, scores.classifier_specificity) == (
+        sensitivity,
+        specificity,
+    )
 
 
-def test_gate_rates_without_slices_to_judge_are_not_numbers():
+def test_classifier_rates_without_slices_to_judge_are_not_numbers():
     everywhere = np.ones_like(TRUE)
-    assert math.isnan(score_gate(np.ones(4, dtype=bool), everywhere).gate_specificity)
-    assert math.isnan(score_gate(np.ones(4, dtype=bool), EMPTY).gate_sensitivity)
+    assert math.isnan(score_classifier(np.ones(4, dtype=bool), everywhere).classifier_specificity)
+    assert math.isnan(score_classifier(np.ones(4, dtype=bool), EMPTY).classifier_sensitivity)
 
 
 @pytest.mark.parametrize(("k", "slices"), [(1, 2), (2, 1), (3, 0)])
@@ -143,5 +146,5 @@ def test_surface_dice_at_three_millimetres_forgives_more():
 def test_scores_refuse_shapes_that_differ():
     with pytest.raises(ValueError, match=r"prediction \(1, 2, 2\) and truth \(2, 2, 2\)"):
         score_overlap(masks("#./.."), masks("#./..", "../.."), 1)
-    with pytest.raises(ValueError, match=r"gates of shape \(3,\) for 4 slices"):
-        score_gate(np.ones(3, dtype=bool), TRUE)
+    with pytest.raises(ValueError, match=r"slice classifier of shape \(3,\) for 4 slices"):
+        score_classifier(np.ones(3, dtype=bool), TRUE)

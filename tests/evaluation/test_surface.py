@@ -243,7 +243,7 @@ def test_of_equal_parts_the_first_is_kept():
 FULL_SIZE = """
 import json, resource, time
 import numpy as np
-from fullscale.evaluation.metrics import score_gate, score_overlap, score_physical
+from fullscale.evaluation.metrics import score_classifier, score_overlap, score_physical
 from fullscale.evaluation.surface import largest_component
 
 def organ(centre, radius):
@@ -263,7 +263,7 @@ predicted[1, 2, 2] = predicted[598, 500, 508] = True  # the box is as large as t
 start = time.monotonic()
 overlap = score_overlap(predicted, true, 10)
 physical = score_physical(predicted, true, (1.0, 0.78, 0.78))
-score_gate(true.any(axis=(1, 2)), true)
+score_classifier(true.any(axis=(1, 2)), true)
 cleaned = score_physical(largest_component(predicted), true, (1.0, 0.78, 0.78))
 print(json.dumps({
     "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

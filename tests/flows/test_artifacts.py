@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import pandas as pd
-import pytest
 
 from flows.artifacts import fold_rows
 from flows.devices import VISIBLE, list_gpus
-from flows.stages import is_transient
-from fullscale.tracking.errors import UnreachableError
 
 
 def test_folds_name_every_patient_once() -> None:
@@ -25,32 +22,6 @@ def test_folds_name_every_patient_once() -> None:
         {"fold": "test", "num_patients": 1, "num_cases": 1, "patients": "bert"},
         {"fold": "unused", "num_patients": 1, "num_cases": 1, "patients": "bert"},
     ]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        f"error: {UnreachableError('http://127.0.0.1:5000', 'Connection refused')}",
-        "mlflow.exceptions.MlflowException: API request to http://m/api failed with exception HTTP",
-        "mlflow.exceptions.MlflowException: API request to endpoint /api/2.0/x failed with error "
-        "code 503 != 200. Response body: ''",
-    ],
-)
-def test_server_that_is_away_is_transient(line: str) -> None:
-    assert is_transient(["unet epoch 1/2: loss 1.0", line, "ERROR: failed to reproduce 'train'"])
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "error: params.yaml: slice.colour: unknown key; remove it or correct its spelling",
-        "MLflow at http://m does not answer (refused); training goes on, metrics are kept",
-        "mlflow.exceptions.MlflowException: API request to endpoint /x failed with error code 403",
-        "ERROR: failed to reproduce 'train@unet': No space left on device",
-    ],
-)
-def test_other_failures_are_not_transient(line: str) -> None:
-    assert not is_transient([line])
 
 
 def test_gpus_are_those_the_environment_leaves() -> None:

@@ -17,9 +17,7 @@ import pytest
 from cohorts import write_nnunet
 from mlflow_server import Server
 from prefect.settings import get_current_settings
-from prefect.testing.utilities import prefect_test_harness
 from project import Project
-from quick_project import make_quick_project
 from watching import wait_until
 from webhook import Receiver, open_receiver, save_webhook
 
@@ -30,36 +28,25 @@ from flows.retrain import NOTHING, retrain
 from flows.stages import TransientError
 from flows.watch_inbox import watch_inbox
 from fullscale.tracking.registry import CHALLENGER
+from fullscale.tracking.store import default_store
 from fullscale.versioning.data_version import open_newest
 from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
-from fullscale.versioning.provenance import parse_data_version
+from fullscale.versioning.provenance import parse_data_version, read_data_version
 from fullscale.versioning.retraining import (
-    BEGUN,
     MAX_FAILURES,
-    list_begun,
+    PENDING_FILE,
+    list_pending,
+    mark_pending,
     newest_branch,
-    note_begun,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect"), pytest.mark.timeout(1500)]
 MODEL = "fullscale-organs"
 CHECKOUT = Path(".cache/checkouts/retrain")
 
 
 class KilledError(BaseException):
     """Stands for a kill at a known moment; nothing may handle it."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
-
-
-@pytest.fixture(scope="module")
-def quick_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Nothing was run in it yet."""
-    return make_quick_project(tmp_path_factory.mktemp("quick"))
 
 
 @pytest.fixture
@@ -76,22 +63,33 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.kill()
 
 
-@pytest.fixture
-def root(
-    quick_project: Project,
-    server: Server,
-    receiver: Receiver,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Path:
-    """A copy of the project for one test, with an MLflow server, a webhook and a DVC remote."""
-    root = Path(shutil.copytree(quick_project.root, tmp_path / "project"))
-    for key, value in quick_project.environment.items():
+def use(project: Project, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let this process work in a project, with a webhook; return the project's folder."""
+    for key, value in project.environment.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv(ENVIRONMENT, save_webhook(receiver.url))
     monkeypatch.setattr(stages, "RETRY_DELAYS_S", [0.1])
-    return root
+    return project.root
+
+
+@pytest.fixture
+def root(quick_project: Project, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with a DVC remote; nothing was run in it, and its MLflow store is a file."""
+    return use(quick_project, receiver, monkeypatch)
+
+
+@pytest.fixture
+def trained_root(
+    reproduced_project: Project, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A project that was run once; then a condition of the promotion gate was changed."""
+    project = reproduced_project
+    shutil.rmtree(project.root / "mlruns")
+    project.run("git", "commit", "--quiet", "--all", "--message", "Results")
+    project.change_params("register", max_organ_dice_loss=0.99)
+    project.run("git", "commit", "--quiet", "--all", "--message", "Ask for more")
+    return use(project, receiver, monkeypatch)
 
 
 def drop(root: Path, name: str) -> Path:
@@ -142,7 +140,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_what_is_registered_gets_its_branch_and_message_whenever_the_run_is_killed(
-    root: Path, server: Server, receiver: Receiver, kill_at: Callable[..., None]
+    root: Path, receiver: Receiver, kill_at: Callable[..., None]
 ) -> None:
     before = own_checkout(root)
     first = land(root, "first")
@@ -158,10 +156,10 @@ def test_what_is_registered_gets_its_branch_and_message_whenever_the_run_is_kill
     landing.join()
     (second,) = landed
     assert newest_branch(root) is None
-    client = mlflow.MlflowClient(server.uri)
+    client = mlflow.MlflowClient(default_store(root).uri)
     version = client.get_model_version_by_alias(MODEL, CHALLENGER)
     assert version.tags["fullscale.data_version"] == first
-    assert list_begun(root) == [version.tags["fullscale.git_commit"]]
+    assert list_pending(root) == [version.tags["fullscale.git_commit"]]
     assert find_commit(root, SCANS_BRANCH) != version.tags["fullscale.git_commit"]
 
     # The first is published without being trained again; then the second is trained on.
@@ -181,20 +179,21 @@ def test_what_is_registered_gets_its_branch_and_message_whenever_the_run_is_kill
     assert f"Branch: {newest_branch(root)}\n" in told
     assert retrain(root) == NOTHING
     assert len(receiver.received) == 2
-    assert list_begun(root) == []
+    assert list_pending(root) == []
     runs = client.search_runs([client.get_experiment_by_name("fullscale").experiment_id])
     assert sorted(run.info.run_name for run in runs) == sorted(["unet", "unet3plus"] * 2)
     assert own_checkout(root) == before
 
 
 def test_results_that_cannot_be_made_again_do_not_hold_up_newer_scans(
-    root: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
+    trained_root: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
+    root = trained_root
     text = (root / "params.yaml").read_text()
-    (root / "params.yaml").write_text(text.replace("size_px: 48", "size_px: 48\n  colour: grey"))
+    (root / "params.yaml").write_text(text.replace("size_px: 32", "size_px: 32\n  colour: grey"))
     git(root, "commit", "--all", "--quiet", "--message", "Break it")
     broken = git(root, "rev-parse", "HEAD")
-    note_begun(root, broken)
+    mark_pending(root, broken)
     (root / "params.yaml").write_text(text)
     git(root, "commit", "--all", "--quiet", "--message", "Mend it")
     assert retrain(root) in ("pass", "fail")
@@ -202,19 +201,20 @@ def test_results_that_cannot_be_made_again_do_not_hold_up_newer_scans(
     assert "slice.colour: unknown key" in caplog.text
     assert len(branch_versions(root)) == 1
     for _ in range(MAX_FAILURES - 1):
-        assert list_begun(root) == [broken]
+        assert list_pending(root) == [broken]
         assert retrain(root) == NOTHING
-    assert list_begun(root) == []
+    assert list_pending(root) == []
     assert len(receiver.received) == 1
 
 
 def test_mlflow_that_is_away_at_the_registration_fails_the_run_and_the_next_completes(
-    root: Path, server: Server, receiver: Receiver
+    trained_root: Path, server: Server, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version = land(root, "first")
+    root, version = trained_root, read_data_version(trained_root)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
 
     def go_away() -> None:
-        assert wait_until((root / BEGUN).exists, 600)
+        assert wait_until((root / PENDING_FILE).exists, 600)
         server.kill()
 
     going = threading.Thread(target=go_away)
@@ -269,10 +269,11 @@ def run_on_full_disk(root: Path, name: str) -> str:
 
 
 def test_disk_that_is_full_fails_the_retraining_and_the_next_completes(
-    root: Path, receiver: Receiver
+    trained_root: Path, server: Server, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    root, version = trained_root, read_data_version(trained_root)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     before = own_checkout(root)
-    version = land(root, "first")
     assert FULL.search(run_on_full_disk(root, "retrain"))
     assert newest_branch(root) is None
     (message,) = receiver.received

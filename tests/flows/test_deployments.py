@@ -118,5 +118,5 @@ def test_machine_without_gpu_trains_one_at_a_time():
 
 @pytest.mark.parametrize("text", ["0", "-1", "all", "1.5"])
 def test_wrong_number_of_devices_is_told(text):
-    with pytest.raises(DeploymentError, match=f"FULLSCALE_NUM_DEVICES is '{text}', not a number"):
+    with pytest.raises(DeploymentError, match=f"FULLSCALE_NUM_DEVICES is '{text}'; set an integer"):
         count_devices({"FULLSCALE_NUM_DEVICES": text})

@@ -6,25 +6,7 @@ import sys
 import pytest
 from project import ROOT
 
-from flows.progress import EPOCH, artifact_key
-from fullscale.runtime.progress import TrainingDisplay
-
-METRICS = {"val/dice": 0.5, "train/total": 1.0, "slices/organ": 9.0, "slices/organ_free": 3.0}
-
-
-def test_line_of_an_epoch_is_the_trainers_own(capsys) -> None:
-    with TrainingDisplay("unet3plus", num_epochs=12, num_steps=5, done_steps=0) as display:
-        display.epoch({"epoch": 3.0, **METRICS}, improved=True)
-    found = EPOCH.match(capsys.readouterr().out)
-    assert found is not None
-    assert found.groupdict() == {"network": "unet3plus", "epoch": "3", "num_epochs": "12"}
-
-
-@pytest.mark.parametrize(
-    "line", ["unet: stopped in epoch 3 after step 4; run again", "unet epoch three", "epoch 1/2: "]
-)
-def test_other_lines_tell_of_no_epoch(line: str) -> None:
-    assert EPOCH.match(line) is None
+from flows.progress import artifact_key
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,12 @@ from collections.abc import Iterator
 import pytest
 from prefect import flow
 from prefect.blocks.system import Secret
-from prefect.testing.utilities import prefect_test_harness
 from prefect.variables import Variable
 from webhook import Receiver, open_receiver, save_webhook
 
 from flows.notify import ENVIRONMENT, VARIABLE, chosen_block, notify
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect")]
 
 
 @pytest.fixture

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 from project import ROOT
 
-# What happens in the server: one connection has the database and is let go by this thread, another
-# waits for the database in a thread of its own, and has left a cursor among the garbage.
+pytestmark = pytest.mark.slow
+
+# As in the server: one connection holds the database and this thread releases it; another waits for
+# the database in a second thread, and left a cursor in the garbage.
 SCRIPT = """
 import gc, sqlite3, sys, threading, time
-from flows.prefect_server import PAUSE_S, collect_beside
+from flows.prefect_server import PAUSE_S, collect_in_thread
 
 path, way = sys.argv[1:]
-collect_beside() if way == "beside" else gc.disable()
+collect_in_thread() if way == "thread" else gc.disable()
 holder = sqlite3.connect(path, isolation_level=None)
 holder.execute("PRAGMA journal_mode = WAL")
 holder.execute("CREATE TABLE numbers (number)")
@@ -46,7 +48,7 @@ writing.join()
 """
 
 
-@pytest.mark.parametrize(("way", "told"), [("plain", "given up"), ("beside", "written")])
+@pytest.mark.parametrize(("way", "told"), [("plain", "given up"), ("thread", "written")])
 def test_garbage_holds_up_nobody_who_has_the_database(tmp_path: Path, way: str, told: str) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "numbers.db"), way]
     done = subprocess.run(

@@ -7,7 +7,6 @@ from pathlib import Path
 import mlflow
 import pytest
 from prefect.artifacts import Artifact
-from prefect.testing.utilities import prefect_test_harness
 from prefect.variables import Variable
 
 from flows import promote_check as module
@@ -16,15 +15,9 @@ from fullscale.tracking.errors import UnreachableError
 from fullscale.tracking.registry import CHAMPION, find_alias, run_url
 from fullscale.tracking.store import Store, connect, default_store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect")]
 ROOT = Path(__file__).parents[2]
 MODEL = "fullscale-organs"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 @pytest.fixture

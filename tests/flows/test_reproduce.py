@@ -6,21 +6,15 @@ import pytest
 from mlflow import MlflowClient
 from prefect import flow
 from prefect.artifacts import Artifact
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.reproduce import reproduce
-from flows.stages import StageFailedError, run_logged
+from flows.stages import StageFailedError, plan, run_logged
+from fullscale.params import load_params
 from fullscale.runtime.processes import stage_environment
 from fullscale.tracking.registry import find_training_run
 from fullscale.tracking.store import default_store
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def prefect():
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 def newest_artifact(key):
@@ -29,11 +23,15 @@ def newest_artifact(key):
     return found
 
 
-def test_flow_leaves_results_and_verdict_as_artifacts(prefect, small_project, monkeypatch):
-    for key, value in small_project.environment.items():
+def test_flow_runs_the_stages_and_leaves_results_and_verdict_as_artifacts(
+    prefect, reproduced_project, monkeypatch, caplog
+):
+    for key, value in reproduced_project.environment.items():
         monkeypatch.setenv(key, value)
-    status = reproduce(small_project.root)
-    gate = json.loads((small_project.root / "reports/gate.json").read_text())
+    status = reproduce(reproduced_project.root)
+    for stage in plan(load_params(reproduced_project.root / "params.yaml")):
+        assert f"Stage '{stage}' didn't change, skipping" in caplog.text
+    gate = json.loads((reproduced_project.root / "reports/gate.json").read_text())
     assert status == gate["status"]
     table = json.loads(newest_artifact("results").data)
     assert [(row["organ"], row["network"]) for row in table] == [
@@ -44,9 +42,9 @@ def test_flow_leaves_results_and_verdict_as_artifacts(prefect, small_project, mo
     ]
     verdict = newest_artifact("verdict").data
     assert f"Verdict: {gate['status'].upper()}" in verdict
-    assert gate["clauses"][0]["found"] in verdict
+    assert gate["criteria"][0]["found"] in verdict
     assert newest_artifact("report-scores-1").data.startswith("data:image/svg+xml;base64,")
-    store = default_store(small_project.root)
+    store = default_store(reproduced_project.root)
     run_id = find_training_run(store, gate["weights_sha256"])
     files = MlflowClient(store.uri).list_artifacts(run_id, "report")
     assert {"report/report.html", "report/scores-1.svg", "report/cases-1.png"} <= {
@@ -54,23 +52,19 @@ def test_flow_leaves_results_and_verdict_as_artifacts(prefect, small_project, mo
     }
 
 
-def test_failing_stage_fails_the_flow_with_its_reason(prefect, small_project, monkeypatch):
-    for key, value in small_project.environment.items():
+def test_failing_stage_fails_the_flow_with_its_reason(prefect, quick_project, monkeypatch):
+    for key, value in quick_project.environment.items():
         monkeypatch.setenv(key, value)
-    path = small_project.root / "params.yaml"
-    before = path.read_text()
-    path.write_text(before.replace("size_px: 32", "size_px: 33\n  colour: grey"))
-    try:
-        with pytest.raises(Exception, match=r"slice\.colour: unknown key"):
-            reproduce(small_project.root)
-    finally:
-        path.write_text(before)
+    path = quick_project.root / "params.yaml"
+    path.write_text(path.read_text().replace("size_px: 32", "size_px: 33\n  colour: grey"))
+    with pytest.raises(Exception, match=r"slice\.colour: unknown key"):
+        reproduce(quick_project.root)
 
 
-def test_failing_program_tells_its_last_words(prefect, small_project):
+def test_failing_program_tells_its_last_words(prefect, tmp_path):
     @flow
     def failing():
-        run_logged(["python", "-c", "import sys; sys.exit('error: no scans')"], small_project.root)
+        run_logged(["python", "-c", "import sys; sys.exit('error: no scans')"], tmp_path)
 
     with pytest.raises(StageFailedError, match=r"ended with code 1: error: no scans"):
         failing()

@@ -17,7 +17,6 @@ from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.settings import get_current_settings
-from prefect.testing.utilities import prefect_test_harness
 from watching import is_alive, wait_until
 
 from flows import stages
@@ -34,7 +33,7 @@ from flows.stages import (
 from fullscale.params import load_params
 from fullscale.versioning.git import run_program
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect")]
 ROOT = Path(__file__).parents[2]
 
 # A flow whose stage starts a worker, as dvc starts a trainer; both write their numbers.
@@ -43,11 +42,11 @@ import sys
 from pathlib import Path
 from prefect import flow, task
 from flows.stages import run_logged
+from fullscale.runtime.processes import bind_to_parent
 
 @task
 def stage(folder):
-    worker = [sys.executable, "-m", "fullscale.runtime.processes", "sh", "-c"]
-    worker += [f"echo $$ > {folder}/worker; exec sleep 120"]
+    worker = bind_to_parent(["sh", "-c", f"echo $$ > {folder}/worker; exec sleep 120"])
     code = "import os, subprocess, sys; open(sys.argv[1], 'w').write(str(os.getpid()));"
     code += "subprocess.run(sys.argv[2:])"
     run_logged([sys.executable, "-c", code, f"{folder}/stage", *worker], Path())
@@ -58,12 +57,6 @@ def killed(folder, is_submitted):
 
 killed(sys.argv[1], sys.argv[2] == "submitted")
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect():
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's death")
@@ -123,10 +116,21 @@ stages:
 """
 TRAINING = """\
 echo begin $1 >> attempts
-echo "$1 epoch 1/2: loss 1.0, val Dice 0.1"
+python epoch.py $1 1 0.1
 sleep 4
-echo "$1 epoch 2/2: loss 0.9, val Dice 0.2"
+python epoch.py $1 2 0.2
 echo end $1 $CUDA_VISIBLE_DEVICES >> attempts
+"""
+EPOCH = """\
+import sys
+from fullscale.runtime.console import configure_logging
+from fullscale.runtime.progress import TrainingDisplay
+
+configure_logging()
+_, name, epoch, dice = sys.argv
+metrics = {"train/total": 1.0, "slices/organ": 2.0, "slices/organ_free": 0.0}
+with TrainingDisplay(name, num_epochs=2, num_steps=1, done_steps=0) as display:
+    display.show_epoch(metrics | {"epoch": int(epoch), "val/dice": float(dice)}, improved=True)
 """
 # What a stage does before it begins to work.
 PROBE = """\
@@ -154,6 +158,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run_program(["dvc", "init", "--quiet", "--no-scm"], root)
     (root / "dvc.yaml").write_text(PIPELINE.replace("echo slice", "mkdir -p artifacts/slice"))
     (root / "train.sh").write_text(TRAINING)
+    (root / "epoch.py").write_text(EPOCH)
     (root / "probe.py").write_text("")
     return root
 
@@ -194,7 +199,7 @@ def test_trainings_run_side_by_side_where_devices_allow(
         progress = Artifact.get(f"training-{network}")
         assert progress is not None
         assert float(progress.data) == 100
-        assert "epoch 2/2" in progress.description
+        assert progress.description == f"{network}: epoch 2 of 2, validation Dice 0.2000"
 
 
 def test_training_on_more_devices_than_slots_gets_all(
@@ -252,6 +257,68 @@ def test_server_that_stays_away_fails_the_stage(
     with pytest.raises(TransientError, match=r"http://127.0.0.1:9 does not answer"):
         all_stages(pipeline)
     assert attempts(pipeline) == ["split", "split"]
+
+
+FAILING = """\
+from fullscale.runtime.console import report_errors
+from fullscale.runtime.errors import StageError, TransientStageError
+
+@report_errors
+def main():
+    raise ERROR
+
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "num_attempts"),
+    [
+        ("TransientStageError('come back tomorrow')", TransientError, 3),
+        ("StageError('the MLflow store http://m does not answer (refused)')", StageFailedError, 1),
+        ("KeyError('HTTP error code 503')", StageFailedError, 1),
+    ],
+)
+def test_exit_code_of_a_stage_decides_whether_it_is_retried(
+    pipeline: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: str,
+    kind: type[StageFailedError],
+    num_attempts: int,
+) -> None:
+    """DVC ends with 255 whatever the stage's code was, so the code comes as an event."""
+    monkeypatch.setattr(stages, "RETRY_DELAYS_S", [0.1, 0.1])
+    (pipeline / "probe.py").write_text(FAILING.replace("raise ERROR", f"raise {error}"))
+    with pytest.raises(StageFailedError, match=r"dvc .* ended with code 255: ") as failed:
+        all_stages(pipeline)
+    assert type(failed.value) is kind
+    assert attempts(pipeline) == ["split"] * num_attempts
+
+
+@pytest.mark.parametrize(("code", "kind"), [(75, TransientError), (1, StageFailedError)])
+def test_exit_code_of_a_program_decides_whether_it_is_transient(
+    code: int, kind: type[StageFailedError]
+) -> None:
+    @flow
+    def failing() -> None:
+        run_logged(["sh", "-c", f"echo first; echo last; exit {code}"], ROOT)
+
+    with pytest.raises(StageFailedError, match=rf"ended with code {code}: first \| last") as failed:
+        failing()
+    assert type(failed.value) is kind
+
+
+def test_people_and_the_log_of_a_run_see_no_events(pipeline: Path, caplog) -> None:
+    limit_devices(1)
+    all_stages(pipeline)
+    assert "unet epoch 2/2: loss 1.0000, val Dice 0.2000 (best)" in caplog.text
+    assert '"event"' not in caplog.text
+    by_hand = run_program(["sh", "-c", "sh train.sh unet 2>&1"], pipeline)
+    assert by_hand.splitlines() == [
+        f"unet epoch {epoch}/2: loss 1.0000, val Dice {dice:.4f} (best); 2 slices with organs, "
+        "0 without"
+        for epoch, dice in ((1, 0.1), (2, 0.2))
+    ]
 
 
 def test_device_that_prefect_does_not_give_is_asked_for_again(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,49 +15,24 @@ import httpx
 import pytest
 from cohorts import write_nnunet
 from prefect.client.orchestration import get_client
-from prefect.events.worker import EventsWorker
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import PREFECT_API_URL
 from repository import make_repository
 from watching import wait_until
 
 from flows.events import emit
-from flows.watch_inbox import as_cell, is_transient, printable, version_lines, watch_inbox
+from flows.watch_inbox import as_cell, may_succeed_later, printable, version_lines, watch_inbox
 from fullscale.runtime.errors import ScanError, StageError
 from fullscale.versioning.data_version import Announcement, find_unannounced
 from fullscale.versioning.git import git
-from tasks.receive import Fate, Outcome, receive
+from tasks.receive import CaseOutcome, InboxResult, receive
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The API of a server as `make services` starts one; settings of this process lead to it."""
-    home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    api = f"http://127.0.0.1:{port}/api"
-    command = [sys.executable, "-m", "flows.prefect_server", "--port", str(port)]
-    quiet = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    environment = {**os.environ, **quiet, "DO_NOT_TRACK": "1"}
-    with (home / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-
-    def answers():
-        try:
-            return httpx.get(f"{api}/health").status_code == 200
-        except httpx.HTTPError:
-            return False
-
-    try:
-        assert wait_until(answers, 120), (home / "log").read_text()
-        with temporary_settings({PREFECT_API_URL: api, PREFECT_HOME: home}):
-            yield api
-            EventsWorker.drain_all()  # else it waits for this server when another test drains it
-    finally:
-        process.terminate()
-        process.wait(30)
+@pytest.fixture
+def server(prefect) -> str:
+    """The address of the server's API; settings of this process lead to it."""
+    return str(PREFECT_API_URL.value())
 
 
 @pytest.fixture
@@ -72,12 +46,13 @@ def fill(inbox: Path, num_cases: int, prefix: str = "new", seed: int = 50) -> Pa
     return inbox
 
 
-def events(api: str) -> list[dict]:
+def events(api: str, data_version: str) -> list[dict]:
     """Every event that scans landed, oldest first, as the server keeps them."""
     wanted = {"filter": {"event": {"name": ["scans.landed"]}}, "limit": 50}
     found = httpx.post(f"{api}/events/filter", json=wanted, timeout=30)
     found.raise_for_status()
-    return sorted(found.json()["events"], key=lambda event: event["occurred"])
+    events = sorted(found.json()["events"], key=lambda event: event["occurred"])
+    return [each for each in events if each["payload"]["data_version"] == data_version]
 
 
 def artifact(api: str, key: str) -> dict:
@@ -97,8 +72,8 @@ def test_flow_takes_scans_in_shows_them_and_tells(server, project, monkeypatch):
     version = outcome.data_version
     assert version in git(project, "show", "scans:data.dvc")
 
-    assert wait_until(lambda: events(server), 30)
-    (event,) = events(server)
+    assert wait_until(lambda: events(server, version), 30)
+    (event,) = events(server, version)
     resource = {"prefect.resource.id": "fullscale.inbox", "fullscale.retraining": "wanted"}
     assert event["resource"] == resource
     assert event["payload"] == {
@@ -108,41 +83,39 @@ def test_flow_takes_scans_in_shows_them_and_tells(server, project, monkeypatch):
         "cases": ["new_00", "new_01"],
     }
     table = json.loads(artifact(server, "inbox")["data"])
-    assert {row["case"]: row["fate"] for row in table} == {
+    assert {row["case"]: row["status"] for row in table} == {
         "new_00": "accepted",
         "new_01": "accepted",
         "bad": "quarantined",
         "lonely": "waiting",
     }
-    assert "unreadable" in next(row["why"] for row in table if row["case"] == "bad")
+    assert "unreadable" in next(row["reason"] for row in table if row["case"] == "bad")
     markdown = artifact(server, "data-version")["data"]
     assert version in markdown
     assert r"| new_01 | new\_01 | new patient |" in markdown
     with get_client(sync_client=True) as client:
         names = {run.name.rpartition("-")[0] for run in client.read_task_runs()}
-    assert {"look", "ingest", "version", "sort away"} <= names
+    assert {"list inbox", "ingest", "commit data version", "move files"} <= names
 
     watch_inbox(project, settle_s=0)
     time.sleep(6)  # the server writes events down within 5 s
-    assert len(events(server)) == 1
+    assert len(events(server, version)) == 1
 
 
 @pytest.mark.slow
 def test_version_that_a_killed_run_left_is_announced_by_the_next(server, project):
-    before = len(events(server))
     inbox = fill(project / "drop", 1)
     version = receive(project, str(inbox), 0).data_version
     assert find_unannounced(project).data_version == version
     watch_inbox(project, inbox=str(inbox), settle_s=0)
     assert find_unannounced(project) is None
-    assert wait_until(lambda: len(events(server)) > before, 30)
-    assert events(server)[-1]["payload"]["data_version"] == version
+    assert wait_until(lambda: events(server, version), 30)
 
 
 @pytest.mark.slow
 def test_default_inbox_is_made_and_a_failure_names_its_cause(server, project, monkeypatch):
     monkeypatch.delenv("FULLSCALE_INBOX", raising=False)
-    assert watch_inbox(project, settle_s=0).fates == []
+    assert watch_inbox(project, settle_s=0).cases == []
     assert (project / "inbox/imagesTr").is_dir()
     assert git(project, "status", "--porcelain") == ""
     fill(project / "inbox", 1)
@@ -195,11 +168,7 @@ def test_retraining_that_waits_is_enough(server, plan_retraining, delay, expecte
 
 def labels(api: str, data_version: str) -> list[str]:
     """What the events of a data version say of the retraining."""
-    return [
-        event["resource"]["fullscale.retraining"]
-        for event in events(api)
-        if event["payload"]["data_version"] == data_version
-    ]
+    return [event["resource"]["fullscale.retraining"] for event in events(api, data_version)]
 
 
 @pytest.mark.slow
@@ -228,8 +197,11 @@ def test_without_a_server_the_log_says_that_nobody_hears(project, tmp_path):
 
 
 def test_markdown_shows_names_as_they_are():
-    outcome = Outcome(
-        [Fate("a", "accepted"), Fate("b", "waiting", "why")], "0123.dir", {"a": "x|<b>\n"}, ()
+    outcome = InboxResult(
+        [CaseOutcome("a", "accepted"), CaseOutcome("b", "waiting", "why")],
+        "0123.dir",
+        {"a": "x|<b>\n"},
+        (),
     )
     lines = version_lines(outcome)
     assert lines[0] == "## Data version 0123.dir"
@@ -259,4 +231,4 @@ class Failed:
     ],
 )
 def test_only_what_may_pass_is_tried_again(error, expected):
-    assert is_transient(None, None, Failed(error)) is expected
+    assert may_succeed_later(None, None, Failed(error)) is expected

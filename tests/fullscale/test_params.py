@@ -24,6 +24,10 @@ def test_published_params_are_valid():
     [
         ({"train": {"learning_rat": 0.1}}, r"train\.learning_rat: unknown key; remove it"),
         ({"trian": {}}, r"trian: unknown key"),
+        (
+            {"evaluate": {"ablate_gate": True}},
+            r"evaluate\.ablate_gate: is now called evaluate\.ablate_slice_classifier; rename it",
+        ),
         ({"train": {"learning_rate": 0}}, r"train\.learning_rate: .*greater than 0, found 0"),
         ({"train": {"learning_rate": "fast"}}, r"train\.learning_rate: .*number.*found 'fast'"),
         ({"train": {"optimizer": "adam"}}, r"train\.optimizer: .*'adamw' or 'sgd', found 'adam'"),

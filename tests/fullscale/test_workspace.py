@@ -24,6 +24,9 @@ def test_main_pipeline_has_the_top_level_folders():
     assert found.split == Path("p/artifacts/split.csv")
     assert found.trained("unet") == Path("p/artifacts/train/unet")
     assert found.reports == Path("p/reports")
+    assert found.summary("unet") == Path("p/reports/unet/summary.json")
+    assert found.verdict == Path("p/reports/gate.json")
+    assert found.lock == Path("p/dvc.lock")
     assert found.tracking("unet") == Path("p/.cache/train/unet/tracking")
     assert found.profile == ""
 
@@ -82,3 +85,21 @@ def test_paper_profile_is_the_papers_split_and_size(in_root):
     lits = [name for name in params.split.test_patients if name.startswith("lits_")]
     assert (len(lits), len(params.split.test_patients) - len(lits)) == (28, 9)
     assert (params.train.width, params.slice.size_px, params.train.optimizer) == (64, 320, "sgd")
+
+
+def test_command_of_a_stage_names_the_pipeline_and_the_item():
+    ours, papers = open_workspace(ROOT), open_workspace(ROOT, "paper/sample")
+    assert ours.command("register") == "dvc repro register"
+    assert ours.command("train", "unet") == "dvc repro train@unet"
+    assert papers.command("slice") == "dvc repro paper/dvc.yaml:slice@sample"
+    assert papers.command("train", "unet") == "dvc repro paper/dvc.yaml:train@sample-unet"
+    assert papers.lock == ROOT / "paper/dvc.lock"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_commands_of_a_profile_name_items_of_its_pipeline(profile):
+    lock = yaml.safe_load((ROOT / "paper/dvc.yaml").read_text())["stages"]
+    for stage in ("slice", "train"):
+        name = open_workspace(ROOT, profile).command(stage).rpartition(":")[2]
+        assert name.partition("@")[0] in lock
+        assert name.partition("@")[2] in lock[stage]["matrix"]["profile"]

@@ -197,4 +197,4 @@ def test_failure_reads_as_one_line():
         "not_3d: found a.nii: shape (8, 8); wanted three axes, each longer than one voxel; "
         "export one three-dimensional volume per file"
     )
-    assert str(Finding.of_error("a", error)) == str(error)
+    assert str(Finding.from_error("a", error)) == str(error)

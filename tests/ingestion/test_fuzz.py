@@ -1,4 +1,4 @@
-"""Random damage to valid pairs: each goes in unharmed or is refused with a code."""
+"""Random damage to valid pairs: each pair is accepted intact or refused with a code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cohorts import (
     write_ircadb,
 )
 
-from fullscale.ingestion.ingest import ingest
+from fullscale.ingestion.ingest import IngestOptions, ingest
 from fullscale.scans.checks import CHECKS
 from fullscale.scans.cohort import read_cohort
 
@@ -67,7 +67,7 @@ def cut_voxels(content: bytes, rng) -> bytes:
 
 
 def odd_number(content: bytes, rng) -> bytes:
-    """A float field of the header becomes NaN, Inf, zero, huge or negative."""
+    """Set a float field of the header to NaN, Inf, zero, a huge or a negative value."""
     plain = bytearray(gzip.decompress(content))
     place = int(rng.choice([76, 80, 84, 88, 112, 116, 256, 260, 264, 280, 300, 324]))
     value = float(rng.choice([np.nan, np.inf, 0.0, 1e30, -3.0, 1e-9]))
@@ -105,7 +105,7 @@ DAMAGES = (
 
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory):
-    """A cohort of damaged pairs, and what ingest made of it."""
+    """A folder of damaged pairs, and the report of their ingest."""
     folder = tmp_path_factory.mktemp("fuzz")
     rng = np.random.default_rng(20240229)
     for number in range(NUM_CORRUPTIONS):
@@ -180,7 +180,7 @@ def test_damaged_dicom_never_crashes_and_nothing_disappears(tmp_path, layout, wr
         victim = (segmentations or files)[0] if number % 5 == 0 else rng.choice(files)
         damage = (flip_bytes, truncate, append, swap_blocks)[number % 4]
         victim.write_bytes(damage(victim.read_bytes(), rng))
-        report = ingest(source, tmp_path / f"data{number}/data", layout=layout)
+        report = ingest(source, tmp_path / f"data{number}/data", IngestOptions(layout=layout))
         assert report.accepted or report.refused
         assert {finding.code for finding in report.refused} <= set(CHECKS)
         shutil.rmtree(source)

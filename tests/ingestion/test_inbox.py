@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullscale.ingestion.arrivals import Pair, case_of, is_hostile, sort_files
+from fullscale.ingestion.arrivals import Pair, classify_files, is_unsafe_path, parse_case_name
 from fullscale.ingestion.inbox import Inbox, InboxFile
-from fullscale.ingestion.inbox_moves import is_interrupted, plan_moves, sort_away
+from fullscale.ingestion.inbox_moves import has_planned_moves, make_moves, plan_moves
 from fullscale.runtime.errors import StageError
 
 NOW_S = 1_000_000.0
@@ -30,7 +30,7 @@ def pair(case: str, **values) -> list[InboxFile]:
 def arrange(*files: InboxFile, before: list[InboxFile] | None = None):
     now = {entry.path: entry for entry in files}
     first = now if before is None else {entry.path: entry for entry in before}
-    return sort_files(first, now, NOW_S, SETTLE_S)
+    return classify_files(first, now, NOW_S, SETTLE_S)
 
 
 def names(pairs: list[Pair]) -> list[str]:
@@ -44,13 +44,13 @@ def test_complete_pairs_are_ready_with_image_and_label():
         "imagesTr/b_0000.nii.gz",
         "labelsTr/b.nii.gz",
     ]
-    assert arrivals.waiting == arrivals.hostile == []
+    assert arrivals.waiting == arrivals.unsafe == []
 
 
 @pytest.mark.parametrize(("kept", "missing"), [(0, "label"), (1, "image")])
 def test_half_a_pair_waits_for_its_other_half(kept, missing):
     (waiting,) = arrange(pair("a")[kept]).waiting
-    assert waiting.why == f"its {missing} has not arrived"
+    assert waiting.reason == f"its {missing} has not arrived"
 
 
 @pytest.mark.parametrize("age_s", [59.9, 0, -3600])
@@ -58,7 +58,7 @@ def test_file_written_lately_waits(age_s):
     arrivals = arrange(*pair("a", age_s=age_s), *pair("b", age_s=60))
     assert names(arrivals.ready) == ["b"]
     (waiting,) = arrivals.waiting
-    assert waiting.why == "imagesTr/a_0000.nii.gz was written less than 60 s ago"
+    assert waiting.reason == "imagesTr/a_0000.nii.gz was written less than 60 s ago"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_file_written_lately_waits(age_s):
     [[], pair("a", size=4), pair("a", age_s=200)],
     ids=["new", "grew", "written"],
 )
-def test_file_that_changed_between_two_looks_waits(first):
+def test_file_that_changed_between_two_listings_waits(first):
     arrivals = arrange(*pair("a"), before=first)
     assert arrivals.ready == []
     assert names(arrivals.waiting) == ["a"]
@@ -76,7 +76,7 @@ def test_file_that_changed_between_two_looks_waits(first):
 def test_pairs_wait_for_a_table_that_is_being_written(table):
     arrivals = arrange(*pair("a"), file(table, age_s=1))
     assert arrivals.ready == []
-    assert arrivals.waiting[0].why == f"{table} was written less than 60 s ago"
+    assert arrivals.waiting[0].reason == f"{table} was written less than 60 s ago"
     arrivals = arrange(*pair("a"), file(table))
     assert names(arrivals.ready) == ["a"]
     assert [entry.path for entry in arrivals.tables] == [table]
@@ -99,45 +99,47 @@ def test_pairs_wait_for_a_table_that_is_being_written(table):
 def test_file_outside_the_layout_stays_and_is_listed(path):
     arrivals = arrange(file(path), *pair("b"))
     assert names(arrivals.ready) == ["b"]
-    assert [(entry.name, entry.why[:11]) for entry in arrivals.waiting] == [(path, "neither ima")]
-    assert arrivals.hostile == []
+    assert [(entry.name, entry.reason[:11]) for entry in arrivals.waiting] == [
+        (path, "neither ima")
+    ]
+    assert arrivals.unsafe == []
 
 
 @pytest.mark.parametrize(
     "case",
     ["a b", "-a", "ä", "a" * 65, "a;b", "$(id)", "a\nb", "\x1b[31m", "\udcff", "a..", "a\\b"],
 )
-def test_name_that_is_no_safe_file_name_is_hostile(case):
+def test_name_that_is_not_a_safe_file_name_is_unsafe(case):
     arrivals = arrange(*pair(case))
     assert arrivals.ready == arrivals.waiting == []
-    (hostile,) = arrivals.hostile
-    assert len(hostile.files) == 2
-    assert "cannot be used as a file name" in hostile.why
-    assert hostile.why.isprintable()
+    (unsafe,) = arrivals.unsafe
+    assert len(unsafe.files) == 2
+    assert "cannot be used as a file name" in unsafe.reason
+    assert unsafe.reason.isprintable()
 
 
 @pytest.mark.parametrize(
     "path", ["../x.nii.gz", "imagesTr/../x_0000.nii.gz", "imagesTr//x_0000.nii.gz", "a\tb"]
 )
-def test_path_trick_is_hostile_wherever_it_is(path):
+def test_path_trick_is_unsafe_in_any_folder(path):
     arrivals = arrange(file(path))
     assert arrivals.ready == arrivals.waiting == []
-    assert len(arrivals.hostile) == 1
+    assert len(arrivals.unsafe) == 1
 
 
 def test_link_or_device_takes_its_pair_along():
     arrivals = arrange(
         *pair("a", is_plain=False), file("imagesTr/folder", is_plain=False), *pair("folder")
     )
-    assert names(arrivals.hostile) == ["./imagesTr/folder", "a"]
-    assert [len(entry.files) for entry in arrivals.hostile] == [1, 2]
-    assert "copy the file itself" in arrivals.hostile[1].why
+    assert names(arrivals.unsafe) == ["./imagesTr/folder", "a"]
+    assert [len(entry.files) for entry in arrivals.unsafe] == [1, 2]
+    assert "copy the file itself" in arrivals.unsafe[1].reason
     assert names(arrivals.ready) == ["folder"]
 
 
-def test_hostile_file_that_is_being_written_waits():
+def test_unsafe_file_that_is_being_written_waits():
     arrivals = arrange(*pair("a b", age_s=1))
-    assert arrivals.hostile == []
+    assert arrivals.unsafe == []
     assert names(arrivals.waiting) == ["a b"]
 
 
@@ -156,16 +158,16 @@ paths = st.one_of(
 def test_every_file_is_in_exactly_one_place(found):
     files = [file(path, age_s=age, is_plain=plain) for path, (age, plain) in found.items()]
     arrivals = arrange(*files)
-    placed = [f.path for p in arrivals.ready + arrivals.waiting + arrivals.hostile for f in p.files]
+    placed = [f.path for p in arrivals.ready + arrivals.waiting + arrivals.unsafe for f in p.files]
     placed += [entry.path for entry in arrivals.tables]
     assert sorted(placed) == sorted(found)
     for ready in arrivals.ready:
-        assert case_of(ready.files[0].path) == ready.name
-        assert not any(is_hostile(entry.path) for entry in ready.files)
+        assert parse_case_name(ready.files[0].path) == ready.name
+        assert not any(is_unsafe_path(entry.path) for entry in ready.files)
 
 
 class Place:
-    """An inbox of some kind, filled and read by other means than the ones under test."""
+    """An inbox, filled and read independently of the code under test."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -189,7 +191,7 @@ def place(request, tmp_path):
     return Place(f"memory://{tmp_path.name}/inbox")
 
 
-def test_inbox_lists_files_with_size_and_time_and_leaves_out_what_was_sorted(place):
+def test_inbox_lists_files_with_size_and_time_and_leaves_out_moved_files(place):
     place.put("imagesTr/a_0000.nii.gz", b"12345")
     place.put("accepted/0123/imagesTr/b_0000.nii.gz")
     place.put("quarantine/c/reason.txt")
@@ -281,14 +283,14 @@ def found_pair(place: Place, case: str) -> Pair:
     return Pair(case, tuple(files))
 
 
-def test_files_are_sorted_away_with_their_reasons(place, tmp_path):
-    good, bad, hostile = (found_pair(place, case) for case in ("good", "bad", "a b"))
+def test_files_are_moved_with_their_reasons(place, tmp_path):
+    good, bad, unsafe = (found_pair(place, case) for case in ("good", "bad", "a b"))
     home = tmp_path / "home"
-    plan_moves(home, place.inbox, "0123456789ab.dir", [good], [(bad, "too dark"), (hostile, "no")])
-    assert is_interrupted(home)
+    plan_moves(home, place.inbox, "0123456789ab.dir", [good], [(bad, "too dark"), (unsafe, "no")])
+    assert has_planned_moves(home)
     assert "imagesTr/good_0000.nii.gz" in place.tree()
-    sort_away(home)
-    assert not is_interrupted(home)
+    make_moves(home)
+    assert not has_planned_moves(home)
     tree = place.tree()
     reason = tree.pop("quarantine/bad/reason.txt").decode()
     assert reason.splitlines()[0] == "too dark"
@@ -307,17 +309,17 @@ def test_quarantine_keeps_what_is_there_already(place, tmp_path):
     for number in (1, 2):
         bad = found_pair(place, "bad")
         plan_moves(tmp_path, place.inbox, "", [], [(bad, f"reason {number}")])
-        sort_away(tmp_path)
+        make_moves(tmp_path)
     twins = [found_pair(place, name) for name in ("x y", "x  y", "__")]
     plan_moves(tmp_path, place.inbox, "", [], [(twin, "name") for twin in twins])
-    sort_away(tmp_path)
+    make_moves(tmp_path)
     folders = {path.split("/")[1] for path in place.tree()}
     assert folders == {"bad", "bad-2", "x_y", "x_y-2", "unnamed"}
     assert place.tree()["quarantine/bad-2/reason.txt"].startswith(b"reason 2")
 
 
 @pytest.mark.parametrize("num_done", range(5))
-def test_sorting_that_was_killed_is_finished(place, tmp_path, num_done):
+def test_moves_that_were_killed_are_finished(place, tmp_path, num_done):
     pairs = [found_pair(place, case) for case in ("a", "b")]
     plan_moves(tmp_path, place.inbox, "f" * 32, [pairs[0]], [(pairs[1], "no")])
     plan = (tmp_path / "moves.json").read_bytes()
@@ -338,11 +340,11 @@ def test_sorting_that_was_killed_is_finished(place, tmp_path, num_done):
         patch.setattr(Inbox, "move", stop)
         if num_done < len(sources):
             with pytest.raises(Killed):
-                sort_away(tmp_path)
+                make_moves(tmp_path)
         else:
-            sort_away(tmp_path)
+            make_moves(tmp_path)
             (tmp_path / "moves.json").write_bytes(plan)  # killed before it was taken away
-    sort_away(tmp_path)
+    make_moves(tmp_path)
     tree = place.tree()
     assert len(tree) == 5
     assert not set(sources) & set(tree)
@@ -352,7 +354,7 @@ def test_file_that_was_written_again_stays_in_the_inbox(place, tmp_path, capsys)
     good = found_pair(place, "good")
     plan_moves(tmp_path, place.inbox, "f" * 32, [good], [])
     place.put("labelsTr/good.nii.gz", b"a correction")
-    sort_away(tmp_path)
+    make_moves(tmp_path)
     assert place.tree() == {
         "accepted/ffffffff/imagesTr/good_0000.nii.gz": b"image good",
         "labelsTr/good.nii.gz": b"a correction",

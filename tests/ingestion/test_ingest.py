@@ -22,7 +22,7 @@ from cohorts import (
 )
 from test_layouts import WRITERS
 
-from fullscale.ingestion.ingest import ingest
+from fullscale.ingestion.ingest import IngestOptions, ingest
 from fullscale.runtime.errors import ScanError
 from fullscale.runtime.files import file_sha256
 from fullscale.scans.cohort import image_path, label_path, read_cohort
@@ -187,7 +187,7 @@ def test_ingest_of_nothing_usable_makes_no_cohort(tmp_path):
 def test_ingest_dry_run_writes_nothing(tmp_path):
     source = write_nnunet(tmp_path / "in", 3)
     (source / "imagesTr/case_02_0000.nii.gz").write_bytes(b"")
-    report = ingest(source, tmp_path / "data", dry_run=True)
+    report = ingest(source, tmp_path / "data", IngestOptions(dry_run=True))
     assert report.accepted == ["case_00", "case_01"]
     assert [finding.case for finding in report.refused] == ["case_02"]
     assert not (tmp_path / "data").exists()
@@ -211,7 +211,7 @@ def test_ingest_refuses_new_content_under_an_old_name_unless_told(tmp_path):
     report = ingest(other, tmp_path / "data")
     assert [finding.code for finding in report.refused] == ["case_exists"] * 2
     assert tree(tmp_path / "data") == before
-    report = ingest(other, tmp_path / "data", replace_changed=True)
+    report = ingest(other, tmp_path / "data", IngestOptions(replace_changed=True))
     assert report.accepted == ["case_00", "case_01"]
     ingest(other, tmp_path / "fresh/data")
     kept = tmp_path / "data" / "imagesTr/case_00_0000.nii.gz"
@@ -334,7 +334,7 @@ def _num_rows(data: Path) -> int:
 def test_ingest_marks_new_cases_as_for_training_only_and_leaves_old_ones(tmp_path):
     ingest(write_nnunet(tmp_path / "in", 2), tmp_path / "data")
     write_nnunet(tmp_path / "in", 3)
-    report = ingest(tmp_path / "in", tmp_path / "data", training_only=True)
+    report = ingest(tmp_path / "in", tmp_path / "data", IngestOptions(training_only=True))
     assert report.accepted == ["case_02"]
     flags = {case.name: case.training_only for case in read_cohort(tmp_path / "data").cases}
     assert flags == {"case_00": False, "case_01": False, "case_02": True}

@@ -13,8 +13,13 @@ from PIL import Image
 
 from fullscale.ingestion.html_report import render_html
 from fullscale.ingestion.ingest import ingest
-from fullscale.ingestion.thumbnail import COLOURS, SIZE_PX, draw_thumbnail
-from fullscale.ingestion.validate import HEADERS, validate
+from fullscale.ingestion.validate import (
+    COLOURS,
+    HEADERS,
+    THUMBNAIL_SIZE_PX,
+    draw_thumbnail,
+    validate,
+)
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import CHECKS, Finding
 from fullscale.scans.cohort import image_path
@@ -152,7 +157,7 @@ def test_html_shows_every_case_and_loads_nothing(report):
 
 
 def test_html_escapes_what_comes_from_files(report):
-    evil = Finding.of("<script>x</script>", "unreadable", "<img src=http://x>")
+    evil = Finding.from_check("<script>x</script>", "unreadable", "<img src=http://x>")
     row = replace(report.rows[0], case="<script>x</script>", findings=(evil,))
     changed = replace(report, rows=(row,), labels={"<b>": 1}, folder="<i>")
     parsed = Links()
@@ -170,9 +175,9 @@ def test_thumbnail_has_true_proportions_and_outlines():
     own, affine = turn(hu, lps_affine(hu.shape, spacing_mm), "LPS")
     geometry = Geometry(own.shape, affine)
     picture = Image.open(io.BytesIO(draw_thumbnail(Volume(hu, geometry), Volume(labels, geometry))))
-    assert picture.size == (round(SIZE_PX * 80 / 100), SIZE_PX)
+    assert picture.size == (round(THUMBNAIL_SIZE_PX * 80 / 100), THUMBNAIL_SIZE_PX)
     pixels = np.asarray(picture)
     red = (pixels == COLOURS[0]).all(axis=-1)
     assert 0 < red.sum() < 0.2 * red.size
     grey = round((40 + 160) / 400 * 255)
-    assert abs(int(pixels[SIZE_PX // 2 - 20, 80, 0]) - grey) <= 1
+    assert abs(int(pixels[THUMBNAIL_SIZE_PX // 2 - 20, 80, 0]) - grey) <= 1

@@ -36,7 +36,7 @@ def test_padding_and_cropping_undo_each_other(size: tuple[int, int]) -> None:
     assert padded.sum().item() == pytest.approx(x.sum().item(), rel=1e-5)
 
 
-def test_join_concatenates_channels_whatever_the_layout() -> None:
+def test_join_concatenates_channels_in_any_layout() -> None:
     parts = [
         torch.rand(2, 3, 4, 5),
         torch.rand(2, 1, 4, 5).to(memory_format=torch.channels_last),
@@ -141,7 +141,7 @@ def test_classifier_drops_half_of_its_input_in_training() -> None:
     assert dropped.max() == 2
 
 
-def test_only_large_maps_are_recomputed_unless_told_otherwise() -> None:
+def test_only_large_maps_are_recomputed_by_default() -> None:
     net = build_network("unet3plus", in_channels=3, num_organs=1, width=4)
     found = {each.recompute_from_bytes for each in net.modules() if isinstance(each, Recomputing)}
     assert found == {RECOMPUTE_FROM_BYTES}

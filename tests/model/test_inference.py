@@ -5,9 +5,15 @@ from typing import Any
 import pytest
 import torch
 
-from model.inference import adjacent_slices, predict_batches, predict_slices, prepare
+from model.inference import (
+    InferenceSettings,
+    adjacent_slices,
+    predict_batches,
+    predict_slices,
+    prepare,
+)
 from model.networks import NETWORKS, build_network
-from model.output import organ_open, probabilities
+from model.output import organ_present, probabilities
 from model.segmentation import SegmentationNetwork
 
 
@@ -29,11 +35,11 @@ def volume(num_slices: int = 7, height: int = 32, width: int = 40) -> torch.Tens
     return torch.rand(num_slices, height, width, generator=torch.Generator().manual_seed(3))
 
 
-def one_by_one(net: SegmentationNetwork, image: torch.Tensor, gate: str = "hard") -> torch.Tensor:
+def one_by_one(net: SegmentationNetwork, image: torch.Tensor, gating: str = "hard") -> torch.Tensor:
     """K x Z x H x W: each slice alone through the whole network."""
     padded = torch.cat([image[:1], image, image[-1:]])
     with torch.no_grad():
-        slices = [probabilities(net(padded[None, z : z + 3]), gate)[0] for z in range(len(image))]
+        slices = [probabilities(net(padded[None, z : z + 3]), gating)[0] for z in range(len(image))]
     return torch.stack(slices, dim=1)
 
 
@@ -52,14 +58,16 @@ def test_adjacent_slices_must_be_odd(num_adjacent: int) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-@pytest.mark.parametrize("gate", ["hard", "soft", "none"])
+@pytest.mark.parametrize("gating", ["hard", "soft", "none"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_prediction_equals_the_network_slice_by_slice(
-    name: str, gate: str, batch_size: int
+    name: str, gating: str, batch_size: int
 ) -> None:
     net, image = build(name), volume()
-    found = predict_slices(prepare(net), image, batch_size=batch_size, gate=gate)
-    expected = one_by_one(net, image, gate)
+    found = predict_slices(
+        prepare(net), image, InferenceSettings(batch_size=batch_size, gating=gating)
+    )
+    expected = one_by_one(net, image, gating)
     assert found.probabilities.shape == (2, 7, 32, 40)
     torch.testing.assert_close(found.probabilities, expected, atol=1e-5, rtol=1e-5)
 
@@ -67,7 +75,7 @@ def test_prediction_equals_the_network_slice_by_slice(
 def test_decoder_runs_only_for_slices_with_an_open_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     net, image = build("unet3plus"), volume(9)
     scores = net(adjacent_slices(image, torch.arange(9), 3)).organ_logits
-    num_open = int(organ_open(scores).any(dim=1).sum())
+    num_open = int(organ_present(scores).any(dim=1).sum())
     assert 0 < num_open < 9
     decoded = []
     decode = net.decode
@@ -77,7 +85,7 @@ def test_decoder_runs_only_for_slices_with_an_open_gate(monkeypatch: pytest.Monk
         return decode(maps, all_heads=all_heads)
 
     monkeypatch.setattr(net, "decode", counting)
-    predict_slices(net, image, batch_size=4)
+    predict_slices(net, image, InferenceSettings(batch_size=4))
     assert sum(decoded) == num_open
 
 
@@ -103,7 +111,7 @@ def test_network_without_a_classifier_gives_no_organ_probability() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_probabilities_come_in_the_type_asked_for(dtype: torch.dtype) -> None:
+def test_probabilities_have_the_requested_type(dtype: torch.dtype) -> None:
     found = predict_slices(build("unet"), volume(), dtype=dtype)
     assert found.probabilities.dtype == dtype
 
@@ -149,12 +157,12 @@ def test_other_images_are_refused(image: torch.Tensor) -> None:
 
 def test_batch_size_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="batch_size is 0"):
-        predict_slices(build("unet"), volume(), batch_size=0)
+        predict_slices(build("unet"), volume(), InferenceSettings(batch_size=0))
 
 
 def test_unknown_gate_is_refused() -> None:
     with pytest.raises(ValueError, match="use one of hard, soft, none"):
-        predict_slices(build("unet"), volume(), gate="closed")
+        predict_slices(build("unet"), volume(), InferenceSettings(gating="closed"))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -167,7 +175,7 @@ def test_prepared_network_has_no_batch_norm_and_the_same_output(name: str) -> No
     for one, other in zip(found.logits, expected.logits, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     if expected.organ_logits is not None:
-        assert torch.equal(organ_open(found.organ_logits), organ_open(expected.organ_logits))
+        assert torch.equal(organ_present(found.organ_logits), organ_present(expected.organ_logits))
 
 
 def test_preparing_leaves_the_network_alone() -> None:
@@ -179,12 +187,12 @@ def test_preparing_leaves_the_network_alone() -> None:
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("gate", ["hard", "none"])
+@pytest.mark.parametrize("gating", ["hard", "none"])
 @pytest.mark.parametrize("name", ["unet", "unet3plus"])
-def test_batches_are_the_prediction_in_parts(name: str, gate: str) -> None:
+def test_batches_are_the_prediction_in_parts(name: str, gating: str) -> None:
     net, image = build(name), volume()
-    whole = predict_slices(net, image, batch_size=3, gate=gate)
-    batches = list(predict_batches(net, image, batch_size=3, gate=gate))
+    whole = predict_slices(net, image, InferenceSettings(batch_size=3, gating=gating))
+    batches = list(predict_batches(net, image, InferenceSettings(batch_size=3, gating=gating)))
     assert [batch.slices for batch in batches] == [slice(0, 3), slice(3, 6), slice(6, 7)]
     for batch in batches:
         assert torch.equal(batch.probabilities, whole.probabilities[:, batch.slices])
@@ -194,10 +202,10 @@ def test_batches_are_the_prediction_in_parts(name: str, gate: str) -> None:
             assert torch.equal(batch.organ_probability, whole.organ_probability[batch.slices])
 
 
-def test_batches_are_made_when_they_are_asked_for() -> None:
+def test_batches_are_made_on_demand() -> None:
     net, seen = build("unet"), []
     net.encoder.register_forward_hook(lambda *_: seen.append(1))
-    batches = predict_batches(net, volume(), batch_size=1)
+    batches = predict_batches(net, volume(), InferenceSettings(batch_size=1))
     assert seen == []
     next(batches)
     assert len(seen) == 1
@@ -205,22 +213,24 @@ def test_batches_are_made_when_they_are_asked_for() -> None:
 
 def test_batches_left_early_leave_the_network_in_its_mode() -> None:
     net = build("unet").train()
-    batches = predict_batches(net, volume(), batch_size=1)
+    batches = predict_batches(net, volume(), InferenceSettings(batch_size=1))
     next(batches)
     assert not net.training
     batches.close()
     assert net.training
 
 
-def test_faults_are_told_before_the_first_batch_is_asked_for() -> None:
+def test_invalid_arguments_are_refused_before_the_first_batch() -> None:
     with pytest.raises(ValueError, match="batch_size is 0"):
-        predict_batches(build("unet"), volume(), batch_size=0)
+        predict_batches(build("unet"), volume(), InferenceSettings(batch_size=0))
 
 
 def test_lower_precision_is_autocast_and_close() -> None:
     net, image = prepare(build("unet3plus")), volume()
-    exact = predict_slices(net, image, gate="none").probabilities
-    rough = predict_slices(net, image, gate="none", precision=torch.bfloat16).probabilities
+    exact = predict_slices(net, image, InferenceSettings(gating="none")).probabilities
+    rough = predict_slices(
+        net, image, InferenceSettings(gating="none", precision=torch.bfloat16)
+    ).probabilities
     assert rough.dtype == torch.float32
     assert not torch.equal(rough, exact)
     torch.testing.assert_close(rough, exact, atol=0.05, rtol=0)

@@ -235,7 +235,7 @@ def test_sides_are_the_terms_of_each_head_alone(annotated: torch.Tensor | None) 
         torch.testing.assert_close(values.mean(), getattr(loss, term).detach())
 
 
-def test_sides_hold_only_the_terms_asked_for() -> None:
+def test_sides_hold_only_requested_terms() -> None:
     output = Output([torch.randn(1, 1, 32, 32)], None)
     assert total_loss(output, torch.zeros(1, 1, 32, 32), terms=("iou",)).sides.keys() == {"iou"}
 

@@ -11,7 +11,7 @@ from torch import nn
 from model.context import PooledBranch
 from model.encoders import Encoder, PlainEncoder, ResNet101Encoder
 from model.losses import total_loss
-from model.networks import ENCODERS, NETWORKS, build_network, describe
+from model.networks import ENCODERS, NETWORKS, build_network, list_networks
 from model.segmentation import SegmentationNetwork
 from model.unet import AttentionGate
 
@@ -230,7 +230,7 @@ def test_pooled_branch_of_a_constant_map_is_constant(bins: int) -> None:
 
 
 def test_description_counts_parameters_and_multiplications() -> None:
-    rows = {(row.name, row.encoder): row for row in describe(side_px=320)}
+    rows = {(row.name, row.encoder): row for row in list_networks(side_px=320)}
     assert len(rows) == sum(len(info.stride) for info in NETWORKS.values())
     for row in rows.values():
         if row.encoder == "plain" and row.published_parameters_m is not None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from literal import FORWARD, State, random_state
+from literal_networks import FORWARD, State, random_state
 
 from model.inference import prepare
 from model.official import OFFICIAL, from_official

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.output import Output, organ_open, organ_probability, probabilities
+from model.output import Output, organ_present, organ_probability, probabilities
 
 SCORES = torch.tensor([[[1.0, 2.0], [2.0, 1.0]], [[0.0, 0.0], [-3.0, -1.0]]])
 
@@ -14,13 +14,13 @@ def make_output() -> Output:
 
 
 def test_hard_gate_is_argmax_and_a_tie_is_closed() -> None:
-    assert organ_open(SCORES).tolist() == [[True, False], [False, True]]
-    assert torch.equal(organ_open(SCORES), SCORES.argmax(dim=-1).bool())
+    assert organ_present(SCORES).tolist() == [[True, False], [False, True]]
+    assert torch.equal(organ_present(SCORES), SCORES.argmax(dim=-1).bool())
 
 
 def test_organ_probability_agrees_with_the_gate() -> None:
     scores = torch.randn(50, 3, 2)
-    assert torch.equal(organ_probability(scores) > 0.5, organ_open(scores))
+    assert torch.equal(organ_probability(scores) > 0.5, organ_present(scores))
     torch.testing.assert_close(organ_probability(scores), scores.softmax(dim=-1)[..., 1])
 
 
@@ -40,10 +40,10 @@ def test_soft_gate_multiplies_by_the_probability_of_presence() -> None:
     torch.testing.assert_close(probabilities(output, "soft"), expected)
 
 
-@pytest.mark.parametrize("gate", ["hard", "soft", "none"])
-def test_without_a_classifier_every_gate_leaves_probabilities_alone(gate: str) -> None:
+@pytest.mark.parametrize("gating", ["hard", "soft", "none"])
+def test_without_a_classifier_every_gating_leaves_probabilities_alone(gating: str) -> None:
     output = Output(make_output().logits, None)
-    assert torch.equal(probabilities(output, gate), torch.sigmoid(output.logits[0]))
+    assert torch.equal(probabilities(output, gating), torch.sigmoid(output.logits[0]))
 
 
 def test_no_gate_ignores_the_classifier() -> None:
@@ -57,5 +57,5 @@ def test_probabilities_of_half_precision_logits_are_float32() -> None:
 
 
 def test_unknown_gate_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown gate 'open': use one of hard, soft, none"):
+    with pytest.raises(ValueError, match="unknown gating 'open': use one of hard, soft, none"):
         probabilities(make_output(), "open")

@@ -232,7 +232,7 @@ def test_organ_volumes_are_an_adult_s(patients: list[Patient]) -> None:
 
 
 def test_organ_medians_follow_the_contrast_phase(patients: list[Patient]) -> None:
-    """Lower by some HU on this coarse grid: partial volume, vessels and lesions."""
+    """The HU are lower by some HU on this coarse grid: partial volume, vessels and lesions."""
     for p in patients:
         assert np.median(p.image[p.label == LIVER]) == pytest.approx(p.contrast.liver_hu, abs=10)
         assert np.median(p.image[p.label == SPLEEN]) == pytest.approx(p.contrast.spleen_hu, abs=10)
@@ -286,7 +286,7 @@ def test_threshold_does_not_segment_the_liver(patients: list[Patient]) -> None:
 
 
 def test_neighbours_share_the_liver_s_hu(patients: list[Patient]) -> None:
-    """On slices without liver, much of the body would pass for it."""
+    """On slices without liver, many other voxels have its HU."""
     for p in patients:
         organ_free = ~(p.label > 0).any(axis=(1, 2))
         alike = np.abs(p.image[organ_free] - p.contrast.liver_hu) < 20
@@ -308,7 +308,7 @@ def test_contrast_changes_hu_and_no_shape(patients: list[Patient]) -> None:
 
 
 def scan_alone(solid: Solid, shape: tuple[int, int, int], spacing_mm: float) -> Any:
-    """A noiseless scan of one structure of water, id liver, in air; grid centred at the origin."""
+    """Scan one structure of water, id liver, in air, without noise; grid centred at the origin."""
     still = waves(np.random.default_rng(0), 1, (100, 200))
     frame = Frame((1, 1, 1), 0.0, (still, still, still), warp_mm=0.0)
     body = Body([Structure("water", solid, 0.0, LIVER)], frame, (0, 0), 50.0, None)
@@ -533,7 +533,7 @@ def test_sample_into_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def read_published() -> dict[str, bytes]:
-    """The files of the sample scans that this repository carries, by their names below data/."""
+    """Return the files of the sample scans in this repository, by their names below data/."""
     (out,) = yaml.safe_load((ROOT / "data.dvc").read_text(encoding="utf-8"))["outs"]
 
     def content(md5: str) -> bytes:

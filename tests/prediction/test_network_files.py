@@ -9,7 +9,7 @@ from fullscale.prediction.network_files import (
     WEIGHTS_NAME,
     TrainedOn,
     build,
-    describe,
+    describe_network,
     load_trained,
     save_trained,
 )
@@ -20,7 +20,7 @@ from fullscale.scans.slicing import Grid
 @pytest.fixture
 def saved(tiny_params, tmp_path):
     torch.manual_seed(0)
-    description = describe("unet3plus", tiny_params).model_copy(
+    description = describe_network("unet3plus", tiny_params).model_copy(
         update={"epoch": 3, "val_dice": 0.5}
     )
     network = build(description)
@@ -41,7 +41,7 @@ def test_network_comes_back_as_it_was(saved):
 
 def test_description_keeps_the_order_of_organs(tiny_params, tmp_path):
     content = tiny_params.model_dump(by_alias=True) | {"organs": {"spleen": [2], "liver": [1, 3]}}
-    description = describe("unet", Params.model_validate(content))
+    description = describe_network("unet", Params.model_validate(content))
     save_trained(tmp_path, build(description), description)
     assert list(load_trained(tmp_path).description.organs) == ["spleen", "liver"]
 
@@ -87,7 +87,7 @@ def test_impossible_recipe_is_named(tiny_params):
     content = tiny_params.model_dump(by_alias=True)
     content["recipes"]["unet"] = {"architecture": "vnet", "loss_terms": ["iou"]}
     with pytest.raises(StageError, match=r"recipes\.unet: .*vnet"):
-        build(describe("unet", Params.model_validate(content)))
+        build(describe_network("unet", Params.model_validate(content)))
 
 
 def test_what_cases_were_like_is_their_lowest_and_highest():

@@ -82,11 +82,11 @@ def test_slabs_are_the_prediction_bit_for_bit(tiny_params, body, batch_size):
     assert done == len(scan.values_ZYX)
 
 
-def test_network_without_a_classifier_has_no_gate(tiny_params, body):
+def test_network_without_a_classifier_has_no_classifier(tiny_params, body):
     predictor = Predictor(random_trained(tiny_params, "unet"), 0.5, 8, CPU)
     found = segment_scan(predictor, as_stored(body[0], "RAS"))
-    assert all(each.gate_Z is None for each in found.organs.values())
-    assert all(each.to_json()["gate"] is None for each in found.organs.values())
+    assert all(each.organ_probability_Z is None for each in found.organs.values())
+    assert all(each.to_json()["slice_classifier"] is None for each in found.organs.values())
 
 
 def test_measures_are_those_of_the_label_map(predictor, body):
@@ -103,8 +103,8 @@ def test_measures_are_those_of_the_label_map(predictor, body):
         drawn = np.flatnonzero(mask.any(axis=(1, 2)))
         assert (content["first_slice"], content["last_slice"]) == (drawn[0], drawn[-1])
         assert content["num_slices"] == len(drawn)
-        assert content["gate"]["num_open_slices"] == 19
-        assert len(content["gate"]["by_slice"]) == 19
+        assert content["slice_classifier"]["num_present_slices"] == 19
+        assert len(content["slice_classifier"]["by_slice"]) == 19
 
 
 def test_closed_gate_leaves_nothing_to_measure(tiny_params, body):
@@ -113,11 +113,16 @@ def test_closed_gate_leaves_nothing_to_measure(tiny_params, body):
     found = segment_scan(Predictor(trained, 0.5, 8, CPU), as_stored(body[0], "LPS"))
     assert not found.label_ZYX.any()
     content = found.organs["liver"].to_json()
-    assert content["volume_ml"] == content["num_slices"] == content["gate"]["num_open_slices"] == 0
+    assert (
+        content["volume_ml"]
+        == content["num_slices"]
+        == content["slice_classifier"]["num_present_slices"]
+        == 0
+    )
     assert content["mean_hu"] is content["first_slice"] is content["last_slice"] is None
 
 
-def test_probabilities_are_kept_in_half_precision_if_asked_for(predictor, body):
+def test_probabilities_are_kept_in_half_precision_on_request(predictor, body):
     scan = as_stored(body[0], "LPS")
     assert segment_scan(predictor, scan).probabilities is None
     kept = segment_scan(predictor, scan, keep_probabilities=True).probabilities

@@ -1,11 +1,11 @@
-import json
-
 import pytest
 from project import ROOT
 
+from fullscale.evaluation.score_files import read_summary, read_verdict
 from fullscale.params import load_params
-from fullscale.reporting.model_card import MAX_CHARS, PICTURES, describe_model, make_page
+from fullscale.reporting.model_card import MAX_CHARS, PICTURES, make_model_page, make_version_page
 from fullscale.tracking.generated_text import is_ours
+from fullscale.workspace import open_workspace
 
 RUN_ID = "f" * 32
 ORGANS = ("liver", "spleen")
@@ -22,18 +22,14 @@ CHAMPION = {
 
 
 @pytest.fixture
-def verdict():
+def verdict(published):
     """The published verdict."""
-    content = json.loads((ROOT / "reports/gate.json").read_text())
-    return {**content, "champion": None}
+    return {**read_verdict(open_workspace(published)), "champion": None}
 
 
 @pytest.fixture(scope="module")
-def summaries():
-    return {
-        name: json.loads((ROOT / "reports" / name / "summary.json").read_text())
-        for name in ("unet3plus", "unet")
-    }
+def summaries(published):
+    return {name: read_summary(open_workspace(published), name) for name in ("unet3plus", "unet")}
 
 
 def cells(page, start):
@@ -44,14 +40,14 @@ def cells(page, start):
 
 
 def test_page_begins_with_the_verdict_and_every_reason(verdict, summaries):
-    page = make_page(verdict, summaries, ORGANS, RUN_ID, list(PICTURES))
+    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, list(PICTURES))
     assert page.startswith("PASS: the candidate may be promoted\n---\n")
-    for clause in verdict["clauses"]:
-        assert f"| yes | {clause['found']}&nbsp; | {clause['wanted']} |" in page
+    for criterion in verdict["criteria"]:
+        assert f"| yes | {criterion['found']}&nbsp; | {criterion['wanted']} |" in page
 
 
 def test_page_compares_candidate_baseline_and_champion(verdict, summaries):
-    page = make_page({**verdict, "champion": CHAMPION}, summaries, ORGANS, RUN_ID, [])
+    page = make_version_page({**verdict, "champion": CHAMPION}, summaries, ORGANS, RUN_ID, [])
     assert cells(page, "| organ |") == [
         *("organ", "Dice, unet3plus (this)", "Dice, unet (baseline)", "Dice, champion then"),
         *("slice FPR, unet3plus (this)", "slice FPR, unet (baseline)"),
@@ -69,24 +65,24 @@ def test_page_compares_candidate_baseline_and_champion(verdict, summaries):
 
 
 def test_page_says_that_there_was_no_champion(verdict, summaries):
-    page = make_page(verdict, summaries, ORGANS, RUN_ID, [])
+    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, [])
     assert "No other version was champion then, so there is none to compare with." in page
     assert len(cells(page, "| liver&nbsp; |")) == 5
 
 
 def test_page_shows_the_pictures_that_there_are(verdict, summaries):
-    page = make_page(verdict, summaries, ORGANS, RUN_ID, ["best", "median"])
+    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, ["best", "median"])
     shown = [line for line in page.splitlines() if line.startswith("![")]
     address = "get-artifact?path=page%2F{}.png&run_uuid=" + RUN_ID
     assert shown == [
         f"![The median test case]({address.format('median')})",
         f"![The test case with the highest Dice]({address.format('best')})",
     ]
-    assert "### Pictures" not in make_page(verdict, summaries, ORGANS, RUN_ID, [])
+    assert "### Pictures" not in make_version_page(verdict, summaries, ORGANS, RUN_ID, [])
 
 
 def test_page_says_what_it_was_made_from_and_how_to_make_it_again(verdict, summaries):
-    page = make_page(verdict, summaries, ORGANS, RUN_ID, [])
+    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, [])
     for key in ("data_version", "git_commit", "test_set", "weights_sha256"):
         assert f": `{verdict[key]}`\n" in page
     assert page.count("\n```\n") == 2
@@ -104,10 +100,12 @@ def test_page_says_what_it_was_made_from_and_how_to_make_it_again(verdict, summa
 
 def test_page_says_that_the_code_was_not_committed(verdict, summaries):
     commit = verdict["git_commit"]
-    dirty = make_page({**verdict, "git_commit": f"{commit}-dirty"}, summaries, ORGANS, RUN_ID, [])
+    dirty = make_version_page(
+        {**verdict, "git_commit": f"{commit}-dirty"}, summaries, ORGANS, RUN_ID, []
+    )
     assert f"- git commit: `{commit}`, with changes that were not committed\n" in dirty
     assert f"\ngit checkout {commit}\n" in dirty
-    nowhere = make_page({**verdict, "git_commit": "none"}, summaries, ORGANS, RUN_ID, [])
+    nowhere = make_version_page({**verdict, "git_commit": "none"}, summaries, ORGANS, RUN_ID, [])
     assert "- git commit: `none`\n" in nowhere
     assert "git checkout" not in nowhere
 
@@ -115,12 +113,13 @@ def test_page_says_that_the_code_was_not_committed(verdict, summaries):
 @pytest.mark.parametrize("num_organs", [13, 104])
 def test_page_of_many_organs_fits_and_counts_what_it_leaves_out(verdict, summaries, num_organs):
     organs = [f"a_rather_long_name_of_organ_number_{place:03d}" for place in range(num_organs)]
-    clause = {"passed": True, "wanted": "at most 0.01 below unet"}
-    verdict["clauses"] += [
-        {**clause, "found": f"{organ}: mean Dice 0.9308, unet 0.9106 (8 cases)"} for organ in organs
+    criterion = {"passed": True, "wanted": "at most 0.01 below unet"}
+    verdict["criteria"] += [
+        {**criterion, "found": f"{organ}: mean Dice 0.9308, unet 0.9106 (8 cases)"}
+        for organ in organs
     ]
     verdict["champion"] = CHAMPION
-    page = make_page(verdict, summaries, organs, RUN_ID, list(PICTURES))
+    page = make_version_page(verdict, summaries, organs, RUN_ID, list(PICTURES))
     assert MAX_CHARS - 200 < len(page) <= MAX_CHARS
     assert is_ours(page)
     lines = page.splitlines()
@@ -128,7 +127,7 @@ def test_page_of_many_organs_fits_and_counts_what_it_leaves_out(verdict, summari
         place for place, line in enumerate(lines) if line.endswith("more: reports/gate.json |")
     ]
     assert len(notes) == 2
-    for place, total in zip(notes, (len(verdict["clauses"]), num_organs), strict=True):
+    for place, total in zip(notes, (len(verdict["criteria"]), num_organs), strict=True):
         top = max(row for row in range(place) if lines[row].startswith("|---"))
         num_left_out = int(lines[place].removeprefix("| and ").split()[0])
         assert (place - top - 1) + num_left_out == total
@@ -146,7 +145,7 @@ CHANGES = (
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_page_that_a_person_changed_is_theirs(verdict, summaries, change):
-    page = make_page(verdict, summaries, ORGANS, RUN_ID, [])
+    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, [])
     assert is_ours(page)
     assert not is_ours(change(page))
 
@@ -157,9 +156,9 @@ def test_description_that_no_one_wrote_may_be_written(nothing):
 
 
 def test_model_says_what_it_segments_and_what_its_aliases_mean():
-    text = describe_model(tuple(load_params(ROOT / "params.yaml").organs))
+    text = make_model_page(tuple(load_params(ROOT / "params.yaml").organs))
     assert text.startswith("Segmentation of liver and spleen in CT.")
     assert "`champion`: the version in use" in text
     assert "`challenger`: the newest version that passed" in text
-    assert describe_model(("liver",)).startswith("Segmentation of liver in CT.")
-    assert describe_model(("a", "b", "c")).startswith("Segmentation of a, b and c in CT.")
+    assert make_model_page(("liver",)).startswith("Segmentation of liver in CT.")
+    assert make_model_page(("a", "b", "c")).startswith("Segmentation of a, b and c in CT.")

@@ -17,7 +17,7 @@ def row(epoch):
     for organ in ORGANS:
         values[f"val/dice/{organ}"] = 1 - 0.4 / epoch
         values[f"val/slice_fpr/{organ}"] = 0.3 / epoch
-        values[f"val/gate_accuracy/{organ}"] = 1 - 0.2 / epoch
+        values[f"val/classifier_accuracy/{organ}"] = 1 - 0.2 / epoch
     return values
 
 
@@ -40,7 +40,7 @@ def test_every_kind_of_metric_has_a_panel():
         "Training loss": {"focal", "iou", "total"},
         "Validation Dice": {"liver", "spleen", "mean"},
         "Validation slice false-positive rate": {"liver", "spleen"},
-        "Validation accuracy of the gate": {"liver", "spleen"},
+        "Validation accuracy of the slice classifier": {"liver", "spleen"},
         "Training loss focal, by side output": sides,
         "Training loss iou, by side output": sides,
         "Training loss total, by side output": sides,
@@ -58,7 +58,7 @@ def test_curve_goes_through_its_values_in_the_order_of_epochs():
     ("prefix", "panel"),
     [
         ("train/side", "by side output"),
-        ("val/gate_accuracy/", "gate"),
+        ("val/classifier_accuracy/", "classifier"),
         ("val/slice_fpr/", "false-positive"),
         ("val/dice", "Dice"),
         ("learning_rate", "Learning rate"),

@@ -1,8 +1,11 @@
 import errno
+import logging
+import subprocess
+import sys
 
 import pytest
 
-from fullscale.runtime.console import report_errors, track
+from fullscale.runtime.console import configure_logging, report_errors, track
 from fullscale.runtime.errors import ScanError, StageError
 
 
@@ -48,3 +51,25 @@ def test_progress_goes_to_stderr_and_leaves_stdout_alone(capsys):
     told = capsys.readouterr()
     assert told.out == ""
     assert "work: 3/3" in told.err
+
+
+@pytest.mark.parametrize("name", ["fullscale.scans.parallel", "tasks.predict", "__main__"])
+def test_log_line_is_bare_and_shown_once_however_often_it_is_configured(name, capsys):
+    for _ in range(3):
+        configure_logging()
+    logging.getLogger(name).info("100 %% of the scans, %d cases", 8)
+    logging.getLogger(name).debug("for developers")
+    assert capsys.readouterr() == ("", "100 % of the scans, 8 cases\n")
+
+
+def test_other_libraries_are_left_alone(capsys):
+    logging.getLogger("another.library").info("not ours")
+    assert logging.getLogger("another.library").level == logging.NOTSET
+    assert capsys.readouterr() == ("", "")
+
+
+def test_import_loads_nothing_slow():
+    code = "import sys, fullscale.runtime.console, fullscale.runtime.locks\n"
+    code += "print([n for n in ('rich', 'pandas', 'numpy', 'torch', 'mlflow') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

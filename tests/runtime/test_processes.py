@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from watching import is_alive, wait_until
 
+from fullscale.runtime.processes import bind_to_parent
+
 ROOT = Path(__file__).parents[2]
-THROUGH = (sys.executable, "-m", "fullscale.runtime.processes")
+THROUGH = bind_to_parent([])
 SOON_S = 5  # at once, on a busy machine
 linux_only = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux tells a process of its parent's death"
@@ -109,6 +111,14 @@ def test_arguments_pass_through_as_they_are() -> None:
     arguments = ["with spaces", "$HOME", "*", "", "-m", "--", "quote\"'", "ä\nb"]
     printed = run(sys.executable, "-c", "import sys; print(ascii(sys.argv[1:]))", *arguments)
     assert printed.stdout.strip() == ascii(arguments)
+
+
+def test_package_of_the_same_name_in_the_working_directory_does_no_harm(tmp_path: Path) -> None:
+    for name in ("fullscale", "os", "signal"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit(3)")
+    done = subprocess.run([*THROUGH, "sh", "-c", "exit 0"], cwd=tmp_path, check=False)
+    assert done.returncode == 0
 
 
 def test_command_keeps_the_process_number() -> None:

@@ -10,13 +10,15 @@ from fullscale.runtime.signals import Interrupted, stop_on_signal
 
 WORK = """
 import sys, time
+from fullscale.runtime.console import configure_logging
 from fullscale.runtime.signals import stop_on_signal
+configure_logging()
 with stop_on_signal(grace_s=float(sys.argv[1])) as stop:
     print("ready", flush=True)
     while True:
         time.sleep(0.05)
         if sys.argv[2] == "obedient":
-            stop.raise_if_asked()
+            stop.raise_if_requested()
 """
 
 
@@ -90,10 +92,10 @@ def test_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM)
     with stop_on_signal() as stop:
         assert signal.getsignal(signal.SIGTERM) is not before
-        stop.raise_if_asked()
+        stop.raise_if_requested()
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted) as caught:
-            stop.raise_if_asked()
+            stop.raise_if_requested()
     assert caught.value.code == 143
     assert caught.value.signal_name == "SIGTERM"
     assert signal.getsignal(signal.SIGTERM) is before

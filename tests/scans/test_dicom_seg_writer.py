@@ -41,7 +41,7 @@ def write(folder, label_ZYX, organs=ORGANS):
 
 
 def complaints(path):
-    """What dciodvfy finds wrong."""
+    """Return the errors that dciodvfy, an independent checker, finds."""
     done = subprocess.run(
         ["dciodvfy", "-new", path], capture_output=True, text=True, check=False, timeout=60
     )

@@ -17,7 +17,7 @@ GEOMETRY_FIELDS = [
 
 
 def save_scan(path, codes="LPS", kind=nib.Nifti1Image, units=("mm", "sec"), sform=1, qform=1):
-    """A scan whose affine has rounded to float32, written with nibabel alone."""
+    """Write a scan with nibabel alone; its affine is rounded to float32."""
     hu, _ = make_body((6, 9, 8), SPACING_MM)
     affine = lps_affine(hu.shape, SPACING_MM, (13.3, -7.7, 101.123456))
     values, affine = turn(hu, affine, codes)

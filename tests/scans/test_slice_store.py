@@ -10,13 +10,8 @@ from cohorts import write_nnunet
 from fullscale.ingestion.ingest import ingest
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.cohort import read_cohort
-from fullscale.scans.slice_store import (
-    SliceRecipe,
-    SliceStore,
-    slices_key,
-    write_case,
-    write_tables,
-)
+from fullscale.scans.slice_store import SliceStore
+from fullscale.scans.slice_writer import SliceRecipe, slices_key, write_case, write_tables
 
 RECIPE = SliceRecipe({"liver": (1,), "spleen": (2,)}, 40, (-160.0, 240.0), -300.0, 10.0)
 

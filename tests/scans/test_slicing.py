@@ -188,7 +188,7 @@ def test_slices_never_leave_the_range_of_the_scan(num, size_px, start, side, ste
 
 
 def round_trip(tmp_path, codes, spacing_mm, size_px=320):
-    """Dice of each organ, on the file's own voxels, after slicing and restoring its label."""
+    """Return the Dice of each organ on the file's voxels after slicing and restoring its label."""
     num_y, num_x = (round(360 / step) for step in spacing_mm[1:])
     hu, labels_ZYX = make_body((3, num_y, num_x), spacing_mm)
     scan = read_image(save_nifti(tmp_path / "ct.nii", hu, spacing_mm, codes))

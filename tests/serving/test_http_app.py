@@ -12,10 +12,10 @@ from random_network import random_trained, save_random
 from watching import wait_until
 
 from fullscale.prediction.segmentation import Model
-from fullscale.serving.alias_follower import Served
-from fullscale.serving.http_app import Bounds, make_app
+from fullscale.serving.alias_follower import AliasFollower
+from fullscale.serving.http_app import RequestLimits, make_app
 from fullscale.serving.row_segmenter import RowSegmenter
-from fullscale.serving.upload import Limits
+from fullscale.serving.upload import ScanLimits
 
 JSON = {"Content-Type": "application/json"}
 
@@ -26,13 +26,13 @@ def folder(tiny_params, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def served(folder):
-    return Served(str(folder), folder, Limits(folder, 1 << 20), "cpu")
+def follower(folder):
+    return AliasFollower(str(folder), folder, ScanLimits(folder, 1 << 20), "cpu")
 
 
 @pytest.fixture(scope="module")
-def client(served):
-    with TestClient(make_app(served, Bounds(4 << 20, 2))) as client:
+def client(follower):
+    with TestClient(make_app(follower, RequestLimits(4 << 20, 2))) as client:
         yield client
 
 
@@ -40,11 +40,11 @@ def ask(client, body, **headers):
     return client.post("/invocations", content=body, headers={**JSON, **headers})
 
 
-def test_scan_is_answered(client, served):
+def test_scan_is_answered(client, follower):
     answer = ask(client, request(scan=base64_of(nifti())))
     assert answer.status_code == 200
     (prediction,) = answer.json()["predictions"]
-    expected = served.current.segment(pd.DataFrame({"scan": [base64_of(nifti())]}))
+    expected = follower.current.segment(pd.DataFrame({"scan": [base64_of(nifti())]}))
     assert prediction == {name: expected[name][0] for name in ("mask", "statistics")}
 
 
@@ -62,13 +62,13 @@ def test_every_form_of_the_protocol_is_read(client, content):
     assert len(ask(client, body).json()["predictions"]) == 1
 
 
-def test_model_and_health_are_told(client, served):
+def test_model_and_health_are_reported(client, follower):
     assert client.get("/health").status_code == client.get("/ping").status_code == 200
-    told = client.get("/model").json()
-    assert told["name"] == "unet3plus"
-    assert told["version"] is None
-    assert told["weights_sha256"] == served.current.model.weights_sha256
-    assert told["organs"] == ["liver", "spleen"]
+    shown = client.get("/model").json()
+    assert shown["name"] == "unet3plus"
+    assert shown["version"] is None
+    assert shown["weights_sha256"] == follower.current.model.weights_sha256
+    assert shown["organs"] == ["liver", "spleen"]
 
 
 @pytest.mark.parametrize("number", range(90))
@@ -100,10 +100,10 @@ def test_body_that_is_too_large_is_refused_with_and_without_its_length(client):
 
 
 class Slow(RowSegmenter):
-    """A segmenter that waits until it may go on."""
+    """A segmenter that waits for an event."""
 
     def __init__(self, model, go_on):
-        super().__init__(model, Limits(), "cpu")
+        super().__init__(model, ScanLimits(), "cpu")
         self.began, self._go_on = threading.Semaphore(0), go_on
 
     def segment(self, rows):
@@ -112,21 +112,21 @@ class Slow(RowSegmenter):
         return super().segment(rows)
 
 
-def test_more_requests_than_may_wait_are_turned_away_and_later_taken(served, tiny_params):
+def test_requests_beyond_the_limit_are_refused_and_accepted_later(follower, tiny_params):
     go_on = threading.Event()
     slow = Slow(Model("organs", "1", "ab" * 32, 0.5, random_trained(tiny_params)), go_on)
-    another = Served(served.wanted, served._root, Limits(), "cpu")
+    another = AliasFollower(follower.model_name, follower._root, ScanLimits(), "cpu")
     another.current = slow
     body = request(scan=base64_of(nifti()))
     with (
-        TestClient(make_app(another, Bounds(max_waiting=2))) as client,
+        TestClient(make_app(another, RequestLimits(max_concurrent=2))) as client,
         concurrent.futures.ThreadPoolExecutor(2) as threads,
     ):
         try:
             first = threads.submit(ask, client, body)
             assert slow.began.acquire(timeout=30)
             second = threads.submit(ask, client, body)
-            # Whether there is a place is asked before what a body is.
+            # Free slots are checked before the body is read.
             assert wait_until(
                 lambda: ask(client, b"", **{"Content-Type": "none"}).status_code == 503, 30
             )
@@ -138,13 +138,13 @@ def test_more_requests_than_may_wait_are_turned_away_and_later_taken(served, tin
         assert ask(client, body).status_code == 200
 
 
-def test_defect_of_ours_is_told_as_one_and_the_next_request_is_answered(
-    served, folder, capsys, tiny_params
+def test_defect_is_status_500_and_the_next_request_is_answered(
+    follower, folder, capsys, tiny_params
 ):
-    another = Served(served.wanted, folder, Limits(), "cpu")
+    another = AliasFollower(follower.model_name, folder, ScanLimits(), "cpu")
     good = another.current
     another.current = None
-    with TestClient(make_app(another, Bounds())) as client:
+    with TestClient(make_app(another, RequestLimits())) as client:
         answer = ask(client, request(scan=base64_of(nifti())))
         assert answer.status_code == 500
         assert answer.json()["message"] == "this failed; the server's log says why"

@@ -15,7 +15,7 @@ from random_network import random_trained
 from fullscale.prediction.segmentation import Model
 from fullscale.runtime.errors import ScanError
 from fullscale.serving.row_segmenter import RowSegmenter, example_rows
-from fullscale.serving.upload import Limits
+from fullscale.serving.upload import ScanLimits
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def model(tiny_params):
 
 @pytest.fixture(scope="module")
 def segmenter(model):
-    return RowSegmenter(model, Limits(), "cpu")
+    return RowSegmenter(model, ScanLimits(), "cpu")
 
 
 def read_mask(text):
@@ -52,7 +52,7 @@ def test_scan_is_answered_with_its_mask_and_statistics(segmenter):
 
 def test_rows_may_name_files(model, tmp_path):
     (tmp_path / "a.nii").write_bytes(nifti())
-    segmenter = RowSegmenter(model, Limits(tmp_path), "cpu")
+    segmenter = RowSegmenter(model, ScanLimits(tmp_path), "cpu")
     text = base64_of(nifti())
     rows = pd.DataFrame({"scan": [None, text], "path": ["a.nii", math.nan]})
     answer = segmenter.segment(rows)

@@ -6,7 +6,7 @@ from bodies import make_body, save_nifti
 from cohorts import SPACING_MM, write_dicom_seg, write_series
 
 from fullscale.runtime.errors import ScanError, StageError
-from fullscale.serving.scan_files import find_inputs, read_scan, strip_suffix
+from fullscale.serving.scan_files import find_scans, load_scan, strip_suffix
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def save(path, hu):
 
 
 def names(source):
-    found, is_single = find_inputs(source)
+    found, is_single = find_scans(source)
     return [scan.name for scan in found], is_single
 
 
@@ -34,17 +34,17 @@ def test_suffix_is_stripped(name, stem):
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_nifti_file_is_a_single_scan(tmp_path, hu, suffix):
     source = save(tmp_path / f"scan{suffix}", hu)
-    (found,), is_single = find_inputs(source)
+    (found,), is_single = find_scans(source)
     assert (found.name, is_single, found.is_dicom) == ("scan", True, False)
-    scan = read_scan(found)
+    scan = load_scan(found)
     np.testing.assert_array_equal(scan.volume.values_ZYX, hu)
     assert scan.order is None
 
 
 def test_folder_of_one_series_is_a_single_scan(tmp_path, hu):
-    (found,), is_single = find_inputs(write_series(tmp_path / "ct", hu))
+    (found,), is_single = find_scans(write_series(tmp_path / "ct", hu))
     assert (found.name, is_single, found.is_dicom) == ("ct", True, True)
-    scan = read_scan(found)
+    scan = load_scan(found)
     np.testing.assert_array_equal(scan.volume.values_ZYX, hu)
     assert len(scan.order.files) == len(hu)
 
@@ -73,12 +73,12 @@ def test_hidden_files_and_folders_are_left_alone(tmp_path, hu):
 def test_two_series_in_one_folder_are_two_scans(tmp_path, hu):
     write_series(tmp_path / "ct", hu)
     write_series(tmp_path / "ct", hu[:8], name="second{:05d}.dcm")
-    found, is_single = find_inputs(tmp_path / "ct")
+    found, is_single = find_scans(tmp_path / "ct")
     assert not is_single
     assert [scan.name for scan in found] == ["ct_1", "ct_2"]
     assert [len(scan.files) for scan in found] == [16, 8]
     for scan in found:
-        read_scan(scan)
+        load_scan(scan)
 
 
 def test_other_dicom_objects_are_no_scans(tmp_path):
@@ -91,32 +91,32 @@ def test_cut_off_slice_is_named_and_not_left_out(tmp_path, hu, num_bytes):
     write_series(tmp_path / "ct", hu)
     path = sorted((tmp_path / "ct").iterdir())[0]
     path.write_bytes(path.read_bytes()[:num_bytes])
-    (found,), is_single = find_inputs(tmp_path / "ct")
+    (found,), is_single = find_scans(tmp_path / "ct")
     assert is_single
     with pytest.raises(ScanError, match=path.name):
-        read_scan(found)
+        load_scan(found)
 
 
 def test_parsers_warn_of_nothing(tmp_path, hu, recwarn):
     write_series(tmp_path / "ct", hu, PatientBirthDate="Doe^Jane")
     recwarn.clear()
-    (found,), _ = find_inputs(tmp_path / "ct")
-    read_scan(found)
+    (found,), _ = find_scans(tmp_path / "ct")
+    load_scan(found)
     assert [str(each.message) for each in recwarn if "Doe" in str(each.message)] == []
 
 
 def test_what_is_no_scan_is_refused(tmp_path, hu):
     with pytest.raises(StageError, match=r"there is no .*nowhere"):
-        find_inputs(tmp_path / "nowhere")
+        find_scans(tmp_path / "nowhere")
     (tmp_path / "a.txt").write_text("no scan")
     with pytest.raises(StageError, match=r"wanted a \.nii or \.nii\.gz file"):
-        find_inputs(tmp_path / "a.txt")
+        find_scans(tmp_path / "a.txt")
     with pytest.raises(StageError, match="holds no scan"):
-        find_inputs(tmp_path)
+        find_scans(tmp_path)
 
 
 def test_two_scans_of_one_name_are_refused(tmp_path, hu):
     save(tmp_path / "a.nii", hu)
     save(tmp_path / "a.nii.gz", hu)
     with pytest.raises(StageError, match="two scans named a; rename one"):
-        find_inputs(tmp_path)
+        find_scans(tmp_path)

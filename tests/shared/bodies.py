@@ -1,4 +1,4 @@
-"""Small bodies in HU with liver and spleen, in any orientation, for the tests of scans."""
+"""Make small bodies in HU with liver and spleen, in any orientation, for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LABELS = {"background": 0, "liver": 1, "spleen": 2}
 
 
 def make_body(shape_ZYX=(16, 40, 48), spacing_mm=(8.0, 7.0, 7.0), seed=0):
-    """HU int16 and labels uint8, (Z, Y, X) in LPS: liver at low x, which is the patient's right."""
+    """Return HU int16 and labels uint8, (Z, Y, X) in LPS; the liver is at low x, the right side."""
     rng = np.random.default_rng(seed)
     steps = np.array(spacing_mm)
     zyx = np.stack(np.meshgrid(*[np.arange(n) for n in shape_ZYX], indexing="ij"), axis=-1)
@@ -38,7 +38,7 @@ def make_body(shape_ZYX=(16, 40, 48), spacing_mm=(8.0, 7.0, 7.0), seed=0):
 
 
 def lps_affine(shape_ZYX, spacing_mm, origin_mm=(120.0, 90.0, -40.0)):
-    """RAS+ affine of canonical voxels (x, y, z)."""
+    """Return the RAS+ affine of canonical voxels (x, y, z)."""
     dz, dy, dx = spacing_mm
     affine = np.diag([-dx, -dy, dz, 1.0])
     affine[:3, 3] = origin_mm
@@ -46,14 +46,14 @@ def lps_affine(shape_ZYX, spacing_mm, origin_mm=(120.0, 90.0, -40.0)):
 
 
 def turn(values_ZYX, affine, codes):
-    """Canonical voxels and their affine, stored along the axes `codes` instead."""
+    """Return canonical voxels and their affine reordered to the axes `codes`."""
     turned = ornt_transform(axcodes2ornt("LPS"), axcodes2ornt(codes))
     values = nib.apply_orientation(values_ZYX.transpose(2, 1, 0), turned)
     return values, affine @ inv_ornt_aff(turned, values_ZYX.transpose(2, 1, 0).shape)
 
 
 def save_nifti(path: Path, values_ZYX, spacing_mm, codes="LPS", dtype=None):
-    """Write with nibabel's own writer, which shares nothing with ours."""
+    """Write a NIfTI file with nibabel's writer, independent of the code under test."""
     values, affine = turn(values_ZYX, lps_affine(values_ZYX.shape, spacing_mm), codes)
     image = nib.Nifti1Image(np.ascontiguousarray(values), affine)
     if dtype is not None:

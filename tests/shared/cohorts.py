@@ -1,4 +1,4 @@
-"""Whole cohorts on disk, in every layout, for the tests of scans and tasks."""
+"""Write small cohorts in every layout, for tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ORIENTATIONS = ("LPS", "RAS", "LAS", "PSR")
 
 
 def write_nnunet(folder: Path, num_cases: int = 3, *, prefix="case", seed=0, cases_csv=None):
-    """nnU-Net raw, each case in another orientation."""
+    """Write nnU-Net raw, each case in another orientation."""
     for number in range(num_cases):
         hu, labels = make_body(seed=seed + number)
         codes = ORIENTATIONS[number % len(ORIENTATIONS)]
@@ -43,7 +43,7 @@ def write_dataset_json(folder: Path, **changes):
 
 
 def write_msd(folder: Path, num_cases: int = 2):
-    """Medical Segmentation Decathlon: ids as keys, pairs listed."""
+    """Write the Medical Segmentation Decathlon layout: ids as keys, pairs listed."""
     training = []
     for number in range(num_cases):
         hu, labels = make_body(seed=100 + number)
@@ -64,7 +64,7 @@ def write_msd(folder: Path, num_cases: int = 2):
 
 
 def write_lits(folder: Path, numbers=(0, 27)):
-    """LiTS: two folders of plain and of gzipped NIfTI, mixed orientations."""
+    """Write LiTS: two folders of plain and of gzipped NIfTI, mixed orientations."""
     for number in numbers:
         hu, labels = make_body(seed=200 + number)
         labels = (labels == 1).astype(np.uint8)
@@ -77,7 +77,7 @@ def write_lits(folder: Path, numbers=(0, 27)):
 
 
 def write_totalsegmentator(folder: Path, num_cases: int = 2):
-    """One folder per case, one mask per organ; the second case has no spleen mask."""
+    """Write one folder per case, one mask per organ; the second case has no spleen mask."""
     for number in range(num_cases):
         hu, labels = make_body(seed=300 + number)
         case = folder / f"s{number:04d}"
@@ -100,7 +100,7 @@ def write_series(
     order=None,
     **tags,
 ):
-    """A CT series; file names are in reverse of position unless `order` says otherwise."""
+    """Write a CT series; by default the file names are in reverse order of position."""
     folder.mkdir(parents=True, exist_ok=True)
     num = len(hu_ZYX)
     dz, dy, dx = spacing_mm
@@ -138,7 +138,7 @@ def write_series(
 
 
 def write_ircadb(folder: Path, num_cases: int = 2):
-    """PATIENT_DICOM and MASKS_DICOM; the second case has no spleen, the first two tumours."""
+    """Write PATIENT_DICOM and MASKS_DICOM; the second case has no spleen, the first two tumours."""
     for number in range(num_cases):
         hu, labels = make_body(seed=400 + number)
         case = folder / f"3Dircadb1.{number + 1}"
@@ -157,7 +157,7 @@ def write_ircadb(folder: Path, num_cases: int = 2):
 
 
 def write_chaos(folder: Path, num_cases: int = 2):
-    """DICOM_anon and Ground, pictures numbered as the files of the slices."""
+    """Write DICOM_anon and Ground, pictures numbered as the files of the slices."""
     for number in range(num_cases):
         hu, labels = make_body(seed=500 + number)
         case = folder / "CT" / str(number + 1)
@@ -170,7 +170,7 @@ def write_chaos(folder: Path, num_cases: int = 2):
 
 
 def write_dicom_seg(folder: Path, num_cases: int = 2):
-    """CT series and highdicom's own segmentation objects; both cases are one patient."""
+    """Write CT series and DICOM SEG made by highdicom; both cases are of one patient."""
     for number in range(num_cases):
         hu, labels = make_body(seed=600 + number)
         case = folder / f"subject-{number + 1}"

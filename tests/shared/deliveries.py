@@ -1,4 +1,4 @@
-"""Scans that arrive in an inbox as people and scanners send them: good, broken, slow, in parts."""
+"""Send scans to an inbox as people and scanners do: good, broken, slow, in parts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = {
     "bad name": (QUARANTINED, 1),
     "lonely": (WAITING, 1),
 }
-"""What may arrive: where it has to end, and how often it comes."""
+"""Kinds of deliveries: expected final place, and relative frequency."""
 NUM_CHUNKS = 12
 LONGEST_COPY_S = 60.0
 
@@ -41,9 +41,9 @@ class Sent:
 
     Attributes:
         kind: key of `KINDS`.
-        case: as its name says.
-        path: in the inbox, as it was sent.
-        sha256: of its whole content.
+        case: name of the case in the file name.
+        path: path in the inbox.
+        sha256: checksum of the complete file.
     """
 
     kind: str
@@ -52,18 +52,18 @@ class Sent:
     sha256: str
 
     @property
-    def fate(self) -> str:
-        """Where it has to end."""
+    def expected(self) -> str:
+        """Expected final place."""
         return KINDS[self.kind][0]
 
 
 class Sender:
-    """Puts pairs into an inbox.
+    """Send pairs to an inbox.
 
     Args:
-        folder: where pairs are made.
-        inbox: where they are put.
-        chance: all that is random.
+        folder: working folder in which pairs are made.
+        inbox: target folder.
+        chance: source of all random choices.
     """
 
     def __init__(self, folder: Path, inbox: Path, chance: random.Random) -> None:
@@ -74,7 +74,7 @@ class Sender:
         self._number = 0
 
     def send(self) -> str:
-        """Let a pair, or a part of one, arrive; slow ones go on arriving. Says which."""
+        """Send a pair or a part of one, slow ones in a thread; return its kind and case."""
         self._number += 1
         kind = self.chance.choices(list(KINDS), [weight for _, weight in KINDS.values()])[0]
         settled = [case for case in self._good if self._has_left(case)]
@@ -115,12 +115,12 @@ class Sender:
         return f"{kind}: {case}"
 
     def wait(self) -> None:
-        """Wait until all that is still being copied is there."""
+        """Wait until all slow copies are complete."""
         for copy in self._copies:
             copy.join()
 
     def _has_left(self, case: str) -> bool:
-        """Whether a pair that was sent has been sorted away."""
+        """Return True if a pair that was sent is not in the inbox any more."""
         return not any((self.inbox / name.format(case)).exists() for name in (IMAGE, LABEL))
 
     def _later(self, work, *arguments) -> None:
@@ -129,7 +129,7 @@ class Sender:
         self._copies.append(copy)
 
     def _copy(self, files) -> None:
-        """As a mover does that keeps times: the file is there at once, and old."""
+        """Copy like a tool that keeps times: the file appears at once, with an old time."""
         for source, path in files:
             target = self.inbox / path
             part = self.inbox / f".{target.name}"
@@ -139,7 +139,7 @@ class Sender:
             part.rename(target)
 
     def _copy_slowly(self, files, duration_s: float) -> None:
-        """As a slow network does: both files grow."""
+        """Copy like a slow network: both files grow."""
         contents = [(self.inbox / path, source.read_bytes()) for source, path in files]
         for number in range(NUM_CHUNKS):
             for target, content in contents:

@@ -1,4 +1,4 @@
-"""A real MLflow server for tests of what happens when it goes away."""
+"""A real MLflow server, for tests of its outages."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from fullscale.tracking.store import Store
 
 
 class Server:
-    """An MLflow server on a port of its own, which can be killed and started again."""
+    """An MLflow server on a free port, which can be killed and started again."""
 
     def __init__(self, root: Path) -> None:
         with socket.socket() as free:
@@ -29,7 +29,7 @@ class Server:
         self._process: subprocess.Popen | None = None
 
     def start(self, database="mlflow.db"):
-        """Start it and wait until it answers."""
+        """Start the server and wait until it answers."""
         settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "DO_NOT_TRACK": "1"}
         with (self.root / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -42,7 +42,7 @@ class Server:
                 env={**os.environ, **settings, "MLFLOW_DISABLE_TELEMETRY": "true"},
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # its worker is killed with it
+                start_new_session=True,  # so that its worker is killed, too
             )
         deadline_s = time.monotonic() + 180
         while not self.answers():
@@ -51,7 +51,7 @@ class Server:
             time.sleep(0.1)
 
     def answers(self):
-        """Whether it is up."""
+        """Return whether the server answers."""
         try:
             with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:  # noqa: S310
                 return answer.status == 200
@@ -60,7 +60,7 @@ class Server:
 
     @contextlib.contextmanager
     def hanging(self):
-        """Let it accept connections but answer none."""
+        """Within, the server accepts connections but answers none."""
         os.killpg(self._process.pid, signal.SIGSTOP)
         try:
             yield
@@ -68,16 +68,16 @@ class Server:
             os.killpg(self._process.pid, signal.SIGCONT)
 
     def kill(self):
-        """End it at once."""
+        """Kill the server."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     @property
     def client(self):
-        """What a person would look with."""
+        """An MLflow client of the server."""
         return mlflow.MlflowClient(self.uri)
 
     def num_runs(self):
-        """How many runs it has."""
+        """Return the number of runs in the experiment."""
         experiment = self.client.get_experiment_by_name(tracking_store.EXPERIMENT)
         return len(self.client.search_runs([experiment.experiment_id]))

@@ -1,4 +1,4 @@
-"""Scans as requests carry them: good ones, and many that must be refused."""
+"""Request bodies with scans: valid ones, and many that a server must refuse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bodies import lps_affine, make_body
 
 
 def nifti(values_ZYX=None, spacing_mm=(8.0, 7.0, 7.0)) -> bytes:
-    """A NIfTI file, uncompressed, of a small body unless other voxels are given."""
+    """Return an uncompressed NIfTI file; by default of a small body."""
     if values_ZYX is None:
         values_ZYX = make_body(spacing_mm=spacing_mm)[0]
     affine = lps_affine(values_ZYX.shape, spacing_mm)
@@ -24,12 +24,12 @@ def nifti(values_ZYX=None, spacing_mm=(8.0, 7.0, 7.0)) -> bytes:
 
 
 def base64_of(content: bytes) -> str:
-    """Text as a row carries it."""
+    """Encode a file for the column `scan`."""
     return base64.b64encode(content).decode()
 
 
 def claiming(shape, content: bytes | None = None, bits: int = 16) -> bytes:
-    """A file whose header says another shape, and voxels of another size."""
+    """Return a file whose header claims another shape and voxel size."""
     changed = bytearray(content or nifti())
     changed[40:56] = struct.pack("<8h", 3, *shape, 1, 1, 1, 1)
     changed[70:74] = struct.pack("<2h", {16: 4, 64: 64}[bits], bits)
@@ -38,17 +38,17 @@ def claiming(shape, content: bytes | None = None, bits: int = 16) -> bytes:
 
 @functools.lru_cache
 def bomb(num_bytes: int) -> bytes:
-    """Zeros, packed a thousand times smaller."""
+    """Return zeros that gzip made a thousand times smaller."""
     return gzip.compress(bytes(num_bytes), 9)
 
 
 def request(**fields) -> bytes:
-    """A body with one row."""
+    """Return a body with one row."""
     return json.dumps({"dataframe_records": [fields]}).encode()
 
 
 def malformed(seed: int, num: int) -> Iterator[bytes]:
-    """Bodies that no server should answer, of every kind in turn, damaged at random places."""
+    """Yield bodies that a server must refuse, of each kind in turn, damaged at random places."""
     rng = random.Random(seed)
     whole = nifti()
     zipped = gzip.compress(whole)

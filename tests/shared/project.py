@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -55,8 +57,13 @@ class Project:
         path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
-def clone_project(folder: Path) -> Project:
-    """This working tree, without what git ignores, as a repository of its own."""
+def clone_project(folder: Path, *, with_sample: bool = True) -> Project:
+    """Return this working tree, without what git ignores, as a new repository in `folder`.
+
+    Args:
+        folder: new.
+        with_sample: copy the remote with the published scans too.
+    """
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         capture_output=True,
@@ -64,6 +71,8 @@ def clone_project(folder: Path) -> Project:
     )
     for name in listed.stdout.decode().split("\0"):
         source = ROOT / name
+        if not with_sample and name.startswith("sample-remote/"):
+            continue
         if name and source.is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(source.read_bytes())
@@ -72,3 +81,54 @@ def clone_project(folder: Path) -> Project:
     project.run("git", "add", "--all")
     project.run("git", "commit", "--quiet", "--message", "clone")
     return project
+
+
+def copy_project(template: Project, folder: Path) -> Project:
+    """Copy a project, with all that was made in it and the files next to it, to a new folder.
+
+    Absolute paths in its DVC settings and its MLflow database are changed to those of the copy.
+    """
+    before, after = str(template.root.parent), str(folder)
+    shutil.copytree(before, folder, symlinks=True, dirs_exist_ok=True)
+    project = Project(folder / template.root.name)
+    settings = project.root / ".dvc/config.local"
+    if settings.exists():
+        settings.write_text(settings.read_text().replace(before, after))
+    database = project.root / "mlruns/mlflow.db"
+    if database.exists():
+        _move_artifacts(database, before, after)
+    return project
+
+
+def _move_artifacts(database: Path, before: str, after: str) -> None:
+    """Replace a folder's path in all places of an MLflow database."""
+    connection = sqlite3.connect(database)
+    tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    for (table,) in tables:
+        for column in connection.execute(f"PRAGMA table_info({table})").fetchall():
+            name, kind = column[1], column[2]
+            if kind.startswith(("VARCHAR", "TEXT")):
+                connection.execute(
+                    f"UPDATE {table} SET {name} = replace({name}, ?, ?) "  # noqa: S608 - own names
+                    f"WHERE instr({name}, ?)",
+                    (before, after, before),
+                )
+    connection.commit()
+    connection.close()
+
+
+def write_published(folder: Path) -> None:
+    """Write README, parameters and reports to `folder` as they are in git's index.
+
+    On another machine `make repro` leaves other scores in the working tree; those are not staged.
+    """
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "README.md", "params.yaml", "reports"],
+        capture_output=True,
+        check=True,
+    )
+    subprocess.run(
+        ["git", "-C", str(ROOT), "checkout-index", "-z", "--stdin", f"--prefix={folder}/"],
+        input=listed.stdout,
+        check=True,
+    )

@@ -1,4 +1,4 @@
-"""A trained network that no one trained, for the tests of what is done with one."""
+"""Networks with random weights, in place of trained ones."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from fullscale.params import Params
-from fullscale.prediction.network_files import Trained, build, describe, save_trained
+from fullscale.prediction.network_files import Trained, build, describe_network, save_trained
 
 
 def random_trained(params: Params, name: str = "unet3plus", *, seed: int = 0, **changes) -> Trained:
-    """Random weights whose gate, where there is one, is open: every slice has something in it.
+    """Return a network with random weights; its classifier finds every organ in every slice.
 
     Args:
         params: of the project.
@@ -20,7 +20,7 @@ def random_trained(params: Params, name: str = "unet3plus", *, seed: int = 0, **
         changes: of the description.
     """
     torch.manual_seed(seed)
-    description = describe(name, params).model_copy(update=changes)
+    description = describe_network(name, params).model_copy(update=changes)
     network = build(description).eval()
     if network.classifier is not None:
         network.classifier.conv.bias.data.unflatten(0, (-1, 2))[:, 1] += 100
@@ -28,14 +28,14 @@ def random_trained(params: Params, name: str = "unet3plus", *, seed: int = 0, **
 
 
 def save_random(folder: Path, params: Params, *, seed: int = 0) -> Path:
-    """Such a network on disk, as stage train leaves it; returns the folder."""
+    """Write such a network to a folder, as stage train does; return the folder."""
     trained = random_trained(params, seed=seed)
     save_trained(folder, trained.network, trained.description)
     return folder
 
 
 def narrow(params: Params) -> Params:
-    """The same project with the smallest network, on small slices."""
+    """Return params with the smallest network and small slices."""
     return params.model_copy(
         update={
             "train": params.train.model_copy(update={"width": 4}),

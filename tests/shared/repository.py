@@ -1,4 +1,4 @@
-"""A small repository of git and DVC, for tests of what makes data versions."""
+"""Make a small repository of git and DVC, for tests of data versions."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 
 def make_repository(root: Path) -> Path:
-    """Three scans in data/, versioned, and the parameters of this project."""
+    """Make a repository with three versioned scans in data/ and the parameters of this project."""
     root.mkdir(parents=True)
     git(root, "init", "--quiet")
     run_program(["dvc", "init", "--quiet"], root)

@@ -57,7 +57,7 @@ def is_listening(port: int) -> bool:
 
 def make_project(folder: Path) -> Project:
     """A clone whose flows are those above, with ports of its own."""
-    project = clone_project(folder)
+    project = clone_project(folder, with_sample=False)
     flows = project.root / "flows"
     (flows / "retrain.py").write_text(RETRAIN)
     (flows / "watch_inbox.py").write_text(LOOK.format(name="watch-inbox", function="watch_inbox"))

@@ -1,6 +1,6 @@
 """Days of work in minutes: scans land, processes are killed, and in the end all is in its place.
 
-    PYTHONPATH=tests:tests/scans python tests/shared/soak.py --minutes 30 --seed 1 --log soak.log
+    make soak MINUTES=30
 
 Real servers, a worker and all deployments run on a clone of the project with few and small scans.
 What is random follows from the seed; when a process is there to be killed, the machine decides.
@@ -33,7 +33,7 @@ from webhook import open_receiver
 from fullscale.versioning.data_version import find_unannounced
 from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
 from fullscale.versioning.provenance import parse_data_version
-from fullscale.versioning.retraining import list_begun, newest_branch
+from fullscale.versioning.retraining import list_pending, newest_branch
 
 ARRIVAL_S = (10.0, 50.0)
 KILL_EVERY_S = 120.0
@@ -181,11 +181,11 @@ class Soak:
 
     def _unrest(self, received: list[dict]) -> str:
         """What is still to be done; empty at rest."""
-        waiting = {sent.path for sent in self.sender.sent if sent.fate == WAITING}
+        waiting = {sent.path for sent in self.sender.sent if sent.expected == WAITING}
         lying = {str(path.relative_to(self.inbox)) for path in self.inbox.glob("*sTr/*")}
         if lying != waiting:
             return f"not sorted: {sorted(lying ^ waiting)}"
-        if find_unannounced(self.root) or list_begun(self.root):
+        if find_unannounced(self.root) or list_pending(self.root):
             return "a data version or a retraining was not told of"
         branch = newest_branch(self.root)
         tip = find_commit(self.root, f"refs/heads/{SCANS_BRANCH}")
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--kill-every-s", type=float, default=KILL_EVERY_S)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--log", type=Path, default=Path("soak.log"))
+    parser.add_argument("--log", type=Path, default=Path(tempfile.gettempdir()) / "soak.log")
     parser.add_argument("--folder", type=Path, help="keep everything there")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

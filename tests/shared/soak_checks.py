@@ -16,7 +16,7 @@ from quick_project import REMOTE
 from fullscale.params import load_params
 from fullscale.runtime.files import file_sha256
 from fullscale.scans.cohort import read_cohort, safe_name
-from fullscale.tracking.store import Store, spoken_to
+from fullscale.tracking.store import Store, use_tracking_uri
 from fullscale.versioning.git import SCANS_BRANCH, git
 from fullscale.versioning.provenance import digest_test_set, parse_data_version
 from tasks.split import is_test_patient
@@ -86,11 +86,11 @@ def verify_files(inbox: Path, sent: list[Sent]) -> dict[str, int]:
             assert (path.parent / "reason.txt").read_text().strip(), path
         case = path.name.removesuffix(".nii.gz").removesuffix("_0000")
         found.setdefault((case, file_sha256(path)), set()).add(place)
-    fates = Counter(each.fate for each in sent)
+    fates = Counter(each.expected for each in sent)
     wanted: dict[tuple[str, str], set[str]] = {}
     for each in sent:  # one content may come twice, as when only the image beside it is another
-        case = safe_name(each.case) if each.fate == QUARANTINED else each.case
-        wanted.setdefault((case, each.sha256), set()).add(each.fate)
+        case = safe_name(each.case) if each.expected == QUARANTINED else each.case
+        wanted.setdefault((case, each.sha256), set()).add(each.expected)
     for key, fate in wanted.items():
         places = found.get(key, set())
         assert places == fate, f"{key}: found in {sorted(places) or 'no place'}, not {sorted(fate)}"
@@ -106,7 +106,7 @@ def verify_data(elsewhere: Project, sent: list[Sent]) -> int:
     elsewhere.run("dvc", "pull", "--quiet", "data.dvc")
     cohort = read_cohort(elsewhere.root / "data")
     landed = {case.name for case in cohort.cases if case.training_only}
-    assert landed == {each.case for each in sent if each.fate == ACCEPTED}
+    assert landed == {each.case for each in sent if each.expected == ACCEPTED}
     for case in cohort.cases:
         assert file_sha256(case.image) == case.image_sha256, case.name
         assert file_sha256(case.label) == case.label_sha256, case.name
@@ -161,7 +161,7 @@ def verify_registry(
         made_on = {commit for _, commit in weights.get(tags["weights_sha256"], [])}
         assert tags["git_commit"] in made_on, name
         assert tags["test_set"] == test_set, name
-        with spoken_to(Store(mlflow_url)):
+        with use_tracking_uri(Store(mlflow_url)):
             fetched = mlflow.artifacts.download_artifacts(f"models:/{MODEL}/{version.version}")
         file = Path(fetched) / "artifacts/weights.safetensors"
         assert file_sha256(file) == tags["weights_sha256"], name

@@ -20,14 +20,14 @@ QUOTED = "a%20database%20password%2F%25"
 
 
 def postgres_programs() -> Path:
-    """The folder of Debian's newest PostgreSQL."""
+    """Return the program folder of the newest PostgreSQL from Debian."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
     assert found, "no PostgreSQL; apt-get install postgresql"
     return found[-1].parent
 
 
 class Postgres:
-    """A cluster in a folder of its own, which only a password opens."""
+    """A PostgreSQL cluster with a password, in a temporary folder."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -39,7 +39,7 @@ class Postgres:
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(postgres_programs() / program), *arguments]
-        # Its output stays open in the server, so it goes to a file and not to a pipe.
+        # The server keeps the output open, so a pipe would never end.
         with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
             done = subprocess.run(
                 command,
@@ -55,7 +55,7 @@ class Postgres:
         assert done.returncode == 0, Path(log.name).read_text()
 
     def start(self) -> None:
-        """Create the cluster and two databases."""
+        """Create and start the cluster, with two databases."""
         secret = self.folder / "password"
         secret.write_text(PASSWORD)
         if self._user:
@@ -74,13 +74,13 @@ class Postgres:
         connection.close()
 
     def connect(self, database: str):
-        """Open a database as its user."""
+        """Open a connection to a database."""
         return psycopg2.connect(
             host="127.0.0.1", port=self.port, user="team", password=PASSWORD, dbname=database
         )
 
     def count(self, database: str, table: str) -> int:
-        """How many rows a table has."""
+        """Return the number of rows of a table."""
         connection = self.connect(database)
         with connection.cursor() as cursor:
             cursor.execute(f"SELECT count(*) FROM {table}")  # noqa: S608 - names from tests
@@ -89,18 +89,18 @@ class Postgres:
         return number
 
     def url(self, database: str, driver: str = "postgresql") -> str:
-        """Its address with user and password."""
+        """Return the URL of a database, with user and password."""
         return f"{driver}://team:{QUOTED}@127.0.0.1:{self.port}/{database}"
 
     def stop(self) -> None:
-        """End the cluster and remove it."""
+        """Stop the cluster and remove its folder."""
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "stop")
         shutil.rmtree(self.folder)
         self.folder.with_name(self.folder.name + ".log").unlink()
 
 
 class ObjectStore:
-    """An S3 endpoint with one bucket."""
+    """An S3 endpoint with one bucket, in memory."""
 
     def __init__(self, bucket: str) -> None:
         port = free_port()
@@ -136,11 +136,11 @@ class ObjectStore:
         return True
 
     def keys(self, prefix: str) -> list[str]:
-        """Names of the objects below a prefix."""
+        """Return the names of the objects below a prefix."""
         answer = self.client.list_objects_v2(Bucket=self.bucket, Prefix=prefix)
         return [item["Key"] for item in answer.get("Contents", [])]
 
     def stop(self) -> None:
-        """End it; what it held is gone."""
+        """Stop the endpoint; its content is lost."""
         self.process.kill()
         self.process.wait()

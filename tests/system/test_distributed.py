@@ -5,23 +5,20 @@ import time
 
 import mlflow
 import pytest
-from project import clone_project
+from project import copy_project
 
 from fullscale.training.history import read_history
 
 pytestmark = pytest.mark.slow
+NETWORK = "unet3plus"
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    project = clone_project(tmp_path_factory.mktemp("distributed") / "project")
-    project.run("dvc", "pull", "--quiet", "data.dvc")
-    project.change_params("slice", size_px=32)
+def project(reproduced_template, tmp_path_factory):
+    project = copy_project(reproduced_template, tmp_path_factory.mktemp("distributed"))
     project.change_params(
         "train",
-        width=4,
         num_epochs=2,
-        num_picture_slices=0,
         optimizer="sgd",
         learning_rate=0.0003,  # with larger ones rounding grows from step to step
     )
@@ -30,7 +27,6 @@ def project(tmp_path_factory):
     project.change_params(
         "recipes", unet3plus=recipes | {"loss_terms": ["focal", "ms_ssim", "iou"]}
     )
-    project.run("dvc", "repro", "split")
     return project
 
 
@@ -38,8 +34,8 @@ def set_processes(project, count):
     project.change_params("train", devices=count, strategy="ddp" if count > 1 else "auto")
 
 
-def history(project, name):
-    return read_history(project.root / f"artifacts/train/{name}/history.csv")
+def history(project):
+    return read_history(project.root / f"artifacts/train/{NETWORK}/history.csv")
 
 
 def runs(project):
@@ -50,13 +46,10 @@ def runs(project):
 
 @pytest.fixture(scope="module")
 def alone(project):
-    """Histories of both networks, trained by one process."""
+    """History of the network, trained by one process."""
     set_processes(project, 1)
-    found = {}
-    for name in ("unet", "unet3plus"):
-        project.run("python", "-m", "tasks.train", name)
-        found[name] = history(project, name)
-    return found
+    project.run("python", "-m", "tasks.train", NETWORK)
+    return history(project)
 
 
 def assert_same_curve(found, expected):
@@ -67,13 +60,12 @@ def assert_same_curve(found, expected):
             assert one[key] == pytest.approx(value, abs=5e-4), key
 
 
-@pytest.mark.parametrize("name", ["unet", "unet3plus"])
-def test_two_processes_give_the_curve_of_one(project, alone, name):
+def test_two_processes_give_the_curve_of_one(project, alone):
     _, before = runs(project)
     set_processes(project, 2)
-    told = project.run("python", "-m", "tasks.train", name)
-    assert told.count(f"{name} epoch 2/2") == 1
-    assert_same_curve(history(project, name), alone[name])
+    told = project.run("python", "-m", "tasks.train", NETWORK)
+    assert told.count(f"{NETWORK} epoch 2/2") == 1
+    assert_same_curve(history(project), alone)
     client, after = runs(project)
     assert len(after) == len(before) + 1
     points = client.get_metric_history(after[0].info.run_id, "val/dice")
@@ -83,19 +75,17 @@ def test_two_processes_give_the_curve_of_one(project, alone, name):
 def test_torchrun_gives_the_same_curve(project, alone):
     set_processes(project, 2)
     told = project.run(
-        "torchrun", "--standalone", "--nproc-per-node=2", "-m", "tasks.train", "unet"
+        "torchrun", "--standalone", "--nproc-per-node=2", "-m", "tasks.train", NETWORK
     )
-    assert told.count("unet epoch 2/2") == 1
-    assert_same_curve(history(project, "unet"), alone["unet"])
+    assert told.count(f"{NETWORK} epoch 2/2") == 1
+    assert_same_curve(history(project), alone)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_other_number_of_processes_goes_on(project, alone, before, after):
-    project.change_params("compute", checkpoint_interval_s=0)
-    set_processes(project, before)
-    folder = project.root / ".cache/train/unet/checkpoints"
+def stop_after(project, num_checkpoints):
+    """Train until some checkpoints have been written since the beginning, then interrupt."""
+    folder = project.root / f".cache/train/{NETWORK}/checkpoints"
     process = subprocess.Popen(
-        ["python", "-m", "tasks.train", "unet"],
+        ["python", "-m", "tasks.train", NETWORK],
         cwd=project.root,
         env=project.environment,
         stdout=subprocess.PIPE,
@@ -103,7 +93,7 @@ def test_other_number_of_processes_goes_on(project, alone, before, after):
         text=True,
     )
     end = time.monotonic() + 120
-    while not any(int(path.name[:6]) >= 12 for path in folder.glob("*.ckpt")):
+    while not any(int(path.name[:6]) >= num_checkpoints for path in folder.glob("*.ckpt")):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -111,9 +101,18 @@ def test_other_number_of_processes_goes_on(project, alone, before, after):
     told, _ = process.communicate(timeout=30)
     assert process.returncode == 143, told
     assert len(list(folder.glob("*.ckpt"))) == 2
+
+
+def test_other_number_of_processes_resumes(project, alone):
+    """Two processes begin, one resumes, and two end the training."""
+    project.change_params("compute", checkpoint_interval_s=0)
+    set_processes(project, 2)
+    stop_after(project, 6)
     _, runs_before = runs(project)
-    set_processes(project, after)
-    told = project.run("python", "-m", "tasks.train", "unet")
-    assert_same_curve(history(project, "unet"), alone["unet"])
+    set_processes(project, 1)
+    stop_after(project, 14)
+    set_processes(project, 2)
+    project.run("python", "-m", "tasks.train", NETWORK)
+    assert_same_curve(history(project), alone)
     _, runs_after = runs(project)
     assert len(runs_after) == len(runs_before)

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from fullscale.params import load_params
 from tasks.cli import app
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):

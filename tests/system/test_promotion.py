@@ -18,7 +18,6 @@ from cohorts import SPACING_MM, write_nnunet
 from mlflow_server import Server
 from playwright.sync_api import Page, expect, sync_playwright
 from prefect.artifacts import Artifact
-from prefect.testing.utilities import prefect_test_harness
 from project import Project, clone_project
 from random_network import random_trained
 
@@ -32,8 +31,9 @@ from fullscale.runtime.files import file_sha256
 from fullscale.scans.cohort import Cohort, read_cohort
 from fullscale.training.history import write_history
 from fullscale.versioning.provenance import digest_test_set, read_provenance
+from fullscale.workspace import open_workspace
 from tasks.evaluate import draw_case
-from tasks.register import decide, register, write_verdict
+from tasks.register import decide, record_verdict, register
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -58,9 +58,7 @@ def add_network(root: Path, name: str, params: Params, cohort: Cohort, seed: int
     save_trained(folder, trained.network, trained.description)
     write_history(folder / "history.csv", [{"epoch": 1, "val/dice": 0.25}])
     cases = {case.name: case for case in cohort.cases}
-    predictor, scores = evaluate_network(
-        trained, cohort, sorted(cases), **params.evaluate.model_dump()
-    )
+    predictor, scores = evaluate_network(trained, cohort, sorted(cases), params.evaluate)
     scores = scores.assign(dice=dice, num_false_positive_slices=0)
     reports = root / "reports" / name
     scores.to_csv(reports / "cases.csv", index=False)
@@ -85,7 +83,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
 def registered(tmp_path_factory, server) -> Registered:
     """Two versions that passed the gate; the first one is the champion."""
     folder = tmp_path_factory.mktemp("promotion")
-    project = clone_project(folder / "project")
+    project = clone_project(folder / "project", with_sample=False)
     project.environment["MLFLOW_TRACKING_URI"] = server.uri
     project.change_params("slice", size_px=32)
     project.change_params("train", width=4)
@@ -98,18 +96,13 @@ def registered(tmp_path_factory, server) -> Registered:
     weights_sha256 = {}
     for seed in (1, 2):
         add_network(root, "unet3plus", params, cohort, seed=seed, dice=0.9)
-        verdict = decide(params, root, server.store)
-        content = write_verdict(verdict, params, root, read_provenance(root))
-        version = register(params, root, server.store, content)
+        workspace = open_workspace(root)
+        verdict = decide(params, workspace, server.store)
+        content = record_verdict(verdict, params, workspace, read_provenance(root))
+        version = register(params, workspace, server.store, content)
         assert version == str(seed)
         weights_sha256[version] = file_sha256(root / "artifacts/train/unet3plus" / WEIGHTS_NAME)
     return Registered(project, weights_sha256)
-
-
-@pytest.fixture(scope="module")
-def prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 @contextmanager
@@ -165,11 +158,11 @@ def check_page(page: Page, content: dict) -> None:
     """The version's page shows its verdict, the scores of three networks, and its pictures."""
     main = page.get_by_role("main")
     expect(main.get_by_role("heading", name="PASS: the candidate may be promoted")).to_be_visible()
-    for clause in content["clauses"]:
+    for criterion in content["criteria"]:
         row = main.get_by_role("row").filter(
-            has=page.get_by_role("cell", name=clause["found"], exact=True)
+            has=page.get_by_role("cell", name=criterion["found"], exact=True)
         )
-        expect(row.get_by_role("cell", name=clause["wanted"], exact=True)).to_be_visible()
+        expect(row.get_by_role("cell", name=criterion["wanted"], exact=True)).to_be_visible()
     scores = main.get_by_role("table").filter(
         has=page.get_by_role("columnheader", name="Dice, champion then", exact=True)
     )

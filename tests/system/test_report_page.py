@@ -13,6 +13,9 @@ from prefect.testing.utilities import prefect_test_harness
 from project import ROOT
 
 from flows.artifacts import show_verdict
+from fullscale.evaluation.score_files import read_verdict
+from fullscale.reporting.results import read_results
+from fullscale.workspace import open_workspace
 from tasks.report import write_report
 
 pytestmark = pytest.mark.slow
@@ -48,7 +51,9 @@ def browser():
 def page(tmp_path_factory):
     """The page of the committed reports; scans and networks need not be there."""
     path = tmp_path_factory.mktemp("page") / "page.html"
-    write_report(ROOT, path, with_overlays=False)
+    workspace = open_workspace(ROOT)
+    params = workspace.load_params()
+    write_report(read_results(workspace, params), params, path, with_overlays=False)
     return path
 
 
@@ -109,7 +114,7 @@ def test_page_prints(browser, page, tmp_path):
 
 
 def test_verdict_is_an_image_artifact():
-    verdict = json.loads((ROOT / "reports/gate.json").read_text())
+    verdict = read_verdict(open_workspace(ROOT))
     gain = {
         "mean": 0.1, "low": 0.05, "high": 0.2, "p_value": 0.01, "num_patients": 8, "num_pairs": 17,
     }  # fmt: skip

@@ -30,8 +30,8 @@ from fullscale.params import load_params
 from fullscale.prediction.network_files import DESCRIPTION_NAME, WEIGHTS_NAME
 from fullscale.runtime.files import file_sha256
 from fullscale.serving.row_segmenter import ANSWERS, COLUMNS, example_rows
-from fullscale.tracking.registry import CHAMPION, FILES_TAG, announce, log_model
-from fullscale.tracking.store import WEIGHTS_TAG, Store, connect, spoken_to
+from fullscale.tracking.registry import CHAMPION, FILES_TAG, ModelPackage, announce, log_model
+from fullscale.tracking.store import WEIGHTS_TAG, Store, connect, use_tracking_uri
 from tasks.register import LIBRARIES, PACKAGES, get_version
 
 pytestmark = pytest.mark.slow
@@ -68,14 +68,16 @@ class Registry:
             self.store,
             client.create_run(experiment_id).info.run_id,
             NAME,
-            {"weights": folder / WEIGHTS_NAME, "description": folder / DESCRIPTION_NAME},
-            code=tuple(ROOT / package for package in PACKAGES),
-            model_file=ROOT / "fullscale/serving/pyfunc_model.py",
-            model_config={"threshold": 0.5},
-            pip_requirements=[f"{library}=={get_version(library)}" for library in LIBRARIES],
-            inputs=COLUMNS,
-            outputs=ANSWERS,
-            input_example=example_rows(),
+            ModelPackage(
+                {"weights": folder / WEIGHTS_NAME, "description": folder / DESCRIPTION_NAME},
+                code=tuple(ROOT / package for package in PACKAGES),
+                model_file=ROOT / "fullscale/serving/pyfunc_model.py",
+                model_config={"threshold": 0.5},
+                pip_requirements=[f"{library}=={get_version(library)}" for library in LIBRARIES],
+                inputs=COLUMNS,
+                outputs=ANSWERS,
+                input_example=example_rows(),
+            ),
         )
         announce(self.store, NAME, version, {WEIGHTS_TAG: file_sha256(folder / WEIGHTS_NAME)})
 
@@ -265,7 +267,7 @@ def test_mlflow_predicts_a_batch(registry, tmp_path):
 
 
 def test_version_has_a_signature_and_an_example_that_it_answers(registry):
-    with spoken_to(registry.store):
+    with use_tracking_uri(registry.store):
         model = mlflow.pyfunc.load_model(f"models:/{NAME}/1")
     schema = model.metadata.get_input_schema()
     assert [(each.name, str(each.type), each.required) for each in schema] == [

@@ -22,7 +22,7 @@ MODEL_NAME = "organs"
 STAGE = f"""
 from pathlib import Path
 import pandas
-from fullscale.tracking.registry import log_model
+from fullscale.tracking.registry import ModelPackage, log_model
 from fullscale.tracking.store import connect, default_store
 
 store = default_store(Path())
@@ -32,9 +32,11 @@ client.log_metric(run.info.run_id, "val/dice", 0.9)
 client.log_text(run.info.run_id, "told", "words.txt")
 Path("weights.bin").write_bytes(b"weights")
 log_model(
-    store, run.info.run_id, "{MODEL_NAME}", {{"weights": Path("weights.bin")}}, (),
-    Path("team_model.py"), {{}}, ["mlflow"], ["scan"], ["scan"],
-    pandas.DataFrame({{"scan": ["words"]}}),
+    store, run.info.run_id, "{MODEL_NAME}",
+    ModelPackage(
+        {{"weights": Path("weights.bin")}}, (), Path("team_model.py"), {{}}, ["mlflow"],
+        ["scan"], ["scan"], pandas.DataFrame({{"scan": ["words"]}}),
+    ),
 )
 client.set_terminated(run.info.run_id)
 """

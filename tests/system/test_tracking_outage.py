@@ -13,7 +13,7 @@ from project import ROOT
 
 from fullscale.runtime.errors import StageError
 from fullscale.tracking import runs
-from fullscale.tracking.journal import list_journals
+from fullscale.tracking.run_record import RunDescription, list_records
 from fullscale.tracking.runs import send_leftovers, training_run
 
 pytestmark = pytest.mark.slow
@@ -22,9 +22,10 @@ pytestmark = pytest.mark.slow
 TRAINING = """
 import sys, time
 from pathlib import Path
+from fullscale.tracking.run_record import RunDescription
 from fullscale.tracking.runs import training_run
-from fullscale.tracking.store import Store
-with training_run(Store(sys.argv[1]), "unet", {}, {}, "d" * 32, Path(sys.argv[2])) as run:
+description = RunDescription(sys.argv[1], None, "unet", {}, {}, "d" * 32)
+with training_run(description, Path(sys.argv[2])) as run:
     for epoch in range(1, 10000):
         run.log_metrics({"val/dice": epoch / 7}, step=epoch)
         print(run.run_id, epoch, flush=True)
@@ -54,7 +55,8 @@ def folder(tmp_path):
 
 
 def start(server, folder, resume=False):
-    return training_run(server.store, "unet", {"width": 4}, {}, "d" * 32, folder, resume=resume)
+    description = RunDescription(server.uri, None, "unet", {"width": 4}, {}, "d" * 32)
+    return training_run(description, folder, resume=resume)
 
 
 def history(server, run_id, key="val/dice"):
@@ -104,7 +106,7 @@ def test_server_killed_and_started_again_during_a_training(server, folder, tmp_p
     (gone,) = [line for line in told if "does not answer" in line]
     (back,) = [line for line in told if "is back;" in line]
     assert gone.startswith(f"MLflow at {server.uri} does not answer (")
-    assert f"metrics are kept in {list_journals(folder)[0].path} and sent when" in gone
+    assert f"metrics are kept in {list_records(folder)[0].path} and sent when" in gone
     assert int(back.split("; ")[1].split()[0]) >= 30
     assert not [record for record in caplog.records if record.name.startswith("urllib3")]
 
@@ -113,7 +115,7 @@ def test_server_that_hangs_to_the_end_gets_the_rest_at_the_next_registration(
     server, folder, tmp_path, capfd, monkeypatch
 ):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setattr(runs, "DRAIN_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(runs, "CLOSING_TIMEOUT_S", 1.0)
     (tmp_path / "trained").mkdir()
     (tmp_path / "trained/weights").write_bytes(b"w")
     with contextlib.ExitStack() as outage:
@@ -125,10 +127,10 @@ def test_server_that_hangs_to_the_end_gets_the_rest_at_the_next_registration(
             run.log_files(tmp_path / "trained", "trained")
             begin_s = time.monotonic()
         assert time.monotonic() - begin_s < 5
-        (journal,) = list_journals(folder)
+        (record,) = list_records(folder)
         told = capfd.readouterr().err
-        assert f"kept in {journal.folder}; the next training or registration sends" in told
-        send_leftovers(server.store, folder)
+        assert f"kept in {record.folder}; the next training or registration sends" in told
+        send_leftovers(folder)
         told = capfd.readouterr().err
         assert "does not answer" in told
         assert "2 files for MLflow" in told
@@ -136,10 +138,10 @@ def test_server_that_hangs_to_the_end_gets_the_rest_at_the_next_registration(
             start(server, folder.with_name("other")).__enter__()
     assert slowest_s < 1
     for _ in range(2):
-        send_leftovers(server.store, folder)
+        send_leftovers(folder)
     assert history(server, run.run_id) == expected(40)
     info = server.client.get_run(run.run_id).info
-    assert (info.status, info.end_time) == ("FINISHED", journal.rows[-1].timestamp_ms)
+    assert (info.status, info.end_time) == ("FINISHED", record.run.ended_ms)
     listed = [item.path for item in server.client.list_artifacts(run.run_id)]
     assert listed == ["curves.png", "trained"]
     assert capfd.readouterr().err.count("now has the") == 1
@@ -159,10 +161,12 @@ def test_training_killed_outright_goes_on_as_the_same_run(server, folder, monkey
             break
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
-    (journal,) = list_journals(folder)
-    last = journal.rows[-1].step
+    (record,) = list_records(folder)
+    last = record.rows[-1].step
     assert last >= 40
-    journal.mark_sent(max(0, journal.num_sent - 100))  # as if the kill came before it was noted
+    record.mark_sent(
+        num_rows=-min(100, record.sent.num_rows)
+    )  # as if the kill came before it was noted
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with contextlib.ExitStack() as outage:
         outage.enter_context(server.hanging())
@@ -179,7 +183,7 @@ def test_server_that_comes_back_empty_gets_a_run_with_all_values(
     server, folder, capfd, monkeypatch
 ):
     """Interrupted without its server, and resumed before it is back."""
-    monkeypatch.setattr(runs, "INTERRUPTED_DRAIN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(runs, "INTERRUPTED_CLOSING_TIMEOUT_S", 0.2)
     with contextlib.suppress(SystemExit), start(server, folder) as first:
         log_epochs(first, 1, 10)
         server.kill()

@@ -7,36 +7,37 @@ import pytest
 import torch
 
 from fullscale.evaluation.calibration import ReliabilityCurve
-from fullscale.evaluation.case_scores import other_gates
+from fullscale.evaluation.case_scores import classifier_variants
 from fullscale.evaluation.summary import (
     evaluate_network,
     picture_cases,
     score_cases,
     summarise,
     summarise_calibration,
-    tabulate,
+    tabulate_calibration,
 )
-from fullscale.prediction.network_files import Trained, build, describe
+from fullscale.params import EvaluateParams
+from fullscale.prediction.network_files import Trained, build, describe_network
 from fullscale.prediction.predictor import Predictor
 from fullscale.runtime.errors import StageError
 from fullscale.scans.volume import read_image, read_labels
 from tasks.evaluate import draw_case
 
-SETTINGS = {"threshold": 0.5, "batch_size": 8, "min_false_positive_px": 2}
+SETTINGS = EvaluateParams(threshold=0.5, batch_size=8, min_false_positive_px=2)
 ORGANS = ("liver", "spleen")
-GATE_COLUMNS = {
+CLASSIFIER_COLUMNS = {
     "num_false_closings",
     "num_closed_voxels",
     "num_false_openings",
-    "gate_sensitivity",
-    "gate_specificity",
+    "classifier_sensitivity",
+    "classifier_specificity",
 }
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_params):
     torch.manual_seed(0)
-    description = describe("unet3plus", tiny_params)
+    description = describe_network("unet3plus", tiny_params)
     return Trained(build(description).eval(), description)
 
 
@@ -47,56 +48,62 @@ def predictor(trained):
 
 @dataclass
 class Drawn:
-    """What an `Annotator` says of a scan."""
+    """The prediction of an `Annotator`."""
 
     masks: dict[str, np.ndarray]
-    gates: dict[str, np.ndarray] | None
+    present: dict[str, np.ndarray] | None
 
     def restore(self, organ):
         return self.masks[organ].astype(np.float32)
 
     def organ_probability(self, organ):
-        return None if self.gates is None else self.gates[organ].astype(np.float32)
+        return None if self.present is None else self.present[organ].astype(np.float32)
 
 
-def gate_of_the_prediction(truth, mask):
+def opens_predicted_slices(truth, mask):
     return mask.any(axis=(1, 2))
 
 
-def gate_of_the_truth(truth, mask):
+def opens_true_slices(truth, mask):
     return truth.any(axis=(1, 2))
 
 
 class Annotator:
-    """Stands where a network would: returns the annotation itself, or an edit of it."""
+    """Replacement of a network: returns the annotation itself, or an edit of it."""
 
     threshold = 0.5
 
-    def __init__(self, predictor, cohort, edit, gate):
+    def __init__(self, predictor, cohort, edit, classifier):
         self.description = predictor.description
-        self._edit, self._gate = edit, gate
+        self._edit, self._classifier = edit, classifier
         self._labels = {
             read_image(case.image).values_ZYX.tobytes(): read_labels(case.label).values_ZYX
             for case in cohort.cases
         }
 
-    def predict(self, scan, gate="hard"):
+    def predict(self, scan, gating="hard"):
         labels = self._labels[scan.values_ZYX.tobytes()]
         truths = {organ: np.isin(labels, ids) for organ, ids in self.description.organs.items()}
         masks = {organ: self._edit(organ, truth) for organ, truth in truths.items()}
-        gates = None
-        if self._gate is not None:
-            gates = {organ: self._gate(truths[organ], mask) for organ, mask in masks.items()}
-        return Drawn(masks, gates)
+        present = None
+        if self._classifier is not None:
+            present = {
+                organ: self._classifier(truths[organ], mask) for organ, mask in masks.items()
+            }
+        return Drawn(masks, present)
 
 
 @pytest.fixture
 def score_drawn(predictor, tiny_cohort):
-    def score(edit=lambda organ, mask: mask, gate=gate_of_the_prediction, **settings):
-        annotator = Annotator(predictor, tiny_cohort, edit, gate)
-        return score_cases(
-            annotator, tiny_cohort.cases, tiny_cohort, min_false_positive_px=2, **settings
-        )
+    def score(
+        edit=lambda organ, mask: mask,
+        classifier=opens_predicted_slices,
+        calibration=None,
+        **changes,
+    ):
+        annotator = Annotator(predictor, tiny_cohort, edit, classifier)
+        settings = SETTINGS.model_copy(update=changes)
+        return score_cases(annotator, tiny_cohort.cases, tiny_cohort, settings, calibration)
 
     return score
 
@@ -118,7 +125,7 @@ def test_perfect_prediction_is_perfect_in_every_score(score_drawn):
         assert (scores[name] == 1).all()
     for name in ("hd95_mm", "mean_surface_distance_mm", "volume_difference_ml", "voxel_fpr"):
         assert (scores[name] == 0).all()
-    for name in ("gate_sensitivity", "gate_specificity"):
+    for name in ("classifier_sensitivity", "classifier_specificity"):
         assert (scores[name].dropna() == 1).all()
     summary = summarise(scores, ORGANS)
     assert summary["test/dice"] == summary["test/dice/liver"] == 1
@@ -153,12 +160,12 @@ def test_scores_use_the_scans_own_spacing(score_drawn, tiny_cohort):
     assert (scores["mean_surface_distance_mm"] > 0).all()
 
 
-def test_network_without_a_classifier_has_no_scores_of_a_gate(score_drawn):
-    with_gate, without = score_drawn(), score_drawn(gate=None)
-    assert set(with_gate) - set(without) == GATE_COLUMNS
+def test_network_without_a_classifier_has_no_scores_of_one(score_drawn):
+    with_classifier, without = score_drawn(), score_drawn(classifier=None)
+    assert set(with_classifier) - set(without) == CLASSIFIER_COLUMNS
     summary = summarise(without, ORGANS)
-    assert not [key for key in summary if "gate" in key or "clos" in key or "opening" in key]
-    assert summary["test/dice"] == summarise(with_gate, ORGANS)["test/dice"]
+    assert not [key for key in summary if "classifier" in key or "clos" in key or "opening" in key]
+    assert summary["test/dice"] == summarise(with_classifier, ORGANS)["test/dice"]
 
 
 def test_largest_component_is_scored_beside_the_raw_prediction(score_drawn):
@@ -178,37 +185,44 @@ def test_nothing_is_cleaned_unless_asked(score_drawn):
     assert not [name for name in score_drawn() if name.endswith("_cleaned")]
 
 
-def test_ablation_takes_other_gates_of_the_same_prediction(score_drawn):
-    """A speck in an organ-free slice, which closed gates wipe out."""
-    scores = score_drawn(with_speck, gate=gate_of_the_truth, ablate_gate=True)
+def test_ablation_scores_variants_of_the_same_prediction(score_drawn):
+    """A speck in an organ-free slice, which the slice classifier removes."""
+    scores = score_drawn(with_speck, classifier=opens_true_slices, ablate_slice_classifier=True)
     assert (scores["dice"] == 1).all()
     assert (scores["num_false_positive_slices"] == 0).all()
-    assert (scores["dice_no_gate"] < 1).all()
-    assert (scores["dice_soft_gate"] == 1).all()
-    assert (scores["num_false_positive_slices_no_gate"] == 1).all()
-    assert (scores["num_false_positive_slices_soft_gate"] == 0).all()
+    assert (scores["dice_no_classifier"] < 1).all()
+    assert (scores["dice_soft_classifier"] == 1).all()
+    assert (scores["num_false_positive_slices_no_classifier"] == 1).all()
+    assert (scores["num_false_positive_slices_soft_classifier"] == 0).all()
     summary = summarise(scores, ORGANS)
-    assert summary["test/dice_no_gate/liver"] < summary["test/dice/liver"] == 1
-    assert summary["test/slice_fpr_no_gate/liver"] > summary["test/slice_fpr_soft_gate/liver"] == 0
+    assert summary["test/dice_no_classifier/liver"] < summary["test/dice/liver"] == 1
+    assert (
+        summary["test/slice_fpr_no_classifier/liver"]
+        > summary["test/slice_fpr_soft_classifier/liver"]
+        == 0
+    )
 
 
-def test_soft_gate_multiplies_and_hard_gate_cuts_at_a_half():
+def test_soft_classifier_multiplies_its_probability():
     probability = np.array([0.9, 0.9, 0.9, 0.4], dtype=np.float32).reshape(4, 1, 1)
-    gate = np.array([1.0, 0.6, 0.2, 1.0], dtype=np.float32)
-    masks = dict(other_gates(probability, gate, 0.5))
-    assert masks["_no_gate"].ravel().tolist() == [True, True, True, False]
-    assert masks["_soft_gate"].ravel().tolist() == [True, True, False, False]
+    present = np.array([1.0, 0.6, 0.2, 1.0], dtype=np.float32)
+    masks = dict(classifier_variants(probability, present, 0.5))
+    assert masks["_no_classifier"].ravel().tolist() == [True, True, True, False]
+    assert masks["_soft_classifier"].ravel().tolist() == [True, True, False, False]
 
 
 def test_network_without_a_classifier_has_nothing_to_ablate(score_drawn):
-    plain, ablated = score_drawn(gate=None), score_drawn(gate=None, ablate_gate=True)
+    plain, ablated = (
+        score_drawn(classifier=None),
+        score_drawn(classifier=None, ablate_slice_classifier=True),
+    )
     pd.testing.assert_frame_equal(plain, ablated)
 
 
-def test_calibration_counts_annotated_organs_after_the_gate(score_drawn):
+def test_calibration_counts_annotated_organs_after_the_classifier(score_drawn):
     curves = {organ: ReliabilityCurve() for organ in ORGANS}
-    score_drawn(with_speck, gate=gate_of_the_truth, calibration=curves)
-    table = tabulate(curves)
+    score_drawn(with_speck, classifier=opens_true_slices, calibration=curves)
+    table = tabulate_calibration(curves)
     assert set(table["organ"]) == set(ORGANS)
     assert set(table["bin_low"]) == {0.0, 0.9}
     assert (table["fraction_true"] == (table["bin_low"] > 0.5)).all()
@@ -221,17 +235,17 @@ def test_calibration_counts_annotated_organs_after_the_gate(score_drawn):
 def test_calibration_of_an_organ_that_was_not_seen_is_left_out():
     curves = {"liver": ReliabilityCurve()}
     assert summarise_calibration(curves) == {}
-    assert tabulate(curves).empty
-    assert "fraction_true" in tabulate(curves)
+    assert tabulate_calibration(curves).empty
+    assert "fraction_true" in tabulate_calibration(curves)
 
 
-def test_ungated_prediction_gated_afterwards_is_what_serving_segments(tiny_params, tiny_cohort):
-    """Some gates closed: slices and masks as the path that skips the decoder makes them."""
-    description = describe("unet3plus", tiny_params)
+def test_slices_closed_afterwards_are_what_serving_segments(tiny_params, tiny_cohort):
+    """Some slices closed: slices and masks as the path that skips the decoder makes them."""
+    description = describe_network("unet3plus", tiny_params)
     torch.manual_seed(3)
     network = build(description).eval()
     cases = tiny_cohort.cases[:3]
-    with torch.no_grad():  # bias of the median slice, so that about half of the gates are open
+    with torch.no_grad():  # bias of the median slice, so that about half of the slices are open
         probe = Predictor(Trained(network, description), 0.5, 8, torch.device("cpu"))
         odds = torch.cat(
             [probe.predict(read_image(case.image)).prediction.organ_probability for case in cases]
@@ -243,12 +257,12 @@ def test_ungated_prediction_gated_afterwards_is_what_serving_segments(tiny_param
         scan = read_image(case.image)
         hard, plain = predictor.predict(scan), predictor.predict(scan, "none")
         for organ in ORGANS:
-            gate = hard.organ_probability(organ)
-            assert np.array_equal(gate > 0.5, plain.organ_probability(organ) > 0.5)
+            present = hard.organ_probability(organ)
+            assert np.array_equal(present > 0.5, plain.organ_probability(organ) > 0.5)
             probability = plain.restore(organ)
-            probability[gate <= 0.5] = 0
+            probability[present <= 0.5] = 0
             assert np.allclose(probability, hard.restore(organ), atol=1e-5)
-            closed.append((gate <= 0.5).mean())
+            closed.append((present <= 0.5).mean())
     assert 0 < np.mean(closed) < 1
 
 
@@ -289,8 +303,8 @@ def test_summary_pools_rates_over_cases():
     summary = summarise(rows, ["liver"])
     assert summary["test/slice_fpr/liver"] == pytest.approx(2 / 20)
     assert summary["test/false_closings/liver"] == pytest.approx(3 / 12)
-    assert summary["test/gate_sensitivity/liver"] == pytest.approx(9 / 12)
-    assert summary["test/gate_specificity/liver"] == pytest.approx(15 / 20)
+    assert summary["test/classifier_sensitivity/liver"] == pytest.approx(9 / 12)
+    assert summary["test/classifier_specificity/liver"] == pytest.approx(15 / 20)
     assert summary["test/closed_volume/liver"] == pytest.approx(15 / 100)
     assert summary["test/num_free_slices/liver"] == 20
     assert summary["test/num_organ_slices/liver"] == 12
@@ -299,7 +313,7 @@ def test_summary_pools_rates_over_cases():
 def test_summary_leaves_out_what_cannot_be_measured():
     summary = summarise(make_rows(num_free_slices=0), ["liver"])
     assert "test/slice_fpr/liver" not in summary
-    assert "test/gate_specificity/liver" not in summary
+    assert "test/classifier_specificity/liver" not in summary
 
 
 def test_summary_of_an_organ_that_no_case_annotates_says_zero_cases():
@@ -356,12 +370,12 @@ def test_one_event_gives_a_rate_but_no_interval(tiny_params):
 
 def test_evaluation_names_missing_cases(trained, tiny_cohort):
     with pytest.raises(StageError, match=r"data/ lacks test cases case_98, case_99"):
-        evaluate_network(trained, tiny_cohort, ["case_00", "case_99", "case_98"], **SETTINGS)
+        evaluate_network(trained, tiny_cohort, ["case_00", "case_99", "case_98"], SETTINGS)
 
 
 def test_evaluation_refuses_empty_test_set(trained, tiny_cohort):
     with pytest.raises(StageError, match="the split holds no test cases"):
-        evaluate_network(trained, tiny_cohort, [], **SETTINGS)
+        evaluate_network(trained, tiny_cohort, [], SETTINGS)
 
 
 def test_segmentation_lies_on_the_scan(predictor, tiny_cohort):
@@ -374,8 +388,8 @@ def test_segmentation_lies_on_the_scan(predictor, tiny_cohort):
         assert np.array_equal(found.label_map > 0, claimed)
 
 
-def test_closed_gate_leaves_slices_empty(tiny_params, tiny_cohort):
-    description = describe("unet3plus", tiny_params)
+def test_closed_classifier_leaves_slices_empty(tiny_params, tiny_cohort):
+    description = describe_network("unet3plus", tiny_params)
     network = build(description).eval()
     with torch.no_grad():
         network.classifier.conv.bias.copy_(torch.tensor([-100.0, 100.0, 100.0, -100.0]))

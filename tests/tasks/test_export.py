@@ -1,4 +1,4 @@
-"""ONNX files: what stands in them, and that they compute what prediction computes."""
+"""ONNX files: their content, and that they compute the same as prediction."""
 
 from __future__ import annotations
 
@@ -18,17 +18,26 @@ from random_network import random_trained
 from torch import nn
 from typer.testing import CliRunner
 
-from fullscale.prediction.network_files import Trained, TrainedOn, build, describe, save_trained
+from fullscale.prediction.network_files import (
+    Trained,
+    TrainedOn,
+    build,
+    describe_network,
+    save_trained,
+)
 from fullscale.prediction.predictor import Predictor
 from fullscale.prediction.segmentation import Model
 from fullscale.runtime.errors import StageError
 from fullscale.scans.volume import read_image
-from fullscale.serving.onnx_check import compare, make_slices, predict
+from fullscale.serving.onnx_check import compare_outputs, compute_reference, make_slices
+from fullscale.serving.onnx_graph import OPSET, to_onnx
 from model.inference import prepare
 from model.networks import NETWORKS
 from model.unet import UNet
 from tasks.cli import app
-from tasks.export import OPSET, TOLERANCE, export, to_onnx
+from tasks.export import TOLERANCE, export
+
+pytestmark = pytest.mark.slow
 
 SHA256 = "0123456789abcdef" * 4
 TRAINED_ON = TrainedOn(
@@ -37,11 +46,11 @@ TRAINED_ON = TrainedOn(
 )  # fmt: skip
 THRESHOLD = 0.5
 ODD_SIZE_PX = 50
-"""Padded by every network, and no multiple of the pooling of any."""
+"""Not a multiple of any network's pooling, so every network pads it."""
 
 
 def settle(network):
-    """Batch norms take the statistics of a batch, so that random maps neither grow nor vanish."""
+    """Set batch norms to the statistics of a batch: random maps then neither grow nor vanish."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -51,9 +60,9 @@ def settle(network):
 
 
 def random_model(params, size_px=32, **changes):
-    """A UNet, or what `changes` of its description make of it."""
+    """A UNet with random weights, or another network by `changes` of the description."""
     torch.manual_seed(0)
-    content = describe("unet", params)
+    content = describe_network("unet", params)
     description = content.model_copy(
         update={"slice": content.slice.model_copy(update={"size_px": size_px}), **changes}
     )
@@ -62,8 +71,8 @@ def random_model(params, size_px=32, **changes):
 
 
 @pytest.fixture(scope="module")
-def gated(tiny_params):
-    """UNet 3+ whose gate is closed for the liver and open for the spleen."""
+def classified(tiny_params):
+    """UNet 3+ whose slice classifier (CGM) finds no liver and a spleen in every slice."""
     trained = random_trained(tiny_params, trained_on=TRAINED_ON)
     settle(trained.network)
     bias_K2 = trained.network.classifier.conv.bias.data.unflatten(0, (-1, 2))
@@ -72,9 +81,9 @@ def gated(tiny_params):
 
 
 @pytest.fixture(scope="module")
-def file(gated, tmp_path_factory):
+def file(classified, tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / "organs.onnx"
-    export(path, gated)
+    export(path, classified)
     return path
 
 
@@ -104,7 +113,7 @@ def test_file_is_valid_and_takes_any_number_of_slices(file, plain_file):
         assert shapes(model.graph.output) == outputs
 
 
-def test_file_says_how_a_slice_is_prepared(file, gated):
+def test_file_says_how_a_slice_is_prepared(file, classified):
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     meta = session.get_modelmeta()
     facts = {key: json.loads(value) for key, value in meta.custom_metadata_map.items()}
@@ -125,7 +134,7 @@ def test_file_says_how_a_slice_is_prepared(file, gated):
         assert key in meta.description
 
 
-def test_file_tells_nothing_of_this_machine(file):
+def test_file_holds_no_paths_of_this_machine(file):
     content = file.read_bytes()
     for private in (str(ROOT), sys.prefix, ".py", "pkg.torch"):
         assert private.encode() not in content
@@ -137,20 +146,20 @@ def test_same_model_gives_the_same_bytes(tiny_params, plain_file, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
-def test_batches_of_any_size_give_what_prediction_gives(file, gated, batch_size):
+def test_batches_of_any_size_give_what_prediction_gives(file, classified, batch_size):
     torch.manual_seed(1)
     image_ZHW = torch.rand(7, 32, 32)
-    wanted = predict(prepare(gated.trained.network), image_ZHW)
+    wanted = compute_reference(prepare(classified.trained.network), image_ZHW)
     assert not wanted["probability"][:, 0].any()
     assert 0.01 < (wanted["probability"][:, 1] >= THRESHOLD).mean() < 0.99
-    found = compare(
+    found = compare_outputs(
         image_ZHW, wanted, file.read_bytes(), batch_size=batch_size, threshold=THRESHOLD
     )
     assert found.difference < 1e-5
     assert (found.num_different, found.num_pixels) == (0, 7 * 2 * 32 * 32)
 
 
-def test_closed_gate_is_exactly_zero(file):
+def test_organ_that_the_classifier_finds_absent_is_exactly_zero(file):
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     x_BCHW = np.random.default_rng(0).random((2, 3, 32, 32), dtype=np.float32)
     probability, organ_probability = session.run(None, {"slices": x_BCHW})
@@ -161,7 +170,7 @@ def test_closed_gate_is_exactly_zero(file):
 
 
 def tamper(content, name, channel):
-    """A file's bytes with one channel of a convolution turned around."""
+    """The ONNX model with the sign of one channel's weights changed."""
     model = onnx.load_from_string(content)
     (weight,) = (each for each in model.graph.initializer if each.name == name)
     values = onnx.numpy_helper.to_array(weight).copy()
@@ -170,22 +179,24 @@ def tamper(content, name, channel):
     return model
 
 
-def test_comparison_sees_a_changed_weight_behind_an_open_and_a_closed_gate(file, gated):
+def test_comparison_sees_a_changed_weight_of_an_open_and_of_a_closed_organ(file, classified):
     image_ZHW = make_slices(32)
-    wanted = predict(prepare(gated.trained.network), image_ZHW)
+    wanted = compute_reference(prepare(classified.trained.network), image_ZHW)
 
     def difference(model):
         content = model.SerializeToString()
-        return compare(image_ZHW, wanted, content, batch_size=5, threshold=THRESHOLD).difference
+        return compare_outputs(
+            image_ZHW, wanted, content, batch_size=5, threshold=THRESHOLD
+        ).difference
 
-    behind_open = tamper(file.read_bytes(), "network.heads.0.weight", 1)
-    assert difference(behind_open) > 1e-2
-    behind_closed = tamper(file.read_bytes(), "network.heads.0.weight", 0)
-    assert difference(behind_closed) < 1e-5
+    of_open = tamper(file.read_bytes(), "network.heads.0.weight", 1)
+    assert difference(of_open) > 1e-2
+    of_closed = tamper(file.read_bytes(), "network.heads.0.weight", 0)
+    assert difference(of_closed) < 1e-5
     shape = ["batch", 2, 32, 32]
     logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, shape)
-    behind_closed.graph.output.append(logits)
-    assert difference(behind_closed) > 1e-2
+    of_closed.graph.output.append(logits)
+    assert difference(of_closed) > 1e-2
 
 
 def test_output_that_is_not_a_number_is_a_difference(plain_file, tiny_params):
@@ -195,9 +206,9 @@ def test_output_that_is_not_a_number_is_a_difference(plain_file, tiny_params):
             values = np.full_like(onnx.numpy_helper.to_array(weight), np.nan)
             weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     image_ZHW = make_slices(32)
-    wanted = predict(prepare(random_model(tiny_params).trained.network), image_ZHW)
+    wanted = compute_reference(prepare(random_model(tiny_params).trained.network), image_ZHW)
     content = model.SerializeToString()
-    found = compare(image_ZHW, wanted, content, batch_size=2, threshold=THRESHOLD)
+    found = compare_outputs(image_ZHW, wanted, content, batch_size=2, threshold=THRESHOLD)
     assert np.isnan(found.difference)
 
 
@@ -224,7 +235,7 @@ def test_every_architecture_is_written_and_computes_the_same(tiny_params, tmp_pa
     options = {"deep_supervision": None, "cgm": None, **content, **changes}
     model = random_model(tiny_params, size_px=ODD_SIZE_PX, **options)
     written = export(tmp_path / "organs.onnx", model)
-    # A hundred untrained layers round by more: torch itself is 1e-4 from its result in float64.
+    # A hundred untrained layers round more: torch itself is 1e-4 from its float64 result.
     assert written.parity.difference < (TOLERANCE if "encoder" in changes else 1e-4)
     assert written.num_bytes == (tmp_path / "organs.onnx").stat().st_size
 
@@ -235,14 +246,14 @@ class Unusual(UNet):
 
 
 def test_operation_that_onnx_lacks_is_named(tiny_params):
-    network = build(describe("unet", tiny_params)).eval()
+    network = build(describe_network("unet", tiny_params)).eval()
     network.__class__ = Unusual
     with pytest.raises(StageError, match=r"Unusual cannot be written as ONNX 18: .*bessel_j0"):
         to_onnx(network, 32)
 
 
 def test_network_too_large_for_a_file_is_refused(tiny_params):
-    description = describe("unet", tiny_params).model_copy(update={"width": 400})
+    description = describe_network("unet", tiny_params).model_copy(update={"width": 400})
     with torch.device("meta"):
         network = build(description)
     with pytest.raises(StageError, match=r"found a network of 6\.\d GB; one file of ONNX holds 2"):
@@ -257,13 +268,13 @@ def test_name_that_is_no_onnx_file_is_refused(tiny_params, tmp_path, name):
 
 
 def test_missing_package_is_named(tiny_params, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxscript", None)  # as Python marks what is not there
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # Python's mark of a missing module
     with pytest.raises(StageError, match=r"lacks onnxscript; install the extra .*'\.\[onnx\]'"):
         export(tmp_path / "organs.onnx", random_model(tiny_params))
 
 
-def test_documented_example_finds_what_predict_finds(file, gated, tmp_path):
-    text = (ROOT / "docs/predict.md").read_text().partition("## Elsewhere: ONNX")[2]
+def test_documented_example_finds_what_predict_finds(file, classified, tmp_path):
+    text = (ROOT / "docs/predict.md").read_text().partition("## ONNX\n")[2]
     (example,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
     (tmp_path / "organs.onnx").write_bytes(file.read_bytes())
     save_nifti(tmp_path / "scan.nii.gz", make_body()[0], (8.0, 7.0, 7.0), "RAS")
@@ -273,7 +284,7 @@ def test_documented_example_finds_what_predict_finds(file, gated, tmp_path):
         cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    predictor = Predictor(gated.trained, THRESHOLD, 4, torch.device("cpu"))
+    predictor = Predictor(classified.trained, THRESHOLD, 4, torch.device("cpu"))
     masks = predictor.segment(read_image(tmp_path / "scan.nii.gz")).masks
     spleen = np.load(tmp_path / "mask.npy")
     assert 0.01 < spleen.mean() < 0.99
@@ -284,7 +295,7 @@ def test_documented_example_finds_what_predict_finds(file, gated, tmp_path):
     assert float(volume_ml) == pytest.approx(spleen.sum() * 8 * 7 * 7 / 1000)
 
 
-def test_command_writes_the_named_model_and_tells_what_it_compared(tiny_params, tmp_path):
+def test_command_writes_the_named_model_and_shows_the_comparison(tiny_params, tmp_path):
     model = random_model(tiny_params)
     save_trained(tmp_path / "net", model.trained.network, model.trained.description)
     out = tmp_path / "new/organs.onnx"
@@ -296,10 +307,10 @@ def test_command_writes_the_named_model_and_tells_what_it_compared(tiny_params, 
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     size = f"{out.stat().st_size / 1e6:.1f} MB"
-    told = rf"""export: .*organs\.onnx: unet, {size}, opset 18
+    expected = rf"""export: .*organs\.onnx: unet, {size}, opset 18
 export: ONNX Runtime and predict differ by at most \S+ in probability and in \d+ of \d+ mask pixels
 """
-    assert re.fullmatch(told, done.stdout)
+    assert re.fullmatch(expected, done.stdout)
     assert [path.name for path in out.parent.iterdir()] == ["organs.onnx"]
 
 
@@ -312,7 +323,7 @@ export: ONNX Runtime and predict differ by at most \S+ in probability and in \d+
         (("o.zip", "--model", "nowhere"), "error: found --onnx o.zip; wanted"),
     ],
 )
-def test_command_says_in_one_line_what_it_lacks(tmp_path, monkeypatch, arguments, message):
+def test_command_fails_with_one_line(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     done = CliRunner().invoke(app, ["export", "--onnx", *arguments])

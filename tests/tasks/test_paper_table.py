@@ -9,12 +9,12 @@ from fullscale.reporting.paper_rows import (
     CLAIMS,
     CRF_REASON,
     Claim,
-    Row,
+    PaperRow,
     Setting,
     measure_claims,
     read_rows,
 )
-from fullscale.reporting.paper_table import draw_table, tabulate, write_markdown
+from fullscale.reporting.paper_table import draw_table, tabulate_rows, write_markdown
 from fullscale.versioning.provenance import Provenance
 from fullscale.workspace import Workspace, open_workspace
 from tasks.paper_table import choose_timed
@@ -42,10 +42,10 @@ SUMMARY = {
     "test/false_closings/liver": 0.02,
     "test/closed_volume/liver": 0.001,
 }
-RUN = Row(
+RUN = PaperRow(
     "unet", "UNet", "plain", {"liver": 0.9206, "spleen": 0.9023}, SUMMARY, 617_506, 39.39, 0.25, 1.5
 )
-CRF = Row(
+CRF = PaperRow(
     "unet-crf",
     "UNet + dense CRF",
     "plain",
@@ -100,7 +100,7 @@ def test_markdown_tells_how_sure_a_claim_is(setting):
 
 
 def test_table_has_a_line_for_each_row_and_organ(setting):
-    table = tabulate([RUN, CRF], setting)
+    table = tabulate_rows([RUN, CRF], setting)
     assert list(zip(table["network"], table["organ"], strict=True)) == [
         ("unet", "liver"), ("unet", "spleen"), ("unet-crf", "liver"), ("unet-crf", "spleen"),
     ]  # fmt: skip
@@ -151,7 +151,7 @@ def test_claims_are_paired_and_corrected(params, tmp_path):
         ]
         pd.DataFrame(rows).to_csv(tmp_path / network / "cases.csv", index=False)
     rows = [
-        Row(network, network, "plain", {}, SUMMARY)
+        PaperRow(network, network, "plain", {}, SUMMARY)
         for network in ("unet", "unetplusplus", "unet3plus")
     ]
     claims = measure_claims(workspace, params, rows)

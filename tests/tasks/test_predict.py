@@ -14,7 +14,8 @@ from random_network import random_trained
 from fullscale.prediction.network_files import TrainedOn
 from fullscale.prediction.predictor import Predictor
 from fullscale.prediction.segmentation import Model
-from tasks.predict import plan_jobs, run_jobs
+from fullscale.serving.prediction_jobs import plan_jobs
+from tasks.predict import predict
 
 NAMES_OF_PERSONS = (b"Doe", b"Jane", b"ID-17", b"Roe", b"19500101", b"20200101")
 ELSEWHERE = TrainedOn(
@@ -37,7 +38,7 @@ def predictor(model):
 
 @pytest.fixture
 def scans(tmp_path):
-    """Three scans: a.nii.gz in RAS, ct as DICOM, and z.nii that is none."""
+    """Three scans: a.nii.gz in RAS, ct as DICOM, and z.nii, which is not a scan."""
     folder = tmp_path / "in"
     save_nifti(folder / "a.nii.gz", make_body(seed=1)[0], SPACING_MM, "RAS")
     write_series(folder / "ct", make_body(seed=2)[0])
@@ -45,12 +46,12 @@ def scans(tmp_path):
     return folder
 
 
-def test_everything_that_is_asked_for_is_written(scans, tmp_path, model, predictor):
+def test_every_requested_output_is_written(scans, tmp_path, model, predictor):
     jobs = plan_jobs(
         scans, tmp_path / "out", probabilities=True, preview=tmp_path / "out",
         statistics=tmp_path / "out", dicom_seg=tmp_path / "out",
     )  # fmt: skip
-    outcomes = run_jobs(jobs, predictor, model)
+    outcomes = predict(jobs, predictor, model)
     assert [each.job.source.name for each in outcomes] == ["a", "ct", "z"]
     assert [each.error is None for each in outcomes] == [True, True, False]
     written = {path.name for path in (tmp_path / "out").iterdir()}
@@ -73,7 +74,7 @@ def test_nothing_names_the_patient_but_the_dicom_segmentation(scans, tmp_path, m
         scans / "ct", tmp_path / "o.nii", probabilities=True, preview=tmp_path / "o.png",
         statistics=tmp_path / "o.json", dicom_seg=tmp_path / "o.dcm",
     )  # fmt: skip
-    run_jobs(jobs, predictor, model)
+    predict(jobs, predictor, model)
     for path in tmp_path.glob("o*"):
         named = [name for name in NAMES_OF_PERSONS if name in path.read_bytes()]
         assert bool(named) == (path.suffix == ".dcm"), path
@@ -82,9 +83,9 @@ def test_nothing_names_the_patient_but_the_dicom_segmentation(scans, tmp_path, m
         assert min(picture.size) > 200
 
 
-def test_statistics_say_what_was_found_and_by_which_model(scans, tmp_path, model, predictor):
+def test_statistics_hold_measurements_and_model(scans, tmp_path, model, predictor):
     jobs = plan_jobs(scans / "a.nii.gz", tmp_path / "o.nii.gz", statistics=tmp_path / "o.json")
-    (outcome,) = run_jobs(jobs, predictor, model)
+    (outcome,) = predict(jobs, predictor, model)
     content = json.loads((tmp_path / "o.json").read_text())
     assert content["input"] == "a"
     assert content["shape"] == [48, 40, 16]
@@ -100,34 +101,36 @@ def test_statistics_say_what_was_found_and_by_which_model(scans, tmp_path, model
         assert outcome.organs[organ].volume_ml == pytest.approx(expected_ml)
 
 
-def test_bad_scan_is_told_of_and_the_others_go_on(scans, tmp_path, model, predictor, capsys):
+def test_bad_scan_is_reported_and_the_others_are_segmented(
+    scans, tmp_path, model, predictor, capsys
+):
     scans.joinpath("a.nii.gz").write_bytes(b"damaged")
-    outcomes = run_jobs(plan_jobs(scans, tmp_path / "out"), predictor, model)
+    outcomes = predict(plan_jobs(scans, tmp_path / "out"), predictor, model)
     assert [each.error is None for each in outcomes] == [False, True, False]
-    told = capsys.readouterr().err
-    assert "error: a: unreadable" in told
-    assert "error: z: unreadable" in told
+    shown = capsys.readouterr().err
+    assert "error: a: unreadable" in shown
+    assert "error: z: unreadable" in shown
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["ct.nii.gz"]
 
 
 def test_file_that_cannot_be_written_fails_its_scan_only(scans, tmp_path, model, predictor):
     (tmp_path / "out/a.nii.gz").mkdir(parents=True)
-    outcomes = run_jobs(plan_jobs(scans, tmp_path / "out"), predictor, model)
+    outcomes = predict(plan_jobs(scans, tmp_path / "out"), predictor, model)
     assert [each.error is None for each in outcomes] == [False, True, False]
     assert "a.nii.gz" in outcomes[0].error
     assert not list((tmp_path / "out").glob("*.part"))
 
 
 def unlike(model):
-    """The same model, said to be trained on other scans."""
+    """The same model with other ranges of training scans."""
     description = model.trained.description.model_copy(update={"trained_on": ELSEWHERE})
     trained = type(model.trained)(model.trained.network, description)
     return Predictor(trained, model.threshold, 8, torch.device("cpu"))
 
 
-def test_scan_unlike_those_of_the_training_is_warned_of(scans, tmp_path, model, capsys):
+def test_scan_unlike_the_training_scans_gets_a_warning(scans, tmp_path, model, capsys):
     jobs = plan_jobs(scans / "ct", tmp_path / "o.nii.gz", statistics=tmp_path / "o.json")
-    (outcome,) = run_jobs(jobs, unlike(model), model)
+    (outcome,) = predict(jobs, unlike(model), model)
     assert outcome.error is None
     (warning,) = json.loads((tmp_path / "o.json").read_text())["warnings"]
     assert warning["code"] == "slice_spacing"
@@ -136,18 +139,18 @@ def test_scan_unlike_those_of_the_training_is_warned_of(scans, tmp_path, model, 
     assert "warning: ct: slice_spacing: found slices every 8 mm" in capsys.readouterr().err
 
 
-def test_scan_unlike_those_of_the_training_is_refused_if_strict(scans, tmp_path, model):
+def test_scan_unlike_the_training_scans_is_refused_if_strict(scans, tmp_path, model):
     jobs = plan_jobs(scans / "ct", tmp_path / "o.nii.gz", statistics=tmp_path / "o.json")
-    (outcome,) = run_jobs(jobs, unlike(model), model, strict=True)
+    (outcome,) = predict(jobs, unlike(model), model, strict=True)
     assert outcome.error.startswith("slice_spacing: found slices every 8 mm")
     assert "refused by --strict" in outcome.error
     assert not list(tmp_path.glob("o.*"))
 
 
 def test_label_map_of_a_folder_is_that_of_the_scan_alone(scans, tmp_path, model, predictor):
-    run_jobs(plan_jobs(scans, tmp_path / "out"), predictor, model)
-    run_jobs(plan_jobs(scans / "a.nii.gz", tmp_path / "alone.nii.gz"), predictor, model)
-    run_jobs(plan_jobs(scans / "ct", tmp_path / "series.nii.gz"), predictor, model)
+    predict(plan_jobs(scans, tmp_path / "out"), predictor, model)
+    predict(plan_jobs(scans / "a.nii.gz", tmp_path / "alone.nii.gz"), predictor, model)
+    predict(plan_jobs(scans / "ct", tmp_path / "series.nii.gz"), predictor, model)
     assert (tmp_path / "out/a.nii.gz").read_bytes() == (tmp_path / "alone.nii.gz").read_bytes()
     assert (tmp_path / "out/ct.nii.gz").read_bytes() == (tmp_path / "series.nii.gz").read_bytes()
 
@@ -157,7 +160,7 @@ def test_dicom_series_and_its_conversion_give_the_same_label_map(tmp_path, model
     write_series(tmp_path / "ct", hu)
     save_nifti(tmp_path / "scan.nii", hu, SPACING_MM)
     for source in ("ct", "scan.nii"):
-        run_jobs(plan_jobs(tmp_path / source, tmp_path / f"{source}.nii.gz"), predictor, model)
+        predict(plan_jobs(tmp_path / source, tmp_path / f"{source}.nii.gz"), predictor, model)
     first, second = (nib.load(tmp_path / f"{name}.nii.gz") for name in ("ct", "scan.nii"))
     np.testing.assert_array_equal(first.dataobj, second.dataobj)
     np.testing.assert_allclose(first.affine[:3, :3], second.affine[:3, :3])

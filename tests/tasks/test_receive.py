@@ -1,4 +1,4 @@
-"""The inbox of a real repository of git and DVC, from landing to sorted away."""
+"""The inbox of a real repository of git and DVC, from arrival to the final place."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ import fsspec
 import pytest
 from cohorts import write_dataset_json, write_nnunet
 
+from fullscale.ingestion.arrivals import list_arrivals
 from fullscale.ingestion.inbox import Inbox
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256
 from fullscale.scans.cohort import read_cohort
 from fullscale.versioning.data_version import find_unannounced, open_newest, restore_data
 from fullscale.versioning.git import SCANS_BRANCH, commit_paths, find_commit, git
-from tasks.receive import look, receive
+from tasks.receive import receive
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -34,14 +35,14 @@ TABLES = ("dataset.json", "cases.csv")
 
 
 def fill(inbox: Path, num_cases: int, prefix: str, seed: int) -> Path:
-    """Pairs without tables, as people drop them."""
+    """Write pairs without tables, as people drop them."""
     write_nnunet(inbox, num_cases, prefix=prefix, seed=seed)
     (inbox / "dataset.json").unlink()
     return inbox
 
 
 def spoil(inbox: Path, case: str) -> None:
-    """A truncated scan with its label."""
+    """Write a truncated scan and its label."""
     write_nnunet(inbox / "made", 1, seed=77)
     for folder, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
         source = next((inbox / "made" / folder).iterdir())
@@ -53,13 +54,13 @@ def spoil(inbox: Path, case: str) -> None:
 
 
 def scans_in(inbox: Path) -> Counter[str]:
-    """How often each content is below the inbox, reasons and tables apart."""
+    """Count the files below the inbox by content, without reasons and tables."""
     files = [path for path in inbox.rglob("*") if path.is_file() and path.name != "reason.txt"]
     return Counter(file_sha256(path) for path in files if path.name not in TABLES)
 
 
 def places(inbox: Path) -> dict[str, set[str]]:
-    """Names of files in each place of the inbox."""
+    """Return the names of the files in each place of the inbox."""
     found: dict[str, set[str]] = {"accepted": set(), "quarantine": set(), "inbox": set()}
     for path in inbox.rglob("*"):
         if path.is_file() and path.name not in TABLES:
@@ -73,13 +74,13 @@ def names_of(*cases: str) -> set[str]:
 
 
 def newest(root: Path):
-    """The cohort of the newest data version, by case."""
-    with open_newest(root, "look") as folder:
+    """Return the cases of the newest data version by name."""
+    with open_newest(root, "check") as folder:
         restore_data(folder)
         return {case.name: case for case in read_cohort(folder / "data").cases}
 
 
-def what_people_see(root: Path) -> tuple[object, ...]:
+def visible_state(root: Path) -> tuple[object, ...]:
     return (
         git(root, "status", "--porcelain"),
         git(root, "symbolic-ref", "HEAD"),
@@ -89,12 +90,12 @@ def what_people_see(root: Path) -> tuple[object, ...]:
 
 
 def test_every_file_ends_in_its_place(scans_repo):
-    before = what_people_see(scans_repo)
+    before = visible_state(scans_repo)
     inbox = fill(scans_repo / "inbox", 2, "new", 50)
     spoil(inbox, "bad")
     (inbox / "labelsTr/lonely.nii.gz").write_bytes(b"label")
     (inbox / "labelsTr/..name.nii.gz").write_bytes(b"hidden")
-    (inbox / "labelsTr/a b\n.nii.gz").write_bytes(b"hostile")
+    (inbox / "labelsTr/a b\n.nii.gz").write_bytes(b"unsafe")
     shutil.copy(
         scans_repo / "data/imagesTr/case_00_0000.nii.gz", inbox / "imagesTr/twin_0000.nii.gz"
     )
@@ -123,14 +124,14 @@ def test_every_file_ends_in_its_place(scans_repo):
     assert flags == dict.fromkeys(["case_00", "case_01", "case_02"], False) | dict.fromkeys(
         ["new_00", "new_01"], True
     )
-    assert what_people_see(scans_repo) == before
+    assert visible_state(scans_repo) == before
     found = find_unannounced(scans_repo)
     assert (found.data_version, found.cases) == (version, ("new_00", "new_01"))
     assert found.num_quarantined == 3
 
     again = receive(scans_repo, str(inbox), 0)
     assert sorted(again.names("waiting")) == ["labelsTr/..name.nii.gz", "lonely"]
-    assert len(again.fates) == 2
+    assert len(again.cases) == 2
 
 
 def test_same_pair_again_is_accepted_and_another_of_its_name_is_not(scans_repo):
@@ -143,7 +144,7 @@ def test_same_pair_again_is_accepted_and_another_of_its_name_is_not(scans_repo):
     for number in (1, 2):
         outcome = receive(scans_repo, str(fill(inbox, 1, "new", 60 + number)), 0)
         assert outcome.names("quarantined") == ["new_00"]
-        assert "case_exists" in outcome.fates[0].why
+        assert "case_exists" in outcome.cases[0].reason
     assert find_commit(scans_repo, SCANS_BRANCH) == tip
     assert {path.name for path in (inbox / "quarantine").iterdir()} == {"new_00", "new_00-2"}
     assert places(inbox)["inbox"] == set()
@@ -158,7 +159,7 @@ def test_tables_of_the_inbox_give_patient_annotation_and_labels(scans_repo):
     outcome = receive(scans_repo, str(inbox), 0)
     assert outcome.patients == {"new_00": "case_01", "new_01": "new|patient"}
     assert outcome.new_patients == ("new|patient",)
-    assert [(f.case, f.why) for f in outcome.fates if f.fate == "waiting"] == [
+    assert [(f.case, f.reason) for f in outcome.cases if f.status == "waiting"] == [
         ("new_02", "cases.csv has no row for it, so its patient is not known")
     ]
     cases = newest(scans_repo)
@@ -220,7 +221,7 @@ def test_file_that_is_still_being_copied_waits(tmp_path):
     thread.start()
     seen = Counter[str]()
     while not done.is_set():
-        arrivals = look(Inbox(str(inbox)), 0.5, tmp_path / "landing")
+        arrivals = list_arrivals(Inbox(str(inbox)), 0.5, tmp_path / "landing")
         if done.is_set():
             break
         seen.update(pair.name for pair in arrivals.ready)
@@ -228,7 +229,7 @@ def test_file_that_is_still_being_copied_waits(tmp_path):
     thread.join()
     assert set(seen) == {"new_01"}
     time.sleep(0.6)
-    arrivals = look(Inbox(str(inbox)), 0.5, tmp_path / "landing")
+    arrivals = list_arrivals(Inbox(str(inbox)), 0.5, tmp_path / "landing")
     assert [pair.name for pair in arrivals.ready] == ["new_00", "new_01"]
 
 
@@ -250,11 +251,11 @@ def test_file_that_changes_while_it_is_read_waits(scans_repo, monkeypatch):
 
 
 class KilledError(BaseException):
-    """Stands for a kill at a known moment; nothing may handle it."""
+    """Simulates a kill at a known moment; no code may handle it."""
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("at", ["look", "ingest", "version", "sort away"])
+@pytest.mark.parametrize("at", ["list inbox", "ingest", "commit data version", "move files"])
 def test_run_that_stops_at_any_step_is_finished_by_the_next(scans_repo, at, after):
     inbox = fill(scans_repo / "inbox", 1, "new", 50)
     spoil(inbox, "bad")
@@ -282,11 +283,11 @@ def test_run_that_stops_at_any_step_is_finished_by_the_next(scans_repo, at, afte
     assert find_unannounced(scans_repo).cases == ("new_00",)
 
 
-def test_pair_that_is_sent_anew_while_it_is_sorted_away_is_the_next(scans_repo):
+def test_pair_that_is_sent_anew_while_it_is_moved_is_the_next(scans_repo):
     inbox = fill(scans_repo / "inbox", 1, "new", 50)
 
     def send_again(name, step):
-        if name == "sort away":
+        if name == "move files":
             fill(inbox, 1, "new", 51)
         return step()
 
@@ -307,9 +308,9 @@ receive(Path(sys.argv[1]), sys.argv[2], 0)
 def test_run_killed_at_random_moments_loses_nothing(scans_repo):
     inbox = fill(scans_repo / "inbox", 3, "new", 50)
     spoil(inbox, "bad")
-    (inbox / "labelsTr/a b.nii.gz").write_bytes(b"hostile")
+    (inbox / "labelsTr/a b.nii.gz").write_bytes(b"unsafe")
     contents = scans_in(inbox)
-    before = what_people_see(scans_repo)
+    before = visible_state(scans_repo)
     chance = random.Random(os.environ.get("SURVIVAL_SEED", "7"))
     command = [sys.executable, "-c", RUN, str(scans_repo), str(inbox)]
     for _ in range(NUM_KILLS):
@@ -333,16 +334,16 @@ def test_run_killed_at_random_moments_loses_nothing(scans_repo):
     }
     assert scans_in(inbox) == contents
     assert git(scans_repo, "rev-list", "--count", f"HEAD..{SCANS_BRANCH}") == "1"
-    assert what_people_see(scans_repo) == before
+    assert visible_state(scans_repo) == before
     assert len(newest(scans_repo)) == 6
 
 
 @pytest.mark.parametrize("limit_kb", [4, 40, 400])
 def test_full_disk_is_a_clear_failure_and_the_next_run_completes(scans_repo, limit_kb):
-    """No file may grow beyond a limit, as on a disk that is full; git's own are smaller."""
+    """Limit the size of files, as on a full disk; the files of git are smaller."""
     inbox = fill(scans_repo / "inbox", 1, "new", 50)
     contents = scans_in(inbox)
-    before = what_people_see(scans_repo)
+    before = visible_state(scans_repo)
     limit = limit_kb * 1024
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(scans_repo), str(inbox)],
@@ -361,7 +362,7 @@ def test_full_disk_is_a_clear_failure_and_the_next_run_completes(scans_repo, lim
     receive(scans_repo, str(inbox), 0)
     assert places(inbox)["accepted"] == names_of("new_00")
     assert len(newest(scans_repo)) == 4
-    assert what_people_see(scans_repo) == before
+    assert visible_state(scans_repo) == before
 
 
 def test_remote_that_is_away_is_a_clear_failure_and_the_next_run_completes(scans_repo):
@@ -390,6 +391,6 @@ def test_first_cohort_needs_labels(scans_repo):
 def test_empty_inbox_costs_no_checkout(scans_repo):
     (scans_repo / "inbox").mkdir()
     started = time.monotonic()
-    assert receive(scans_repo, str(scans_repo / "inbox"), 60).fates == []
+    assert receive(scans_repo, str(scans_repo / "inbox"), 60).cases == []
     assert time.monotonic() - started < 1
     assert not (scans_repo / ".cache/checkouts").exists()

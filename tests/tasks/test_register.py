@@ -15,12 +15,19 @@ import torch
 from PIL import Image
 from project import ROOT
 
+from fullscale.evaluation.score_files import read_scores, read_verdict
 from fullscale.evaluation.summary import evaluate_network, summarise
-from fullscale.prediction.network_files import WEIGHTS_NAME, Trained, build, describe, save_trained
-from fullscale.reporting.model_card import describe_model
+from fullscale.prediction.network_files import (
+    WEIGHTS_NAME,
+    Trained,
+    build,
+    describe_network,
+    save_trained,
+)
+from fullscale.reporting.model_card import make_model_page
+from fullscale.reporting.results import read_results
 from fullscale.reporting.text_summary import (
     make_table,
-    read_report,
     registry_line,
     score_rows,
     verdict_lines,
@@ -28,20 +35,20 @@ from fullscale.reporting.text_summary import (
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256
 from fullscale.tracking import store as tracking_store
-from fullscale.tracking.journal import list_journals
 from fullscale.tracking.registry import CHALLENGER, CHAMPION, find_alias, find_training_run
+from fullscale.tracking.run_record import RunDescription
 from fullscale.tracking.runs import training_run
-from fullscale.tracking.store import WEIGHTS_TAG, spoken_to
+from fullscale.tracking.store import WEIGHTS_TAG, use_tracking_uri
 from fullscale.training.history import write_history
 from fullscale.versioning.provenance import Provenance
+from fullscale.workspace import open_workspace
 from tasks.register import (
     LIBRARIES,
     PACKAGES,
     decide,
     ensure_run,
-    read_scores,
+    record_verdict,
     register,
-    write_verdict,
 )
 
 PROVENANCE = Provenance(git_commit="c" * 40, data_version="d" * 32 + ".dir")
@@ -51,13 +58,13 @@ TEST_CASES = ["case_00", "case_01", "case_06"]
 def add_network(root, name, params, cohort, seed, dice):
     """A trained network with score tables, as stages train and evaluate leave them."""
     torch.manual_seed(seed)
-    description = describe(name, params)
+    description = describe_network(name, params)
     network = build(description)
     folder = root / "artifacts/train" / name
     save_trained(folder, network, description)
     write_history(folder / "history.csv", [{"epoch": 1, "val/dice": 0.25}])
     trained = Trained(network.eval(), description)
-    _, scores = evaluate_network(trained, cohort, TEST_CASES, **params.evaluate.model_dump())
+    _, scores = evaluate_network(trained, cohort, TEST_CASES, params.evaluate)
     scores = scores.assign(dice=dice, num_false_positive_slices=0)
     reports = root / "reports" / name
     reports.mkdir(parents=True)
@@ -81,9 +88,10 @@ def project(tmp_path, tiny_params, tiny_cohort, tiny_data):
 
 
 def run_stage(project, params, store):
-    verdict = decide(params, project, store)
-    content = write_verdict(verdict, params, project, PROVENANCE)
-    return content, register(params, project, store, content)
+    workspace = open_workspace(project)
+    verdict = decide(params, workspace, store)
+    content = record_verdict(verdict, params, workspace, PROVENANCE)
+    return content, register(params, workspace, store, content)
 
 
 def rescale(project, name, dice):
@@ -129,7 +137,7 @@ def test_version_says_why_until_a_person_says_otherwise(project, tiny_params, ml
     version, page, text = look()
     assert page.startswith("PASS: the candidate may be promoted\n")
     assert "+0.1000" in page
-    assert text == describe_model(tuple(params.organs))
+    assert text == make_model_page(tuple(params.organs))
     picture = mlflow.artifacts.download_artifacts(
         run_id=version.run_id, artifact_path="page/worst.png", tracking_uri=mlflow_store.uri
     )
@@ -151,7 +159,7 @@ def test_version_says_why_until_a_person_says_otherwise(project, tiny_params, ml
 
 def check_served_model(project, name, store):
     """The registered version segments a scan given as base64, and answers on its own grid."""
-    with spoken_to(store):
+    with use_tracking_uri(store):
         model = mlflow.pyfunc.load_model(f"models:/{name}@{CHAMPION}")
     path = project / "data/imagesTr/case_01_0000.nii.gz"
     scan = base64.b64encode(path.read_bytes()).decode()
@@ -169,14 +177,14 @@ def check_served_model(project, name, store):
 def check_better_candidate(project, params, store):
     """Other weights are compared with the champion, become challenger, and leave it in place."""
     torch.manual_seed(5)
-    description = describe("unet3plus", params)
+    description = describe_network("unet3plus", params)
     save_trained(project / "artifacts/train/unet3plus", build(description), description)
     content, version = run_stage(project, params, store)
-    assert [clause["name"] for clause in content["clauses"]][-1] == "champion"
+    assert [criterion["name"] for criterion in content["criteria"]][-1] == "champion"
     assert version == "2"
     name = params.register_.model_name
-    champion = content["clauses"][-1]
-    assert champion["found"].startswith("unet3plus less champion version 1: ")
+    champion = content["criteria"][-1]
+    assert champion["found"].startswith("unet3plus - champion version 1: ")
     assert "test set" not in champion["found"]
     assert {"unet3plus", "unet", "champion version 1"} == {
         name for each in content["comparisons"] for name in (each["first"], each["second"])
@@ -204,16 +212,16 @@ def check_other_test_set(project, params, store):
     client.set_model_version_tag(
         params.register_.model_name, "1", "fullscale.test_set", "feedfeedfeedfeed"
     )
-    clause = decide(params, project, store).clauses[-1]
-    here = read_report(project / "reports/gate.json")["test_set"]
-    assert f"registered on test set feedfeedfeedfeed, both are scored on {here}" in clause.found
+    criterion = decide(params, open_workspace(project), store).criteria[-1]
+    here = read_verdict(open_workspace(project))["test_set"]
+    assert f"registered on test set feedfeedfeedfeed, both are scored on {here}" in criterion.found
 
 
 def test_verdict_is_json_where_nothing_could_be_measured(project, tiny_params, mlflow_store):
     for name in ("unet", "unet3plus"):
         rescale(project, name, math.nan)
-    verdict = decide(tiny_params, project, mlflow_store)
-    write_verdict(verdict, tiny_params, project, PROVENANCE)
+    verdict = decide(tiny_params, open_workspace(project), mlflow_store)
+    record_verdict(verdict, tiny_params, open_workspace(project), PROVENANCE)
     text = (project / "reports/gate.json").read_text()
 
     def refuse(constant):
@@ -235,7 +243,7 @@ def test_failed_gate_registers_nothing_and_says_why(project, tiny_params, mlflow
     content, version = run_stage(project, params, mlflow_store)
     assert (content["status"], version) == ("fail", None)
     assert find_alias(mlflow_store, name, CHALLENGER) is None
-    assert registry_line(params, content, mlflow_store).endswith("the gate did not pass")
+    assert registry_line(params, content, mlflow_store).endswith("the promotion gate did not pass")
     lines = verdict_lines(content)
     assert lines[0].startswith("Verdict: FAIL")
     assert any(line.startswith("  no ") and "-0.1000" in line for line in lines)
@@ -253,29 +261,30 @@ def test_test_results_are_added_to_the_run_once(project, tiny_params, mlflow_sto
 
 def test_run_written_afterwards_says_so(project, tiny_params, mlflow_store, capsys):
     torch.manual_seed(11)
-    description = describe("unet", tiny_params)
+    description = describe_network("unet", tiny_params)
     save_trained(project / "artifacts/train/unet", build(description), description)
-    run_id = ensure_run("unet", tiny_params, project, mlflow_store, "d" * 32)
+    run_id = ensure_run("unet", open_workspace(project), mlflow_store, "d" * 32)
     assert "wrote a run for unet from its stored history" in capsys.readouterr().out
     client = mlflow.MlflowClient(mlflow_store.uri)
     run = client.get_run(run_id)
     assert "written afterwards" in run.data.tags["mlflow.note.content"]
     assert run.data.metrics["val/dice"] == 0.25
-    assert ensure_run("unet", tiny_params, project, mlflow_store, "d" * 32) == run_id
+    assert ensure_run("unet", open_workspace(project), mlflow_store, "d" * 32) == run_id
 
 
 def test_run_that_waits_on_disk_is_sent_before_runs_are_looked_for(
     project, tiny_params, mlflow_store, capsys
 ):
     torch.manual_seed(12)
-    description = describe("unet", tiny_params)
+    description = describe_network("unet", tiny_params)
     save_trained(project / "artifacts/train/unet", build(description), description)
     weights = file_sha256(project / "artifacts/train/unet" / WEIGHTS_NAME)
     folder = project / ".cache/train/unet/tracking"
-    with training_run(mlflow_store, "unet", {}, {}, "d" * 32, folder) as run:
+    location = mlflow_store.artifact_location
+    description = RunDescription(mlflow_store.uri, location, "unet", {}, {}, "d" * 32)
+    with training_run(description, folder) as run:
         pass
-    (journal,) = list_journals(folder)
-    journal.add_tag(WEIGHTS_TAG, weights, 0)
+    run.set_tag(WEIGHTS_TAG, weights)
     assert find_training_run(mlflow_store, weights) is None
     run_stage(project, tiny_params, mlflow_store)
     assert find_training_run(mlflow_store, weights) == run.run_id
@@ -285,7 +294,7 @@ def test_run_that_waits_on_disk_is_sent_before_runs_are_looked_for(
 def test_missing_scores_say_what_to_do(project):
     shutil.rmtree(project / "reports/unet")
     with pytest.raises(StageError, match=r"cases\.csv is missing; run `dvc repro evaluate@unet`"):
-        read_scores(project, "unet")
+        read_scores(open_workspace(project), "unet")
 
 
 def test_scores_on_different_cases_are_refused(project, tiny_params, mlflow_store):
@@ -293,7 +302,7 @@ def test_scores_on_different_cases_are_refused(project, tiny_params, mlflow_stor
     table = pd.read_csv(path)
     table[table["case"] != "case_00"].to_csv(path, index=False)
     with pytest.raises(StageError, match="scored on different test cases"):
-        decide(tiny_params, project, mlflow_store)
+        decide(tiny_params, open_workspace(project), mlflow_store)
 
 
 def test_store_that_does_not_answer_is_named(monkeypatch):
@@ -312,17 +321,23 @@ def test_default_store_is_sqlite_inside_the_project(tmp_path, monkeypatch):
 
 
 def test_every_library_that_a_version_needs_is_pinned_with_it():
-    """Told by what the code that MLflow loads imports, module by module."""
-    code = (
-        "import ast, sys, pathlib, fullscale.serving.pyfunc_model\n"
-        "names = set()\n"
-        "for name, module in list(sys.modules.items()):\n"
-        "    if name.split('.')[0] in ('tasks', 'scans', 'model') and module.__file__:\n"
-        "        for node in ast.walk(ast.parse(pathlib.Path(module.__file__).read_text())):\n"
-        "            names |= {each.name for each in node.names} if isinstance(node, ast.Import) "
-        "else {node.module or ''} if isinstance(node, ast.ImportFrom) else set()\n"
-        "print(*sorted({name.split('.')[0] for name in names}))"
-    )
+    """Found by the imports of all modules that MLflow loads with the model."""
+    code = """
+import ast, sys, pathlib, fullscale.serving.pyfunc_model
+names = set()
+for name, module in list(sys.modules.items()):
+    if name.split(".")[0] in ("fullscale", "model") and module.__file__:
+        tree = ast.parse(pathlib.Path(module.__file__).read_text())
+        for node in list(ast.walk(tree)):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                node.body = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names |= {each.name for each in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module)
+print(*sorted({name.split(".")[0] for name in names}))
+"""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -333,14 +348,15 @@ def test_every_library_that_a_version_needs_is_pinned_with_it():
 
 
 def test_table_shows_every_organ_and_network(project, tiny_params):
-    rows = score_rows(tiny_params, project)
+    results = read_results(open_workspace(project), tiny_params)
+    rows = score_rows(results)
     assert [row[:3] for row in rows] == [
         ("liver", "unet", "0.8000"),
         ("liver", "unet3plus", "0.9000"),
         ("spleen", "unet", "0.8000"),
         ("spleen", "unet3plus", "0.9000"),
     ]
-    table = make_table(tiny_params, project)
+    table = make_table(results)
     assert table.row_count == 4
     assert [column.header for column in table.columns][-2:] == ["Dice interval", "HD95 mm"]
     hd95_mm = list(table.columns[-1].cells)
@@ -354,9 +370,10 @@ def test_table_shows_the_interval_of_dice(project, tiny_params):
     path = project / "reports/unet/summary.json"
     interval = {"test/dice_low/liver": 0.71234, "test/dice_high/liver": 0.86666}
     path.write_text(json.dumps(json.loads(path.read_text()) | interval))
-    assert next(make_table(tiny_params, project).columns[-2].cells) == "0.712 - 0.867"
+    results = read_results(open_workspace(project), tiny_params)
+    assert next(make_table(results).columns[-2].cells) == "0.712 - 0.867"
 
 
-def test_missing_report_says_what_to_do(tmp_path):
-    with pytest.raises(StageError, match=r"gate\.json is missing; run `make repro` first"):
-        read_report(tmp_path / "gate.json")
+def test_missing_verdict_says_what_to_do(tmp_path):
+    with pytest.raises(StageError, match=r"gate\.json is missing; run `dvc repro register`"):
+        read_verdict(open_workspace(tmp_path))

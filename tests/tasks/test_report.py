@@ -18,10 +18,16 @@ from typer.testing import CliRunner
 
 from fullscale.evaluation.calibration import ReliabilityCurve
 from fullscale.evaluation.promotion_gate import judge
+from fullscale.evaluation.score_files import write_calibration, write_scores, write_summary
 from fullscale.evaluation.slice_pictures import choose_slices
-from fullscale.evaluation.summary import picture_cases, summarise, summarise_calibration, tabulate
+from fullscale.evaluation.summary import (
+    picture_cases,
+    summarise,
+    summarise_calibration,
+    tabulate_calibration,
+)
 from fullscale.params import Params, load_params
-from fullscale.prediction.network_files import build, describe, save_trained
+from fullscale.prediction.network_files import build, describe_network, save_trained
 from fullscale.reporting.charts import (
     draw_bars,
     draw_boxes,
@@ -38,7 +44,7 @@ from fullscale.reporting.numbers import (
     percent,
     with_interval,
 )
-from fullscale.reporting.overlays import OUTLINES, crop, draw_galleries, draw_slice
+from fullscale.reporting.overlays import STYLES, crop, draw_galleries, draw_slice
 from fullscale.reporting.page import render
 from fullscale.reporting.provenance_section import (
     changed_parameters,
@@ -53,25 +59,34 @@ from fullscale.reporting.sections import (
     verdict_section,
     verdict_words,
 )
-from fullscale.reporting.style import DARK, LOOKS, looks, new_chart, to_png_uri, to_svg_uri
+from fullscale.reporting.style import (
+    DARK,
+    SERIES_STYLES,
+    assign_styles,
+    new_chart,
+    to_png_uri,
+    to_svg_uri,
+)
 from fullscale.reporting.tables import (
     ablation_table,
     calibration_table,
-    clause_table,
+    classifier_table,
     comparison_table,
-    gate_table,
+    criteria_table,
     score_table,
     surface_table,
 )
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256
 from fullscale.scans.cohort import read_cohort
+from fullscale.tracking.run_record import RunDescription
 from fullscale.tracking.runs import training_run
 from fullscale.tracking.store import WEIGHTS_TAG
 from fullscale.training.history import write_history
 from fullscale.versioning.provenance import Provenance, digest_test_set, library_versions
+from fullscale.workspace import open_workspace
 from tasks.cli import app
-from tasks.register import write_verdict
+from tasks.register import record_verdict
 from tasks.report import track_report, write_report
 
 ORGANS = ("liver", "spleen")
@@ -137,10 +152,10 @@ def scores_of(dice, *, classifier):
                     "num_false_closings": place % 3,
                     "num_closed_voxels": 7,
                     "num_false_openings": 1,
-                    "dice_no_gate": score - 0.05,
-                    "num_false_positive_slices_no_gate": 3,
-                    "dice_soft_gate": score - 0.02,
-                    "num_false_positive_slices_soft_gate": 2,
+                    "dice_no_classifier": score - 0.05,
+                    "num_false_positive_slices_no_classifier": 3,
+                    "dice_soft_classifier": score - 0.02,
+                    "num_false_positive_slices_soft_classifier": 2,
                 }
             rows.append(row)
     return pd.DataFrame(rows)
@@ -159,29 +174,24 @@ def finished(tmp_path_factory, tiny_params):
     root = tmp_path_factory.mktemp("finished")
     (root / "params.yaml").write_text(yaml.safe_dump(changed(TINY), sort_keys=False))
     (root / "data.dvc").write_text("outs:\n- md5: aaaa.dir\n  path: data\n")
-    tables = {}
+    tables, workspace = {}, open_workspace(root)
     for seed, (name, dice) in enumerate(zip(NETWORKS, (0.8, 0.9), strict=True)):
         torch.manual_seed(seed)
-        description = describe(name, tiny_params)
+        description = describe_network(name, tiny_params)
         save_trained(root / "artifacts/train" / name, build(description), description)
         write_history(
             root / "artifacts/train" / name / "history.csv",
             [{"epoch": n, "val/dice": dice * n / 3, "train/total": 1 / n} for n in (1, 2, 3)],
         )
-        folder = root / "reports" / name
-        folder.mkdir(parents=True)
         tables[name] = scores_of(dice, classifier=name == "unet3plus")
-        tables[name].to_csv(folder / "cases.csv", index=False)
+        write_scores(workspace, name, tables[name])
         curves = {organ: curve_of(0.1 * seed) for organ in ORGANS}
-        tabulate(curves).to_csv(folder / "calibration.csv", index=False)
-        summary = {
-            "test_set": digest_test_set(CASES),
-            **summarise(tables[name], ORGANS, tiny_params.register_),
-            **summarise_calibration(curves),
-        }
-        (folder / "summary.json").write_text(json.dumps(summary))
+        write_calibration(workspace, name, tabulate_calibration(curves))
+        metrics = summarise(tables[name], ORGANS, tiny_params.register_)
+        metrics |= summarise_calibration(curves)
+        write_summary(workspace, name, digest_test_set(CASES), metrics)
     verdict = judge(tables["unet3plus"], tables["unet"], None, tiny_params.register_)
-    write_verdict(verdict, tiny_params, root, PROVENANCE)
+    record_verdict(verdict, tiny_params, workspace, PROVENANCE)
     return root
 
 
@@ -193,7 +203,11 @@ def project(finished, tmp_path):
 
 @pytest.fixture
 def results(project, tiny_params):
-    return read_results(project, tiny_params)
+    return read(project, tiny_params)
+
+
+def read(project, params):
+    return read_results(open_workspace(project), params)
 
 
 def edit_json(path, change):
@@ -204,7 +218,7 @@ def edit_json(path, change):
 
 @pytest.fixture(scope="module")
 def page(finished):
-    """The page of the run as it is, for who only looks at it."""
+    """The page of the run as it is, for who only assign_styles at it."""
     return written(finished)[0]
 
 
@@ -216,7 +230,9 @@ def rendered(results, *sections):
 def written(project, **options):
     """The page, and what its writer has to tell."""
     output = project / "page.html"
-    report = write_report(project, output, **{"with_overlays": False, **options})
+    params = load_params(project / "params.yaml")
+    results = read(project, params)
+    report = write_report(results, params, output, **{"with_overlays": False, **options})
     return Page(output.read_text()), list(report.notes)
 
 
@@ -288,7 +304,7 @@ def test_complete_run_is_read_without_a_note(results):
 )
 def test_missing_file_is_a_note(project, tiny_params, file, note):
     (project / file).unlink()
-    (found,) = read_results(project, tiny_params).notes
+    (found,) = read(project, tiny_params).notes
     assert found == f"{file} {note}"
 
 
@@ -308,7 +324,7 @@ def test_page_of_one_summary_alone_is_written(project):
 
 def test_networks_without_a_summary_are_left_out(project, tiny_params):
     (project / "reports/unet/summary.json").unlink()
-    results = read_results(project, tiny_params)
+    results = read(project, tiny_params)
     assert results.networks == ("unet3plus",)
     section = score_section(results, tiny_params)
     assert [row[1] for row in section.tables[0].rows] == ["unet3plus"] * 2
@@ -319,14 +335,14 @@ def test_run_without_any_summary_is_an_error(project, tiny_params):
     for name in NETWORKS:
         (project / "reports" / name / "summary.json").unlink()
     with pytest.raises(StageError, match=r"no summary\.json of any of unet, unet3plus; run `make"):
-        read_results(project, tiny_params)
+        read(project, tiny_params)
 
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
         ("reports/gate.json", "{", r"gate\.json cannot be read .*`dvc repro register`"),
-        ("reports/gate.json", '{"status": "pass"}', "it lacks baseline, candidate, clauses, "),
+        ("reports/gate.json", '{"status": "pass"}', "it lacks baseline, candidate, criteria, "),
         ("reports/unet/summary.json", "[]", "wanted an object, found list"),
         ("reports/unet/cases.csv", "", r"cases\.csv cannot be read .*No columns"),
         ("reports/unet/cases.csv", "case,dice\n", "it lacks organ"),
@@ -338,12 +354,12 @@ def test_run_without_any_summary_is_an_error(project, tiny_params):
 def test_damaged_file_is_named_with_its_cure(project, tiny_params, file, content, message):
     (project / file).write_text(content)
     with pytest.raises(StageError, match=message):
-        read_results(project, tiny_params)
+        read(project, tiny_params)
 
 
 def test_scores_of_another_test_set_are_pointed_out(project, tiny_params):
     edit_json(project / "reports/unet/summary.json", lambda each: each.update(test_set="f" * 16))
-    (note,) = read_results(project, tiny_params).notes
+    (note,) = read(project, tiny_params).notes
     assert f"scores of unet are from test set {'f' * 16}, the verdict" in note
 
 
@@ -351,15 +367,15 @@ def test_scores_of_another_test_set_are_pointed_out(project, tiny_params):
 
 
 def test_clause_table_says_what_the_verdict_says(results):
-    table = clause_table(results)
-    clauses = results.verdict["clauses"]
-    assert len(table.rows) == len(clauses) == 6
-    for row, clause in zip(table.rows, clauses, strict=True):
-        assert row == (clause["found"], clause["wanted"], "yes")
+    table = criteria_table(results)
+    criteria = results.verdict["criteria"]
+    assert len(table.rows) == len(criteria) == 6
+    for row, criterion in zip(table.rows, criteria, strict=True):
+        assert row == (criterion["found"], criterion["wanted"], "yes")
 
 
 def test_comparison_table_has_every_organ_and_all(results):
-    row = cells(comparison_table(results), "unet3plus less unet", "all")
+    row = cells(comparison_table(results), "unet3plus - unet", "all")
     assert row["difference in Dice"].startswith("+0.1000")
     assert (row["patients"], row["pairs"]) == ("8", "14")
     assert [row[1] for row in comparison_table(results).rows] == ["all", *ORGANS]
@@ -381,7 +397,7 @@ def test_older_summary_loses_a_column_and_gains_a_note(project, tiny_params):
             project / "reports" / name / "summary.json",
             lambda each: [each.pop(key) for key in list(each) if "iou" in key or "hd95" in key],
         )
-    results = read_results(project, tiny_params)
+    results = read(project, tiny_params)
     table = score_table(results)
     assert "IoU" not in table.headings
     assert table.notes == ("Not in these results: IoU.",)
@@ -392,7 +408,7 @@ def test_older_summary_loses_a_column_and_gains_a_note(project, tiny_params):
 
 def test_metric_of_one_network_alone_is_not_measured_for_the_other(project, tiny_params):
     edit_json(project / "reports/unet/summary.json", lambda each: each.pop("test/iou/liver"))
-    table = score_table(read_results(project, tiny_params))
+    table = score_table(read(project, tiny_params))
     assert cells(table, "liver", "unet")["IoU"] == "not measured"
     assert cells(table, "liver", "unet3plus")["IoU"] != "not measured"
     assert table.notes == ()
@@ -404,8 +420,8 @@ def test_surface_table_has_units_in_its_headings(results):
     assert cells(table, "liver", "unet")["HD95, mm"].startswith("8.0 (")
 
 
-def test_gate_table_counts_closings_and_openings(results):
-    table = gate_table(results)
+def test_classifier_table_counts_closings_and_openings(results):
+    table = classifier_table(results)
     assert [row[:2] for row in table.rows] == [(organ, "unet3plus") for organ in ORGANS]
     row = cells(table, "liver", "unet3plus")
     assert row["false closings, of organ slices"] == f"6{TIED}of{TIED}140 (0.0429)"
@@ -413,12 +429,12 @@ def test_gate_table_counts_closings_and_openings(results):
     assert row["false openings, of organ-free slices"] == f"7{TIED}of{TIED}70 (0.1000)"
 
 
-def test_ablation_table_has_a_row_for_each_gate(results):
+def test_ablation_table_has_a_row_for_each_use_of_the_classifier(results):
     table = ablation_table(results)
     assert [row[2] for row in table.rows] == ["none", "soft", "hard"] * 2
     summary = results.summaries["unet3plus"]
-    for gate, suffix in (("none", "_no_gate"), ("soft", "_soft_gate"), ("hard", "")):
-        row = cells(table, "spleen", "unet3plus", gate)
+    for use, suffix in (("none", "_no_classifier"), ("soft", "_soft_classifier"), ("hard", "")):
+        row = cells(table, "spleen", "unet3plus", use)
         assert row["Dice"].startswith(f"{summary[f'test/dice{suffix}/spleen']:.3f}")
         assert row["slice FPR"].startswith(f"{summary[f'test/slice_fpr{suffix}/spleen']:.4f}")
 
@@ -479,20 +495,20 @@ def test_gains_are_drawn_where_the_verdict_puts_them(results):
     means = [line for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
     gains = [each["gain"]["mean"] for each in results.verdict["comparisons"]]
     assert [float(line.get_xdata()[0]) for line in means] == gains
-    assert alt.startswith("Difference in Dice, unet3plus less unet: all +0.1000")
+    assert alt.startswith("Difference in Dice, unet3plus - unet: all +0.1000")
 
 
 def test_gain_that_could_not_be_measured_is_left_out():
     nothing = dict.fromkeys(("mean", "low", "high", "p_value"))
     comparison = {"first": "a", "second": "b", "organ": "all", "gain": nothing}
     _, alt = draw_gains([comparison], wanted=0.02)
-    assert alt == "Difference in Dice, a less b: all not measured."
+    assert alt == "Difference in Dice, a - b: all not measured."
 
 
 def test_wanted_gain_is_drawn_for_candidate_and_baseline_alone(results):
     verdict = results.verdict
-    clause = next(each for each in verdict["clauses"] if each["name"] == "dice_gain")
-    clause["limit"] = 0.03
+    criterion = next(each for each in verdict["criteria"] if each["name"] == "dice_gain")
+    criterion["limit"] = 0.03
     champion = [dict(each, second="champion version 1") for each in verdict["comparisons"]]
     verdict["comparisons"] += champion
     (judged, _), (other, _) = gain_charts(verdict)
@@ -519,7 +535,7 @@ def test_learning_curves_of_all_networks_share_a_chart(results):
     assert draw_histories(results.histories, NETWORKS, "val/none", "", "") is None
 
 
-def test_network_keeps_its_look_where_others_have_no_curve(results):
+def test_network_keeps_its_style_where_others_have_no_curve(results):
     def colours(names):
         histories = {name: results.histories[name] for name in names}
         figure, _ = draw_histories(histories, NETWORKS, "val/dice", "", "")
@@ -540,8 +556,8 @@ def test_reliability_curve_is_that_of_the_table(results):
 
 def test_networks_differ_in_more_than_colour():
     for kind in ("colour", "marker", "line", "hatch"):
-        assert len({getattr(look, kind) for look in LOOKS}) == len(LOOKS)
-    assert len(looks([f"network {place}" for place in range(6)])) == 6
+        assert len({getattr(style, kind) for style in SERIES_STYLES}) == len(SERIES_STYLES)
+    assert len(assign_styles([f"network {place}" for place in range(6)])) == 6
 
 
 def luminance(colour):
@@ -551,26 +567,26 @@ def luminance(colour):
     return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-@pytest.mark.parametrize("look", LOOKS)
-def test_series_stand_out_from_light_and_dark_pages(look):
+@pytest.mark.parametrize("style", SERIES_STYLES)
+def test_series_stand_out_from_light_and_dark_pages(style):
     """WCAG 2 asks 3 to 1 of what is drawn."""
-    assert 1.05 / (luminance(look.colour) + 0.05) >= 3
+    assert 1.05 / (luminance(style.colour) + 0.05) >= 3
     paper = luminance("#14171c")
-    assert (luminance(DARK[look.colour]) + 0.05) / (paper + 0.05) >= 3
+    assert (luminance(DARK[style.colour]) + 0.05) / (paper + 0.05) >= 3
 
 
 def test_chart_turns_light_on_a_dark_page_and_is_the_same_each_time():
     def uri():
         figure, axes = new_chart("title")
-        axes.bar([0], [1], color=LOOKS[0].colour)
+        axes.bar([0], [1], color=SERIES_STYLES[0].colour)
         return to_svg_uri(figure)
 
     head, _, content = uri().partition(",")
     assert head == "data:image/svg+xml;base64"
     text = base64.b64decode(content).decode()
     assert "prefers-color-scheme: dark" in text
-    assert re.findall(rf"(?<!, ){LOOKS[0].colour}", text) == []
-    assert f", {LOOKS[0].colour})" in text
+    assert re.findall(rf"(?<!, ){SERIES_STYLES[0].colour}", text) == []
+    assert f", {SERIES_STYLES[0].colour})" in text
     assert uri() == uri()
 
 
@@ -611,13 +627,13 @@ def test_crop_keeps_a_margin_in_mm_and_stays_inside():
 
 
 def test_outlines_differ_in_line_and_lightness():
-    assert len({outline.line for outline in OUTLINES}) == 3
-    lightness = sorted(luminance(outline.colour) for outline in OUTLINES)
+    assert len({outline.line for outline in STYLES}) == 3
+    lightness = sorted(luminance(outline.colour) for outline in STYLES)
     assert lightness[2] - lightness[1] > 0.3
 
 
 def test_slice_is_drawn_with_its_shape_in_mm():
-    masks = [np.zeros((1, 10, 20), dtype=bool) for _ in OUTLINES]
+    masks = [np.zeros((1, 10, 20), dtype=bool) for _ in STYLES]
     masks[1][0, 2:8, 2:8] = True
     figure = draw_slice(np.zeros((10, 20), dtype=np.float32), masks, (-160, 240), aspect=2.0)
     width, height = figure.get_size_inches()
@@ -664,16 +680,16 @@ def test_missing_piece_of_overlays_is_named(project, tiny_data, tiny_params, gon
     link_data(project, tiny_data)
     (project / gone).unlink()
     with pytest.raises(StageError, match=reason):
-        draw_galleries(project, tiny_params, read_results(project, tiny_params))
+        draw_galleries(read(project, tiny_params), tiny_params)
 
 
 def test_overlays_of_other_weights_than_the_verdicts_are_refused(project, tiny_data, tiny_params):
     link_data(project, tiny_data)
     torch.manual_seed(99)
-    description = describe("unet3plus", tiny_params)
+    description = describe_network("unet3plus", tiny_params)
     save_trained(project / "artifacts/train/unet3plus", build(description), description)
     with pytest.raises(StageError, match="are not those of the verdict"):
-        draw_galleries(project, tiny_params, read_results(project, tiny_params))
+        draw_galleries(read(project, tiny_params), tiny_params)
 
 
 # The page
@@ -702,7 +718,7 @@ def test_page_starts_with_the_verdict(page):
     assert "the candidate may be promoted" in page.text[""]
     assert "at least 2 test cases" in page.text["verdict"]
     assert list(page.text) == [
-        "", "verdict", "scores", "surfaces", "cases", "gate", "learning", "calibration",
+        "", "verdict", "scores", "surfaces", "cases", "classifier", "learning", "calibration",
         "provenance",
     ]  # fmt: skip
     anchors = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
@@ -710,7 +726,7 @@ def test_page_starts_with_the_verdict(page):
 
 
 def test_page_without_overlays_says_they_were_not_asked_for(page):
-    assert "No pictures of cases: they were not asked for." in page.text["cases"]
+    assert "No pictures of cases: they were not requested." in page.text["cases"]
 
 
 def test_same_run_gives_the_same_bytes(page, finished, project):
@@ -720,14 +736,14 @@ def test_same_run_gives_the_same_bytes(page, finished, project):
 
 def test_text_from_files_is_escaped(results, finished, tiny_params):
     evil = '<script>alert("x")</script>'
-    results.verdict["clauses"][0]["found"] = evil
+    results.verdict["criteria"][0]["found"] = evil
     results.verdict["git_commit"] = f'"><b>{evil}'
     results.verdict["comparisons"][0]["first"] = f'"><img src=x>{evil}'
     text = render(
         results,
         [
             verdict_section(results, tiny_params),
-            provenance_section(finished, results, tiny_params, PROVENANCE),
+            provenance_section(results, tiny_params, PROVENANCE),
         ],
         evil,
         [evil],
@@ -744,7 +760,7 @@ def test_text_from_files_is_escaped(results, finished, tiny_params):
 @pytest.mark.parametrize("status", ["fail", "undecided"])
 def test_verdict_that_is_no_pass_says_so(results, tiny_params, status):
     results.verdict["status"] = status
-    results.verdict["clauses"][1]["passed"] = False
+    results.verdict["criteria"][1]["passed"] = False
     page = rendered(results, verdict_section(results, tiny_params))
     assert status.upper() in page.text[""]
     shown = [a["class"] for tag, a in page.tags if tag == "td" and a.get("class")]
@@ -754,7 +770,7 @@ def test_verdict_that_is_no_pass_says_so(results, tiny_params, status):
 
 def test_without_a_verdict_the_page_says_how_to_get_one(project, tiny_params):
     (project / "reports/gate.json").unlink()
-    results = read_results(project, tiny_params)
+    results = read(project, tiny_params)
     page = rendered(results, verdict_section(results, tiny_params))
     assert "NO VERDICT" in page.text[""]
     assert "There is none: run `dvc repro register`" in page.text["verdict"]
@@ -780,19 +796,42 @@ def test_results_of_an_older_version_give_a_page_with_notes(project):
 
     def older(gate):
         del gate["comparisons"]
-        for clause in gate["clauses"]:
-            del clause["value"], clause["limit"]
+        for criterion in gate["criteria"]:
+            del criterion["value"], criterion["limit"]
 
     edit_json(project / "reports/gate.json", older)
     page, notes = written(project)
     assert len(notes) == 2
-    assert "No paired differences by organ." in page.text["verdict"]
+    assert "Paired differences by organ: Not available" in page.text["verdict"]
     assert "Not in these results: IoU, missed." in page.text["scores"]
-    assert "No distances." in page.text["surfaces"]
-    assert "No comparison of gates." in page.text["gate"]
-    assert "No network here has a classifier" in page.text["gate"]
-    assert "No calibration." in page.text["calibration"]
+    assert "Distances: Not available" in page.text["surfaces"]
+    assert (
+        "Comparison with and without the slice classifier: Not available: an older version"
+        in page.text["classifier"]
+    )
+    assert "No network here has a slice classifier" in page.text["classifier"]
+    assert "Calibration: Not available" in page.text["calibration"]
     assert [section for section, _ in page.pictures] == ["scores"] * 3 + ["learning"] * 2
+
+
+def test_older_names_of_the_slice_classifier_are_read(project, results):
+    """Older versions called it a gate, in scores, summaries and histories."""
+    older = {"_no_classifier": "_no_gate", "_soft_classifier": "_soft_gate"}
+    for name in ("cases.csv", "summary.json"):
+        path = project / "reports/unet3plus" / name
+        text = path.read_text()
+        for present, former in older.items():
+            assert present in text
+            text = text.replace(present, former)
+        path.write_text(text)
+    history = project / "artifacts/train/unet3plus/history.csv"
+    history.write_text("epoch,val/dice,val/gate_accuracy/liver\n1,0.5,0.75\n")
+    again = read(project, load_params(project / "params.yaml"))
+    assert again.summaries == results.summaries
+    assert ablation_table(again) == ablation_table(results)
+    assert again.histories["unet3plus"] == [
+        {"epoch": 1.0, "val/dice": 0.5, "val/classifier_accuracy/liver": 0.75}
+    ]
 
 
 def test_provenance_names_what_it_takes_to_make_it_again(page, finished):
@@ -808,18 +847,18 @@ def test_provenance_names_what_it_takes_to_make_it_again(page, finished):
 
 def test_verdict_outside_of_git_has_no_commit_to_check_out(finished, results, tiny_params):
     results.verdict["git_commit"] = "none"
-    section = provenance_section(finished, results, tiny_params, PROVENANCE)
+    section = provenance_section(results, tiny_params, PROVENANCE)
     assert dict(section.listings)["How to reproduce"].startswith("make setup")
 
 
 def test_uncommitted_code_and_newer_scans_are_pointed_out(finished, results, tiny_params):
-    assert find_changes(finished, results, PROVENANCE) == []
+    assert find_changes(results, PROVENANCE) == []
     results.verdict["git_commit"] = "abc-dirty"
     newer = Provenance("c" * 40, "bbbb.dir")
-    of_data, of_code = find_changes(finished, results, newer)
+    of_data, of_code = find_changes(results, newer)
     assert "from data version aaaa.dir, the scans are now version bbbb.dir" in of_data
-    assert "code or parameters that no commit holds" in of_code
-    section = provenance_section(finished, results, tiny_params, newer)
+    assert "uncommitted code or parameters" in of_code
+    section = provenance_section(results, tiny_params, newer)
     assert dict(section.listings)["How to reproduce"].startswith("git checkout abc\n")
 
 
@@ -837,10 +876,14 @@ def test_parameters_changed_since_a_stage_ran_are_named(project, results):
     newer = changed({"train": {"num_epochs": 5}}, changed(TINY))
     newer["train"]["augment"]["noise_hu"] = 0
     (project / "params.yaml").write_text(yaml.safe_dump(newer))
-    assert changed_parameters(project) == {
-        "train@unet": ["recipes.unet", "train.augment.noise_hu", "train.num_epochs"]
+    assert changed_parameters(open_workspace(project)) == {
+        ("train@unet", "params.yaml"): [
+            "recipes.unet",
+            "train.augment.noise_hu",
+            "train.num_epochs",
+        ]
     }
-    assert find_changes(project, results, PROVENANCE) == [
+    assert find_changes(results, PROVENANCE) == [
         "params.yaml has changed since stage train@unet ran: recipes.unet, "
         "train.augment.noise_hu, train.num_epochs. Run `dvc repro`."
     ]
@@ -848,7 +891,7 @@ def test_parameters_changed_since_a_stage_ran_are_named(project, results):
 
 def test_published_results_are_reported():
     params = Params.model_validate(changed({}))
-    results = read_results(ROOT, params)
+    results = read(ROOT, params)
     assert score_table(results) is not None
     assert verdict_words(results).split(":")[0] in ("PASS", "FAIL", "UNDECIDED")
 
@@ -863,6 +906,61 @@ def test_command_writes_the_page_and_says_where(project, monkeypatch):
     assert (project / "new/page.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.fixture
+def profile(project):
+    """The same results as those of a profile: parameters in two files, and no promotion gate."""
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    (project / "paper").mkdir()
+    for name, keys in (("params", ("networks", "recipes", "evaluate", "register")), ("sample", ())):
+        own = {key: content.pop(key) for key in keys or tuple(content)}
+        (project / f"paper/{name}.yaml").write_text(yaml.safe_dump(own, sort_keys=False))
+    artifacts = project / "artifacts"
+    artifacts.rename(project / "kept")
+    (artifacts / "paper").mkdir(parents=True)
+    (project / "kept").rename(artifacts / "paper/sample")
+    (project / "reports").rename(artifacts / "paper/sample/reports")
+    (artifacts / "paper/sample/reports/gate.json").unlink()
+    (project / "params.yaml").unlink()
+    return project
+
+
+def test_command_writes_the_page_of_a_profile(profile, tiny_data, monkeypatch):
+    link_data(profile, tiny_data)
+    monkeypatch.chdir(profile)
+    done = CliRunner().invoke(app, ["report", "--profile", "paper/sample", "--no-mlflow"])
+    assert done.exit_code == 0, done.output
+    assert done.output.endswith("report: artifacts/paper/sample/reports/report.html\n")
+    page = Page((profile / "artifacts/paper/sample/reports/report.html").read_text())
+    assert "NO VERDICT" in page.text[""]
+    assert "this pipeline has no promotion gate" in page.text[""]
+    assert "is missing" not in page.text[""]
+    assert "paper/sample: unet3plus against unet" in page.text[""]
+    assert [section for section, _ in page.pictures].count("cases") >= 3
+    assert "fullscale report --profile paper/sample" in page.text["provenance"]
+    for name in ("params", "sample"):
+        assert (profile / f"paper/{name}.yaml").read_text() in page.text["provenance"]
+
+
+def test_missing_file_of_a_profile_is_a_note_with_its_own_command(profile):
+    workspace = open_workspace(profile, "paper/sample")
+    workspace.scores("unet").unlink()
+    assert read_results(workspace, workspace.load_params()).notes == [
+        "artifacts/paper/sample/reports/unet/cases.csv is missing: run "
+        "`dvc repro paper/dvc.yaml:evaluate@sample-unet`."
+    ]
+
+
+def test_parameters_of_a_profile_are_compared_with_its_own_lock(profile):
+    workspace = open_workspace(profile, "paper/sample")
+    params = {"paper/params.yaml": {"evaluate": {"threshold": 0.25}}}
+    other = {"paper/paper.yaml": {"train": {"num_epochs": 100}}}
+    stages = {"evaluate@sample-unet": {"params": params}, "train@paper-unet": {"params": other}}
+    (profile / "paper/dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
+    changed_keys = changed_parameters(workspace)
+    assert list(changed_keys) == [("evaluate@sample-unet", "paper/params.yaml")]
+    assert "evaluate.threshold" in changed_keys["evaluate@sample-unet", "paper/params.yaml"]
+
+
 def test_command_says_that_no_run_is_known(project, monkeypatch):
     monkeypatch.chdir(project)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'empty.db'}")
@@ -875,10 +973,13 @@ def test_page_and_pictures_go_to_the_candidates_run(project, mlflow_store, tmp_p
     params = load_params(project / "params.yaml")
     weights = project / "artifacts/train/unet3plus/weights.safetensors"
     tags = {WEIGHTS_TAG: file_sha256(weights)}
-    with training_run(mlflow_store, "unet3plus", {}, tags, "d" * 32, tmp_path / "run") as run:
+    location = mlflow_store.artifact_location
+    run_description = RunDescription(mlflow_store.uri, location, "unet3plus", {}, tags, "d" * 32)
+    with training_run(run_description, tmp_path / "run") as run:
         pass
-    report = write_report(project, project / "page.html", with_overlays=False)
-    assert track_report(report, params, project, mlflow_store) == run.run_id
+    results = read(project, params)
+    report = write_report(results, params, project / "page.html", with_overlays=False)
+    assert track_report(report, params, open_workspace(project), mlflow_store) == run.run_id
     client = MlflowClient(mlflow_store.uri)
     folder = Path(client.download_artifacts(run.run_id, "report", str(tmp_path)))
     assert (folder / "report.html").read_bytes() == (project / "page.html").read_bytes()

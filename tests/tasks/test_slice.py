@@ -14,14 +14,13 @@ import yaml
 
 from fullscale.params import Params, load_params
 from fullscale.runtime.errors import StageError
-from fullscale.runtime.files import file_sha256
+from fullscale.runtime.files import file_sha256, write_json
 from fullscale.scans.cohort import (
     Case,
     image_path,
     label_path,
     read_cohort,
     write_cases,
-    write_json,
 )
 from fullscale.scans.slice_store import SliceStore
 from fullscale.scans.volume import write_volume

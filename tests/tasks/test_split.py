@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -17,7 +20,7 @@ def make_params(**changes):
 
 
 def make_cases(cohort):
-    """A table from a list of (patient, annotated) pairs."""
+    """Return a table of cases from (patient, annotated) pairs."""
     return pd.DataFrame(
         {
             "case": [f"case_{number:03d}" for number in range(len(cohort))],
@@ -124,7 +127,7 @@ def test_digest_names_a_set_and_not_an_order():
 
 
 def landed(cohort):
-    """A table as `make_cases` gives, whose cases landed in the inbox."""
+    """Return a table like `make_cases`, of cases from the inbox."""
     table = make_cases(cohort).assign(training_only=True)
     table["case"] = "landed_" + table["case"]
     return table
@@ -133,7 +136,7 @@ def landed(cohort):
 @settings(deadline=None, max_examples=60)
 @given(cohort=cohorts, later=cohorts)
 def test_landed_cases_leave_the_test_set_as_it_is(cohort, later):
-    """Old patients land again, and new ones with any name."""
+    """Draw cases from the inbox: of known patients, and of new ones with any name."""
     params = make_params()
     before = make_cases(cohort)
     if not divisible(before, params):
@@ -163,3 +166,12 @@ def test_named_test_patient_with_cases_for_training_only_is_refused():
     ).fillna({"training_only": False})
     with pytest.raises(StageError, match=r"have no case: q; .*inbox are for training only"):
         split_cases(cases, make_params(test_patients=["p3", "q"]))
+
+
+@pytest.mark.parametrize("stage", ["slice", "split"])
+def test_stage_starts_without_slow_libraries(stage):
+    code = f"import sys, tasks.{stage}; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert f"tasks.{stage}" in loaded
+    assert not {"torch", "sklearn", "scipy.ndimage", "matplotlib", "mlflow"} & set(loaded)

@@ -1,6 +1,4 @@
 import json
-import threading
-import time
 
 import mlflow
 import pandas as pd
@@ -11,11 +9,13 @@ from fullscale.params import Params
 from fullscale.prediction.network_files import WEIGHTS_NAME, TrainedOn, load_trained
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256
-from fullscale.runtime.signals import StopRequest
+from fullscale.tracking.run_record import RunDescription
 from fullscale.tracking.runs import training_run
 from fullscale.training.dataset import SliceDataset
 from fullscale.training.history import read_history, write_history
-from tasks.train import flatten, identify, only_trainer, train_network
+from tasks.train import TrainingSession, flatten, identify, train_network
+
+pytestmark = pytest.mark.slow
 
 SPLIT = pd.DataFrame(
     {
@@ -28,8 +28,11 @@ SPLIT = pd.DataFrame(
 
 def train(name, params, store, folder, mlflow_store, split=SPLIT):
     tracking = folder.parent / f"{folder.name}-tracking"
-    with training_run(mlflow_store, name, {}, {}, "0" * 32, tracking) as run:
-        train_network(name, params, store, split, folder, run)
+    description = RunDescription(
+        mlflow_store.uri, mlflow_store.artifact_location, name, {}, {}, "0" * 32
+    )
+    with training_run(description, tracking) as run:
+        train_network(name, params, store, split, folder, TrainingSession(run))
     return run.run_id
 
 
@@ -86,7 +89,7 @@ def test_epoch_is_reported_in_full(tiny_params, tiny_store, tmp_path, mlflow_sto
     run_id = train("unet3plus", tiny_params, tiny_store, tmp_path, mlflow_store)
     logged = mlflow.MlflowClient(mlflow_store.uri).get_run(run_id).data.metrics
     for organ in ("liver", "spleen"):
-        assert 0 <= logged[f"val/gate_accuracy/{organ}"] <= 1
+        assert 0 <= logged[f"val/classifier_accuracy/{organ}"] <= 1
         assert f"val/dice/{organ}" in logged
     for term in ("focal", "ms_ssim", "iou"):
         assert logged[f"train/side5/{term}"] > 0
@@ -102,6 +105,15 @@ def test_organ_free_slices_are_left_out_by_share(tiny_params, tiny_store, tmp_pa
     slices = SliceDataset(tiny_store, SPLIT.loc[SPLIT["fold"] == "train", "case"].tolist())
     assert row["slices/organ"] == (~slices.organ_free).sum()
     assert row["slices/organ_free"] == round(0.25 * slices.organ_free.sum())
+
+
+def test_averaged_weights_are_what_is_saved(tiny_params, tiny_store, tmp_path, mlflow_store):
+    saved = set()
+    for decay in (0.0, 0.9):
+        params = changed_train(tiny_params, ema_decay=decay, num_epochs=1)
+        train("unet", params, tiny_store, tmp_path / str(decay), mlflow_store)
+        saved.add(file_sha256(tmp_path / str(decay) / "weights.safetensors"))
+    assert len(saved) == 2
 
 
 @pytest.mark.parametrize(
@@ -147,7 +159,7 @@ def test_loss_that_is_not_finite_names_step_and_cases(
 
 
 def test_uneven_parts_are_refused(tiny_params, tiny_store, tmp_path, mlflow_store):
-    with pytest.raises(StageError, match=r"batch_size 8 cannot be dealt out .* a multiple of 3"):
+    with pytest.raises(StageError, match=r"batch_size 8 cannot be divided .* a multiple of 3"):
         train(
             "unet",
             changed_train(tiny_params, num_accumulated=3),
@@ -169,23 +181,6 @@ def test_identity_holds_what_decides_the_weights(tiny_params, tiny_store):
     assert identify("unet", shared, tiny_store, SPLIT, code) == before
     warmer = changed_train(tiny_params, learning_rate=0.1)
     assert identify("unet", warmer, tiny_store, SPLIT, code) != before
-
-
-def test_second_trainer_waits_until_the_first_is_done(tmp_path, capsys):
-    entered = []
-
-    def second():
-        with only_trainer(tmp_path, StopRequest()):
-            entered.append("second")
-
-    thread = threading.Thread(target=second)
-    with only_trainer(tmp_path, StopRequest()):
-        thread.start()
-        time.sleep(1.5)
-        assert not entered
-    thread.join(timeout=10)
-    assert entered == ["second"]
-    assert "waiting for another training" in capsys.readouterr().out
 
 
 def test_test_cases_are_never_read(tiny_params, tiny_store, tmp_path, mlflow_store, monkeypatch):

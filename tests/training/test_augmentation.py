@@ -294,7 +294,7 @@ def test_flip_swaps_left_and_right_of_image_and_label():
     assert torch.equal(label_after, label.flip(-1))
 
 
-def test_flip_happens_as_often_as_asked():
+def test_flip_has_the_set_probability():
     num = 400
     image = torch.zeros(num, 1, 8, 8)
     image[..., :4] = 1
@@ -310,7 +310,7 @@ def test_picture_is_mirrored_by_flip_alone(flip_probability, sign):
 
 
 @pytest.mark.parametrize("noise_hu", [5, 20])
-def test_noise_has_the_strength_asked_for(noise_hu):
+def test_noise_has_the_set_strength(noise_hu):
     image = torch.full((8, 3, 64, 64), 0.5)
     label = torch.zeros(8, 64, 64, dtype=torch.uint8)
     changed, _ = make_augment(noise_hu=noise_hu)(image, label, 0, torch.arange(8))

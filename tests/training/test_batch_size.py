@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from fullscale.prediction.network_files import build, describe
+from fullscale.prediction.network_files import build, describe_network
 from fullscale.runtime.errors import StageError
 from fullscale.training.batch_size import find_batch_size, largest_part, out_of_memory_explained
 
@@ -53,7 +53,7 @@ def test_other_failures_are_not_taken_for_memory():
 
 
 @pytest.mark.parametrize("error", [MemoryError("x"), torch.OutOfMemoryError("CUDA out of memory")])
-def test_running_out_says_what_was_asked_and_what_to_try(error):
+def test_out_of_memory_names_the_settings_to_change(error):
     with (
         pytest.raises(
             StageError,
@@ -70,7 +70,7 @@ def test_other_errors_pass_through():
 
 
 def test_auto_is_a_power_of_two_that_leaves_eight_steps(tiny_params, capsys):
-    network = build(describe("unet3plus", tiny_params))
+    network = build(describe_network("unet3plus", tiny_params))
     found = find_batch_size(network, tiny_params, ("focal", "iou"), 100, torch.device("cpu"), 1)
     assert found == 8
     assert "train.batch_size auto: 8 slices a step, 8 at once on cpu" in capsys.readouterr().err
@@ -79,7 +79,7 @@ def test_auto_is_a_power_of_two_that_leaves_eight_steps(tiny_params, capsys):
 def test_auto_is_dealt_out_to_processes_and_parts(tiny_params):
     train = tiny_params.train.model_copy(update={"num_accumulated": 2})
     params = tiny_params.model_copy(update={"train": train})
-    network = build(describe("unet", params))
+    network = build(describe_network("unet", params))
     found = find_batch_size(network, params, ("focal",), 200, torch.device("cpu"), 3)
     assert found == 4 * 2 * 3
 

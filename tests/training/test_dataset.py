@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from fullscale.training.dataset import Plan, SliceDataset, training_batches, whole_batches
+from fullscale.training.dataset import (
+    BatchSharding,
+    SliceDataset,
+    TrainingSlices,
+    training_batches,
+    whole_batches,
+)
 from fullscale.training.epoch_order import EpochOrder
 from model.preprocessing import normalise, one_mask_per_organ
 
@@ -54,7 +60,7 @@ def test_slice_without_any_annotated_organ_is_organ_free(tiny_store):
     assert 0 < dataset.organ_free.sum() < len(dataset)
 
 
-def test_whole_batches_hold_every_slice_once_whatever_the_processes(tiny_store):
+def test_whole_batches_hold_every_slice_once_for_any_number_of_processes(tiny_store):
     dataset = SliceDataset(tiny_store, ["case_00", "case_01"])
     for num_processes in (1, 3):
         sizes = []
@@ -65,17 +71,17 @@ def test_whole_batches_hold_every_slice_once_whatever_the_processes(tiny_store):
         assert max(sizes) == 7
 
 
-def collect(store, plan, start=(0, 0)):
+def collect(store, sharding, start=(0, 0)):
     dataset = SliceDataset(store, ["case_00", "case_06"])
     order = EpochOrder(dataset.organ_free, 1.0, 0)
-    return list(training_batches(dataset, order, plan, 2, start))
+    return list(training_batches(TrainingSlices(dataset, order, sharding), 2, start))
 
 
 def test_training_goes_on_at_any_step(tiny_store):
-    whole = collect(tiny_store, Plan(4))
+    whole = collect(tiny_store, BatchSharding(4))
     num_steps = len(whole) // 2
     for start in ((0, 2), (1, 0), (1, num_steps - 1), (0, num_steps)):
-        rest = collect(tiny_store, Plan(4), start)
+        rest = collect(tiny_store, BatchSharding(4), start)
         expected = whole[start[0] * num_steps + start[1] :]
         assert len(rest) == len(expected)
         for one, other in zip(rest, expected, strict=True):
@@ -85,8 +91,8 @@ def test_training_goes_on_at_any_step(tiny_store):
 
 
 def test_processes_and_parts_share_each_step(tiny_store):
-    whole = collect(tiny_store, Plan(8))
-    dealt = [collect(tiny_store, Plan(8, 2, 2, rank)) for rank in range(2)]
+    whole = collect(tiny_store, BatchSharding(8))
+    dealt = [collect(tiny_store, BatchSharding(8, 2, 2, rank)) for rank in range(2)]
     for step, batch in enumerate(whole):
         parts = [dealt[rank][2 * step + part] for part in range(2) for rank in range(2)]
         assert torch.equal(torch.cat([part.label_BHW for part in parts]), batch.label_BHW)
@@ -102,13 +108,16 @@ import sys
 from pathlib import Path
 import torch
 from fullscale.scans.slice_store import SliceStore
-from fullscale.training.dataset import Plan, SliceDataset, training_batches
+from fullscale.training.dataset import (
+    BatchSharding, SliceDataset, TrainingSlices, training_batches
+)
 from fullscale.training.epoch_order import EpochOrder
 
 slices = SliceDataset(SliceStore(Path(sys.argv[1])), ["case_00", "case_06"])
 order = EpochOrder(slices.organ_free, 1.0, 0)
 alone, helped = (
-    list(training_batches(slices, order, Plan(4), 2, num_workers=count)) for count in (0, 3)
+    list(training_batches(TrainingSlices(slices, order, BatchSharding(4)), 2, num_workers=count))
+    for count in (0, 3)
 )
 assert len(alone) == len(helped) > 4
 for one, other in zip(alone, helped, strict=True):
@@ -120,7 +129,7 @@ print(len(helped))
 
 
 def test_workers_give_the_same_batches(tiny_store):
-    """In a program of its own: readers are forks, and Prefect leaves a process unfit to fork."""
+    """In a separate program: readers are forks, and Prefect leaves a process unfit to fork."""
     done = subprocess.run(
         [sys.executable, "-c", WORKERS, str(tiny_store.root)],
         capture_output=True,

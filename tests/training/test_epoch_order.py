@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullscale.training.dataset import Plan
+from fullscale.training.dataset import BatchSharding
 from fullscale.training.epoch_order import EpochOrder
 
 
@@ -22,7 +22,7 @@ def test_epochs_differ_and_repeat_by_seed():
     assert order(seed=1).of_epoch(1).tolist() != second.tolist()
 
 
-def test_order_asked_out_of_turn_is_the_same():
+def test_order_does_not_depend_on_the_order_of_calls():
     one, other = order(share=0.3), order(share=0.3)
     forward = [one.of_epoch(epoch).tolist() for epoch in range(5)]
     backward = [other.of_epoch(epoch).tolist() for epoch in reversed(range(5))]
@@ -35,7 +35,7 @@ def test_order_asked_out_of_turn_is_the_same():
     share=st.floats(0, 3),
     seed=st.integers(0, 2**31),
 )
-def test_organ_slices_stand_once_and_others_as_often_as_asked(num_organ, num_free, share, seed):
+def test_organ_slices_are_used_once_and_others_by_their_share(num_organ, num_free, share, seed):
     subject = order(num_organ, num_free, share, seed)
     for epoch in range(3):
         chosen = subject.of_epoch(epoch)
@@ -64,14 +64,16 @@ def test_no_share_leaves_organ_slices_only():
     part=st.integers(1, 5),
     step=st.integers(0, 3),
 )
-def test_plan_deals_each_slice_of_a_step_to_one_part(num_processes, num_accumulated, part, step):
+def test_sharding_gives_each_slice_of_a_step_to_one_part(
+    num_processes, num_accumulated, part, step
+):
     batch_size = num_processes * num_accumulated * part
     dealt = []
     for rank in range(num_processes):
-        plan = Plan(batch_size, num_accumulated, num_processes, rank)
-        assert plan.part_size == part
+        sharding = BatchSharding(batch_size, num_accumulated, num_processes, rank)
+        assert sharding.part_size == part
         for number in range(num_accumulated):
-            first = plan.first_of(step, number)
+            first = sharding.first_index(step, number)
             dealt += range(first, first + part)
     assert sorted(dealt) == list(range(step * batch_size, (step + 1) * batch_size))
 

@@ -1,23 +1,28 @@
 import pytest
 import torch
 
-from fullscale.prediction.network_files import build, describe
+from fullscale.prediction.network_files import build, describe_network
 from fullscale.training.augmentation import Augment
-from fullscale.training.dataset import Plan, SliceDataset, training_batches
+from fullscale.training.dataset import (
+    BatchSharding,
+    SliceDataset,
+    TrainingSlices,
+    training_batches,
+)
 from fullscale.training.epoch_order import EpochOrder
-from fullscale.training.step import Learner, learning_rate, make_optimizer, seed_step
+from fullscale.training.step import SegmentationObjective, learning_rate, make_optimizer, seed_step
 
 
 @pytest.fixture
 def network(tiny_params):
     torch.manual_seed(0)
-    return build(describe("unet3plus", tiny_params))
+    return build(describe_network("unet3plus", tiny_params))
 
 
 @pytest.fixture
-def learner(tiny_params, network):
+def objective(tiny_params, network):
     params = tiny_params
-    return Learner(
+    return SegmentationObjective(
         network,
         len(params.organs),
         params.slice.window_hu,
@@ -29,12 +34,12 @@ def learner(tiny_params, network):
 def first_batch(store, cases, size=4):
     slices = SliceDataset(store, cases)
     order = EpochOrder(slices.organ_free, 1.0, 0)
-    return next(training_batches(slices, order, Plan(size), 1))
+    return next(training_batches(TrainingSlices(slices, order, BatchSharding(size)), 1))
 
 
-def test_terms_are_named_and_add_up(learner, tiny_store):
+def test_terms_are_named_and_add_up(objective, tiny_store):
     batch = first_batch(tiny_store, ["case_00"])
-    total, terms = learner.loss(*learner.prepare(batch), batch.annotated_BK)
+    total, terms = objective.loss(*objective.prepare(batch), batch.annotated_BK)
     parts = [terms[name] for name in ("focal", "ms_ssim", "iou", "classification")]
     torch.testing.assert_close(sum(parts), total.detach())
     sides = [terms[f"side{number}/iou"] for number in range(1, 6)]
@@ -43,10 +48,10 @@ def test_terms_are_named_and_add_up(learner, tiny_store):
     assert not any(value.requires_grad for value in terms.values())
 
 
-def test_unannotated_organ_gives_no_gradient(learner, network, tiny_store):
+def test_unannotated_organ_gives_no_gradient(objective, network, tiny_store):
     batch = first_batch(tiny_store, ["case_06"])
     assert batch.annotated_BK.tolist() == [[True, False]] * 4
-    learner.loss(*learner.prepare(batch), batch.annotated_BK)[0].backward()
+    objective.loss(*objective.prepare(batch), batch.annotated_BK)[0].backward()
     for head in network.heads:
         assert head.weight.grad[0].abs().sum() > 0
         assert head.weight.grad[1].abs().sum() == 0

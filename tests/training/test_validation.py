@@ -53,33 +53,28 @@ def test_few_pixels_are_no_false_positive(batch, output):
     assert count_batch(output, batch, 0.5, 4)[1, 0].tolist() == [0, 3, 0, 1, 0, 0, 0]
 
 
-def test_gate_is_counted_where_there_is_one(batch, output):
-    open_then_closed = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    gated = Output(output.logits, torch.stack([open_then_closed] * 3))
-    counts = count_batch(gated, batch, 0.5, 1)
+def test_classifier_is_counted_where_there_is_one(batch, output):
+    present_then_absent = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    classified = Output(output.logits, torch.stack([present_then_absent] * 3))
+    counts = count_batch(classified, batch, 0.5, 1)
     assert counts[:, 0, 5].tolist() == [1, 0, 0]
     assert counts[:, 1, 5].tolist() == [1, 1, 0]
     assert counts[:, 0, 6].tolist() == [1, 1, 1]
 
 
-def test_metrics_pool_slices_of_a_case(batch, output):
-    counts = count_cases(
-        lambda image: output,
-        [batch],
-        2,
-        2,
-        (0.0, 1.0),
-        torch.device("cpu"),
-        threshold=0.5,
-        min_false_positive_px=3,
+def test_metrics_pool_slices_of_a_case(batch, output, tiny_params):
+    settings = tiny_params.evaluate.model_copy(
+        update={"threshold": 0.5, "min_false_positive_px": 3}
     )
+    params = tiny_params.model_copy(update={"evaluate": settings})
+    counts = count_cases(lambda image: output, [batch], 2, params, torch.device("cpu"))
     metrics = metrics_of(counts, ("liver", "spleen"))
     assert metrics["val/dice/liver"] == pytest.approx(2 * 2 / (5 + 4))
     assert metrics["val/dice/spleen"] == 0
     assert metrics["val/dice"] == pytest.approx(metrics["val/dice/liver"] / 2)
     assert metrics["val/slice_fpr/liver"] == pytest.approx(1 / 2)
     assert metrics["val/slice_fpr/spleen"] == 1
-    assert not [key for key in metrics if "gate" in key]
+    assert not [key for key in metrics if "classifier" in key]
 
 
 def test_parts_of_the_work_add_up(batch, output):

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def change_data(folder, patient):
-    """Another cohort in data/, without other scans."""
+    """Change the cohort in data/ without new scans."""
     first, *rest = read_cohort(folder / "data").cases
     write_cases(folder / "data", [replace(first, patient=patient), *rest])
 
@@ -43,7 +43,7 @@ def test_data_version_is_one_commit_of_data_dvc_on_scans(scans_repo):
     assert git(scans_repo, "show", "--format=", "--name-only", tip) == "data.dvc"
     assert git(scans_repo, "rev-parse", f"{tip}^") == head
     message = git(scans_repo, "show", "--no-patch", "--format=%B", tip)
-    assert message == "Take in 2 scans\n\nCase: b\nCase: a\nQuarantined: 2"
+    assert message == "Add 2 scans\n\nCase: b\nCase: a\nQuarantined: 2"
     assert version in git(scans_repo, "show", "scans:data.dvc")
     assert git(scans_repo, "rev-parse", "HEAD") == head
     assert git(scans_repo, "status", "--porcelain") == ""
@@ -127,14 +127,14 @@ def test_versions_that_people_merged_are_where_the_next_begins(scans_repo):
     assert git(scans_repo, "rev-parse", "scans^") == head
 
 
-def test_contradicting_data_are_an_error_that_says_what_to_do(scans_repo):
+def test_merge_conflict_in_the_data_is_an_error_with_a_remedy(scans_repo):
     make_version(scans_repo, "p1")
     tip = find_commit(scans_repo, "scans")
     change_data(scans_repo, "p9")
     run_program(["dvc", "add", "data"], scans_repo)
     commit_paths(scans_repo, ["data.dvc"], "Add other data by hand")
     with (
-        pytest.raises(StageError, match=r"scans and HEAD contradict .*`git merge scans`"),
+        pytest.raises(StageError, match=r"scans and HEAD have a merge conflict.*`git merge scans`"),
         open_newest(scans_repo, "inbox"),
     ):
         pass
@@ -165,13 +165,13 @@ def test_new_version_is_announced_until_it_is_marked(scans_repo):
     assert (found.data_version, found.cases, found.num_quarantined) == (version, ("d",), 0)
 
 
-def test_version_that_is_merged_is_no_news_where_nothing_is_remembered(scans_repo):
+def test_merged_version_is_not_announced_without_a_record(scans_repo):
     make_version(scans_repo, "p1")
     git(scans_repo, "merge", "--quiet", "scans")
     assert find_unannounced(scans_repo) is None
 
 
-def test_announcement_survives_a_branch_that_was_made_anew(scans_repo):
+def test_announcement_survives_a_branch_that_was_made_again(scans_repo):
     make_version(scans_repo, "p1", ["a"])
     mark_announced(scans_repo, find_unannounced(scans_repo))
     git(scans_repo, "branch", "--quiet", "-D", "scans")

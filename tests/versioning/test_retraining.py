@@ -1,4 +1,4 @@
-"""On a small real repository of git and DVC: one folder of data, two stages."""
+"""Retraining in a small real repository of git and DVC: one folder of data, two stages."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fullscale.versioning.data_version import commit_data, open_newest
 from fullscale.versioning.git import SCANS_BRANCH, commit_paths, contains, git, run_program
 from fullscale.versioning.retraining import (
     MAX_FAILURES,
+    clear_pending,
     count_failure,
-    forget_begun,
-    landed_since,
-    list_begun,
+    find_data_since,
     list_changes,
-    list_news,
+    list_pending,
+    list_untrained_changes,
+    mark_pending,
     newest_branch,
-    note_begun,
     publish,
-    read_message,
+    read_commit_message,
 )
 
 pytestmark = pytest.mark.slow
@@ -66,7 +66,7 @@ def project(origin: Path, tmp_path: Path) -> Path:
 
 
 def land(root: Path, scan: str) -> str:
-    """A new data version on the branch `scans`; returns its MD5."""
+    """Commit a new data version on the branch `scans`; return its MD5."""
     with open_newest(root, "inbox") as folder:
         run_program(["dvc", "checkout", "--quiet", "data.dvc"], folder)
         (folder / "data/scan").unlink()
@@ -98,12 +98,12 @@ def test_change_is_named_with_its_stage(project: Path, file: str, text: str, wor
     assert line.startswith(words)
 
 
-def test_results_stand_on_a_branch_of_their_own(project: Path) -> None:
+def test_results_are_on_a_separate_branch(project: Path) -> None:
     before = [git(project, "rev-parse", "HEAD"), git(project, "status", "--porcelain")]
     version = land(project, "2")
     with open_newest(project, "retrain") as folder:
         run_program(["dvc", "checkout", "--quiet", "data.dvc"], folder)
-        assert list_news(folder) == ["slice: data modified"]
+        assert list_untrained_changes(folder) == ["slice: data modified"]
         run_program(["dvc", "repro", "--quiet"], folder)
         branch = publish(folder, DAY, version, "Retrain: fail\n\nReason: by hand")
     assert branch == f"retrain/2026-03-01-{version[:8]}" == newest_branch(project)
@@ -119,14 +119,14 @@ def test_results_stand_on_a_branch_of_their_own(project: Path) -> None:
     with open_newest(project, "retrain") as folder:  # the results are known, though not merged
         lock = (folder / "dvc.lock").read_bytes()
         run_program(["dvc", "checkout", "--quiet", "data.dvc"], folder)
-        assert list_news(folder) == []
+        assert list_untrained_changes(folder) == []
         assert (folder / "dvc.lock").read_bytes() == lock
         (folder / "code.py").write_text("two\n")
-        assert list_news(folder) == ["slice: code.py modified"]
+        assert list_untrained_changes(folder) == ["slice: code.py modified"]
 
     git(project, "merge", "--quiet", branch)
     run_program(["dvc", "checkout", "--quiet"], project)
-    assert list_news(project) == []
+    assert list_untrained_changes(project) == []
 
 
 def test_taken_branch_gets_a_number(project: Path) -> None:
@@ -140,7 +140,7 @@ def test_taken_branch_gets_a_number(project: Path) -> None:
     assert git(project, "show", f"{wanted}-2:params.yaml").endswith("128")
 
 
-def test_newest_branch_is_that_of_the_last_retraining_whatever_its_name(
+def test_newest_branch_is_that_of_the_last_retraining_by_date(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert newest_branch(project) is None
@@ -157,7 +157,7 @@ def test_code_that_people_changed_meanwhile_is_trained_on_too(project: Path) -> 
     head = commit_paths(project, ["code.py"], "Change the code")
     with open_newest(project, "retrain") as folder:
         run_program(["dvc", "checkout", "--quiet", "data.dvc"], folder)
-        assert list_news(folder) == ["slice: data modified, code.py modified"]
+        assert list_untrained_changes(folder) == ["slice: data modified, code.py modified"]
         run_program(["dvc", "repro", "--quiet"], folder)
         branch = publish(folder, DAY, version, "Retrain")
     assert contains(project, branch, head)
@@ -178,43 +178,43 @@ def test_results_in_a_remote_kept_in_git_are_committed(project: Path) -> None:
     assert not (project / "sample-remote").exists()
 
 
-def test_scans_that_land_during_a_retraining_are_seen_once(project: Path) -> None:
-    assert landed_since(project, None, "any") is None
+def test_scans_added_during_a_retraining_are_reported_once(project: Path) -> None:
+    assert find_data_since(project, None, "any") is None
     first = land(project, "2")
-    found = landed_since(project, None, "older")
+    found = find_data_since(project, None, "older")
     assert found is not None
     assert (found.data_version, found.cases) == (first, ("case_2",))
-    assert landed_since(project, None, first) is None
+    assert find_data_since(project, None, first) is None
     tip = git(project, "rev-parse", SCANS_BRANCH)
-    assert landed_since(project, tip, "older") is None
+    assert find_data_since(project, tip, "older") is None
     second = land(project, "3")
-    found = landed_since(project, tip, first)
+    found = find_data_since(project, tip, first)
     assert found is not None
     assert (found.data_version, found.cases) == (second, ("case_3",))
 
 
-def test_registrations_that_began_are_remembered_until_they_end_or_are_given_up(
+def test_pending_registrations_are_kept_until_they_end_or_are_dropped(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert list_begun(project) == []
+    assert list_pending(project) == []
     older = git(project, "rev-parse", "HEAD")
     (project / "code.py").write_text("two\n")
     newer = commit_paths(project, ["code.py"], "Change the code")
     for commit in (older, newer):
-        note_begun(project, commit)
-    assert list_begun(project) == [older, newer]
+        mark_pending(project, commit)
+    assert list_pending(project) == [older, newer]
     for _ in range(MAX_FAILURES - 1):
         count_failure(project, older)
-    note_begun(project, older)  # to begin once more is no success
-    assert list_begun(project) == [older, newer]
+    mark_pending(project, older)  # to begin once more is no success
+    assert list_pending(project) == [older, newer]
     count_failure(project, older)
-    assert list_begun(project) == [newer]
-    assert f"the results of {older[:8]} are given up after 3 failures" in capsys.readouterr().err
-    note_begun(project, "f" * 40)
-    assert list_begun(project) == [newer]
-    forget_begun(project, newer)
-    forget_begun(project, older)
-    assert list_begun(project) == []
+    assert list_pending(project) == [newer]
+    assert f"the results of {older[:8]} are dropped after 3 failures" in capsys.readouterr().err
+    mark_pending(project, "f" * 40)
+    assert list_pending(project) == [newer]
+    clear_pending(project, newer)
+    clear_pending(project, older)
+    assert list_pending(project) == []
 
 
 def test_message_of_a_branch_is_what_was_published(project: Path) -> None:
@@ -223,4 +223,4 @@ def test_message_of_a_branch_is_what_was_published(project: Path) -> None:
         run_program(["dvc", "checkout", "--quiet", "data.dvc"], folder)
         run_program(["dvc", "repro", "--quiet"], folder)
         branch = publish(folder, DAY, version, "Retrain: fail\n\nReason: by hand\nTwo: lines")
-    assert read_message(project, branch) == ("Retrain: fail", "Reason: by hand\nTwo: lines")
+    assert read_commit_message(project, branch) == ("Retrain: fail", "Reason: by hand\nTwo: lines")

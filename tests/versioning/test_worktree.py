@@ -12,7 +12,7 @@ import pytest
 from watching import is_alive, wait_until
 
 from fullscale.runtime.errors import StageError
-from fullscale.runtime.locks import hold
+from fullscale.runtime.locks import acquire_lock
 from fullscale.versioning.git import (
     commit_paths,
     contains,
@@ -46,7 +46,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def state(root: Path) -> tuple[str, str, str]:
-    """What a person sees of a checkout."""
+    """Return the state of a checkout that a person sees."""
     return (
         git(root, "status", "--porcelain"),
         git(root, "symbolic-ref", "HEAD"),
@@ -205,14 +205,15 @@ def test_second_user_of_a_checkout_waits(project, capfd):
 
 
 def test_killed_user_lets_go_of_a_checkout(tmp_path):
-    code = "import sys, time; from pathlib import Path; from fullscale.runtime.locks import hold\n"
-    code += "with hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    code = "import sys, time; from pathlib import Path\n"
+    code += "from fullscale.runtime.locks import acquire_lock\n"
+    code += "with acquire_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     path = tmp_path / "lock"
     command = [sys.executable, "-c", code, str(path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
         os.kill(process.pid, signal.SIGKILL)
-    with hold(path):
+    with acquire_lock(path):
         assert path.exists()
 
 

@@ -5,7 +5,7 @@ from bodies import make_body, save_nifti
 from cohorts import SPACING_MM, write_series
 
 from fullscale.runtime.errors import StageError
-from tasks.predict import plan_jobs
+from fullscale.serving.prediction_jobs import plan_jobs
 
 
 @pytest.fixture
@@ -22,11 +22,11 @@ def test_single_scan_has_files(scans, tmp_path):
     (job,) = plan_jobs(
         scans / "a.nii.gz", out, preview=tmp_path / "p.png", statistics=tmp_path / "s.json"
     )
-    assert job.targets.label_map == out
-    assert job.targets.preview == tmp_path / "p.png"
-    assert job.targets.statistics == tmp_path / "s.json"
-    assert job.targets.dicom_seg is None
-    assert job.targets.probability("liver") == tmp_path / "out_liver_probability.nii.gz"
+    assert job.paths.label_map == out
+    assert job.paths.preview == tmp_path / "p.png"
+    assert job.paths.statistics == tmp_path / "s.json"
+    assert job.paths.dicom_seg is None
+    assert job.paths.probability("liver") == tmp_path / "out_liver_probability.nii.gz"
 
 
 def test_folder_of_scans_has_a_file_for_each_in_folders(scans, tmp_path):
@@ -35,11 +35,11 @@ def test_folder_of_scans_has_a_file_for_each_in_folders(scans, tmp_path):
         scans, out, preview=out, statistics=tmp_path / "s", dicom_seg=tmp_path / "seg"
     )
     assert [each.source.name for each in (first, second)] == ["a", "deep/ct"]
-    assert second.targets.label_map == out / "deep/ct.nii.gz"
-    assert second.targets.preview == out / "deep/ct.png"
-    assert second.targets.statistics == tmp_path / "s/deep/ct.json"
-    assert second.targets.dicom_seg == tmp_path / "seg/deep/ct.dcm"
-    assert first.targets.dicom_seg is None
+    assert second.paths.label_map == out / "deep/ct.nii.gz"
+    assert second.paths.preview == out / "deep/ct.png"
+    assert second.paths.statistics == tmp_path / "s/deep/ct.json"
+    assert second.paths.dicom_seg == tmp_path / "seg/deep/ct.dcm"
+    assert first.paths.dicom_seg is None
     assert not out.exists()
 
 
@@ -77,6 +77,6 @@ def test_names_that_do_not_suit_a_folder_are_refused(scans, tmp_path, options, m
 
 def test_dicom_seg_of_a_series_is_a_file(scans, tmp_path):
     (job,) = plan_jobs(scans / "deep/ct", tmp_path / "o.nii.gz", dicom_seg=tmp_path / "o.dcm")
-    assert job.targets.dicom_seg == tmp_path / "o.dcm"
+    assert job.paths.dicom_seg == tmp_path / "o.dcm"
     with pytest.raises(StageError, match=r"found --dicom-seg .* named \.dcm"):
         plan_jobs(scans / "deep/ct", tmp_path / "o.nii.gz", dicom_seg=tmp_path / "o")

@@ -1,0 +1,210 @@
+"""The files of scores that the stages evaluate and register leave.
+
+<reports>/NETWORK/cases.csv         scores, a row for each test case and organ
+<reports>/NETWORK/calibration.csv   reliability curves, a row for each organ and bin
+<reports>/NETWORK/summary.json      means, rates and intervals under keys such as test/dice/liver
+<reports>/gate.json                 the verdict of the promotion gate
+
+Only this module reads and writes these files. Files of older versions are read under today's
+names: see `_OLDER_PARTS` and `_OLDER_VERDICT_KEYS`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fullscale.runtime.errors import StageError, shorten
+from fullscale.runtime.files import write_atomically
+from fullscale.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Content = TypeVar("Content")
+Summary = dict[str, Any]
+"""The content of a summary.json: test_set, and numbers under `test/METRIC/ORGAN`."""
+VerdictContent = dict[str, Any]
+"""The content of gate.json: `Verdict` as plain values, and what the verdict was made from."""
+
+VERDICT_KEYS = (
+    "status", "candidate", "baseline", "criteria", "test_set", "data_version", "git_commit",
+)  # fmt: skip
+
+# Older versions called the slice classifier a gate, in columns and keys.
+_OLDER_PARTS = {
+    "_no_gate": "_no_classifier",
+    "_soft_gate": "_soft_classifier",
+    "gate_sensitivity": "classifier_sensitivity",
+    "gate_specificity": "classifier_specificity",
+}
+_OLDER_VERDICT_KEYS = {"clauses": "criteria"}
+
+
+def write_scores(workspace: Workspace, network: str, scores: pd.DataFrame) -> None:
+    """Write cases.csv, numbers with 6 digits after the point."""
+    _write_table(workspace.scores(network), scores)
+
+
+def read_scores(workspace: Workspace, network: str) -> pd.DataFrame:
+    """Return a network's scores, as `score_cases` makes them.
+
+    Raises:
+        StageError: the file is missing or damaged.
+    """
+    return read_or_explain(
+        workspace.scores(network), _parse_scores, workspace.command("evaluate", network)
+    )
+
+
+def write_calibration(workspace: Workspace, network: str, curves: pd.DataFrame) -> None:
+    """Write calibration.csv, numbers with 6 digits after the point."""
+    _write_table(workspace.calibration(network), curves)
+
+
+def read_calibration(workspace: Workspace, network: str) -> pd.DataFrame:
+    """Return a network's reliability curves, as `tabulate_calibration` makes them.
+
+    Raises:
+        StageError: the file is missing or damaged.
+    """
+    return read_or_explain(
+        workspace.calibration(network), _parse_calibration, workspace.command("evaluate", network)
+    )
+
+
+def write_summary(
+    workspace: Workspace, network: str, test_set: str, metrics: Mapping[str, float]
+) -> Summary:
+    """Write summary.json and return its content.
+
+    Args:
+        workspace: the pipeline.
+        network: the network that was scored.
+        test_set: digest of the test cases.
+        metrics: as `summarise` returns them; rounded to 6 digits after the point.
+    """
+    summary = {"test_set": test_set, **{key: round(value, 6) for key, value in metrics.items()}}
+    write_atomically(workspace.summary(network), json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def read_summary(workspace: Workspace, network: str) -> Summary:
+    """Return the content of a network's summary.json.
+
+    Raises:
+        StageError: the file is missing or damaged.
+    """
+    return read_or_explain(
+        workspace.summary(network), _parse_summary, workspace.command("evaluate", network)
+    )
+
+
+def write_verdict(workspace: Workspace, content: Mapping[str, Any]) -> VerdictContent:
+    """Write gate.json and return its content as written.
+
+    Numbers are rounded to 6 digits after the point; NaN and infinity, which JSON lacks, become
+    null.
+
+    Args:
+        workspace: the pipeline.
+        content: at least `VERDICT_KEYS`; plain values, lists and mappings.
+    """
+    plain: VerdictContent = _plain(dict(content))
+    write_atomically(workspace.verdict, json.dumps(plain, indent=2) + "\n")
+    return plain
+
+
+def read_verdict(workspace: Workspace) -> VerdictContent:
+    """Return the content of gate.json.
+
+    Raises:
+        StageError: the file is missing or damaged.
+    """
+    return read_or_explain(workspace.verdict, _parse_verdict, workspace.command("register"))
+
+
+def read_or_explain(path: Path, parse: Callable[[Path], Content], command: str) -> Content:
+    """Read a file that a stage makes.
+
+    Args:
+        path: the file.
+        parse: reads it; ValueError, KeyError and TypeError mean that the file is damaged.
+        command: makes the file; named in errors.
+
+    Raises:
+        StageError: the file is missing or damaged.
+    """
+    try:
+        return parse(path)
+    except FileNotFoundError:
+        raise StageError(f"{path} is missing; run `{command}`") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StageError(
+            f"{path} cannot be read ({shorten(error)}); restore it with git or make it anew with "
+            f"`{command}`"
+        ) from None
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    write_atomically(path, table.to_csv(index=False, float_format="%.6f"))
+
+
+def _parse_scores(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    table = pd.read_csv(path, dtype={"case": str, "patient": str}).rename(columns=_rename)
+    _check_names(table, ("case", "organ"))
+    return table
+
+
+def _parse_calibration(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    table = pd.read_csv(path)
+    _check_names(table, ("organ", "mean_probability", "fraction_true"))
+    return table
+
+
+def _parse_summary(path: Path) -> Summary:
+    return {_rename(key): value for key, value in _parse_object(path).items()}
+
+
+def _parse_verdict(path: Path) -> VerdictContent:
+    content = {
+        _OLDER_VERDICT_KEYS.get(key, key): value for key, value in _parse_object(path).items()
+    }
+    _check_names(content, VERDICT_KEYS)
+    return content
+
+
+def _parse_object(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"wanted an object, found {type(content).__name__}")
+    return content
+
+
+def _check_names(found: Iterable[Hashable], wanted: Iterable[str]) -> None:
+    if missing := sorted(set(wanted) - set(found)):
+        raise ValueError(f"it lacks {', '.join(missing)}")
+
+
+def _rename(name: str) -> str:
+    """Return today's name of a column or key."""
+    for older, newer in _OLDER_PARTS.items():
+        name = name.replace(older, newer)
+    return name
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,38 @@
+"""What a program loads before its first line of work, counted in modules: start-up time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from project import ROOT
+
+# Each of these takes 0.2 to 2 s to import; what a program needs later, it imports then.
+HEAVY = {
+    "torch", "torch._dynamo", "lightning_fabric", "kornia", "mlflow", "prefect", "dvc", "sklearn",
+    "scipy.ndimage", "pandas", "matplotlib", "highdicom", "onnx", "onnxruntime", "fastapi",
+    "sqlalchemy", "dask",
+}  # fmt: skip
+ALLOWED = {
+    "tasks.cli": set(),
+    "tasks.slice": {"pandas"},
+    "tasks.split": {"pandas"},
+    "tasks.train": {"torch", "pandas"},
+    "tasks.evaluate": {"torch", "pandas", "scipy.ndimage"},
+    "tasks.register": {"torch", "pandas", "scipy.ndimage"},
+    "tasks.receive": {"scipy.ndimage"},
+    "flows.watch_inbox": {"prefect", "scipy.ndimage"},
+    "flows.promote_check": {"prefect"},
+}
+"""The heavy modules that importing a module may load."""
+
+
+@pytest.mark.parametrize("module", ALLOWED)
+def test_module_loads_no_more_than_its_budget(module):
+    code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert HEAVY & set(json.loads(done.stdout)) <= ALLOWED[module]

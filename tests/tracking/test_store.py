@@ -1,0 +1,55 @@
+import os
+
+import mlflow
+import pytest
+
+from fullscale.runtime.errors import StageError, TransientStageError
+from fullscale.tracking import store as tracking_store
+from fullscale.tracking.errors import translate_mlflow_errors
+from fullscale.tracking.store import Store, use_tracking_uri
+
+DEAD = Store("http://127.0.0.1:9")
+
+
+def test_requests_end_soon_unless_the_user_says_otherwise(mlflow_store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    tracking_store.connect(mlflow_store)
+    from mlflow.environment_variables import (
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+        MLFLOW_HTTP_REQUEST_TIMEOUT,
+    )
+
+    assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 77
+    assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 1
+
+
+def test_child_processes_get_the_address_only_while_the_store_is_used(mlflow_store, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracking_store.connect(mlflow_store)
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    with use_tracking_uri(mlflow_store):
+        assert os.environ["MLFLOW_TRACKING_URI"] == mlflow.get_tracking_uri() == mlflow_store.uri
+        with use_tracking_uri(DEAD):
+            assert mlflow.get_tracking_uri() == DEAD.uri
+        assert mlflow.get_tracking_uri() == mlflow_store.uri
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_deleted_experiment_is_named_with_the_cure(tmp_path):
+    store = Store(f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri())
+    client, experiment_id = tracking_store.connect(store)
+    client.delete_experiment(experiment_id)
+    with pytest.raises(StageError, match=r"experiment fullscale is deleted: restore it"):
+        tracking_store.connect(store)
+    client.restore_experiment(experiment_id)
+    assert tracking_store.connect(store)[1] == experiment_id
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), mlflow.MlflowException("no route")])
+def test_every_failure_on_the_way_to_a_store_is_transient(error):
+    with (
+        pytest.raises(TransientStageError, match=rf"9 does not answer \(.*{error}\); start the"),
+        translate_mlflow_errors(DEAD.uri),
+    ):
+        raise error
