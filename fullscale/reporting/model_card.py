@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from fullscale.evaluation.promotion_gate import VERDICT_WORDS
 from fullscale.reporting.numbers import NOT_MEASURED
 from fullscale.runtime.markdown import escape, format_table
-from fullscale.tracking.generated_text import _sign
+from fullscale.tracking.generated_text import sign
 
 MAX_CHARS = 5000
 """Longest description that MLflow's database accepts."""
@@ -60,8 +60,8 @@ def make_version_page(
         _provenance(verdict),
     ]
     sections = [each for each in rest if each]
-    room = MAX_CHARS - len(_sign("\n\n".join(["", *sections])))
-    return _sign("\n\n".join([_verdict(verdict, room), *sections]))
+    room = MAX_CHARS - len(sign("\n\n".join(["", *sections])))
+    return sign("\n\n".join([_verdict(verdict, room), *sections]))
 
 
 def make_model_page(organs: Sequence[str]) -> str:

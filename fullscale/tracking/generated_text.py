@@ -15,7 +15,7 @@ def is_ours(description: str | None) -> bool:
     return not description or (found is not None and found["digest"] == _digest(found["text"]))
 
 
-def _sign(text: str) -> str:
+def sign(text: str) -> str:
     """Return the text with its digest in a comment, which no page shows."""
     return f"{text}\n\n{_MARK.format(digest=_digest(text))}"
 
