@@ -166,7 +166,7 @@ def test_what_is_registered_gets_its_branch_and_message_whenever_the_run_is_kill
     kill_at(root, "notify")
     assert branch_versions(root) == [first]
     assert receiver.received == []
-    kill_at(root, "tell", num_passing=1)
+    kill_at(root, "notify_result", num_passing=1)
     (message,) = receiver.received
     assert f"Scans: data version {first}" in message["text"]
     assert sorted(branch_versions(root)) == sorted([first, second])

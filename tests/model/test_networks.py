@@ -229,6 +229,7 @@ def test_pooled_branch_of_a_constant_map_is_constant(bins: int) -> None:
     torch.testing.assert_close(y, y[..., :1, :1].expand_as(y))
 
 
+@pytest.mark.slow
 def test_description_counts_parameters_and_multiplications() -> None:
     rows = {(row.name, row.encoder): row for row in list_networks(side_px=320)}
     assert len(rows) == sum(len(info.stride) for info in NETWORKS.values())

@@ -12,7 +12,10 @@ from tasks.cli import app
 
 pytestmark = pytest.mark.slow
 
-HEAVY = ("torch", "mlflow", "prefect", "dvc", "lightning_fabric", "kornia", "pandas", "matplotlib")
+HEAVY = (
+    "torch", "mlflow", "prefect", "dvc", "lightning_fabric", "kornia", "pandas", "matplotlib",
+    "numpy", "scipy",
+)  # fmt: skip
 
 
 def run(*arguments, code=0):

@@ -9,6 +9,8 @@ import sys
 import pytest
 from project import ROOT
 
+pytestmark = pytest.mark.slow
+
 # Each of these takes 0.2 to 2 s to import; what a program needs later, it imports then.
 HEAVY = {
     "torch", "torch._dynamo", "lightning_fabric", "kornia", "mlflow", "prefect", "dvc", "sklearn",

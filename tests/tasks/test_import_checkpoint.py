@@ -55,6 +55,7 @@ def test_state_within_a_larger_checkpoint_is_found(under, tmp_path):
     assert run_import(tmp_path).width == 4
 
 
+@pytest.mark.slow
 def test_command_writes_a_folder_that_predict_and_export_take(tmp_path):
     write_checkpoint(tmp_path / "theirs.pt")
     folder, scan, label_map = tmp_path / "ours", tmp_path / "scan.nii.gz", tmp_path / "out.nii.gz"
@@ -72,6 +73,7 @@ def test_command_writes_a_folder_that_predict_and_export_take(tmp_path):
     assert written.parity.difference < 1e-3
 
 
+@pytest.mark.slow
 def test_registry_takes_an_imported_network(tmp_path, empty_store):
     write_checkpoint(tmp_path / "theirs.pt")
     workspace = open_workspace(tmp_path)

@@ -320,6 +320,7 @@ def test_default_store_is_sqlite_inside_the_project(tmp_path, monkeypatch):
     assert tracking_store.default_store(tmp_path) == tracking_store.Store("http://127.0.0.1:5999")
 
 
+@pytest.mark.slow
 def test_every_library_that_a_version_needs_is_pinned_with_it():
     """Found by the imports of all modules that MLflow loads with the model."""
     code = """

@@ -24,6 +24,8 @@ from fullscale.versioning.git import (
 )
 from fullscale.versioning.worktree import open_checkout
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
