@@ -22,6 +22,7 @@ from fullscale.runtime.files import file_sha256, write_atomically
 logger = logging.getLogger(__name__)
 
 NUM_KEPT = 2
+NUM_SHOWN = 4
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{32})\.ckpt")
 
 
@@ -86,7 +87,7 @@ class Checkpoints:
             if differences := _differences(content["identity"], self._identity):
                 logger.warning(
                     f"checkpoint: {path} is not continued, training starts anew: "
-                    + "; ".join(differences)
+                    + "; ".join(_shorten_list(differences))
                 )
                 return None
             state: dict[str, Any] = content["state"]
@@ -120,6 +121,12 @@ def _differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[st
         for key in sorted(found.keys() | wanted.keys())
         if found.get(key) != wanted.get(key)
     ]
+
+
+def _shorten_list(differences: list[str]) -> list[str]:
+    """Return the first differences, and how many more there are: other code differs in each file."""
+    more = len(differences) - NUM_SHOWN
+    return differences if more <= 1 else [*differences[:NUM_SHOWN], f"and {more} more"]
 
 
 def _kept(earlier: list[Path]) -> str:

@@ -93,6 +93,15 @@ def test_checkpoint_of_another_training_is_refused_by_name(tmp_path, capsys, cha
     assert told.count(" was ") == 1
 
 
+def test_checkpoint_of_other_code_names_the_first_differences_and_counts_the_rest(tmp_path, capsys):
+    Checkpoints(tmp_path, IDENTITY).save(make_state(1))
+    changed = IDENTITY | {f"code fullscale/{number}.py": "1" for number in range(20)}
+    assert Checkpoints(tmp_path, changed).load() is None
+    told = capsys.readouterr().err
+    assert told.count(" was not there, ") == 4
+    assert told.endswith("; and 16 more\n")
+
+
 def test_clear_removes_checkpoints_only(checkpoints, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     checkpoints.save(make_state(1))
