@@ -124,7 +124,7 @@ def _differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[st
 
 
 def _shorten_list(differences: list[str]) -> list[str]:
-    """Return the first differences, and how many more there are: other code differs in each file."""
+    """Return the first differences and a count of the others; new code differs in every file."""
     more = len(differences) - NUM_SHOWN
     return differences if more <= 1 else [*differences[:NUM_SHOWN], f"and {more} more"]
 

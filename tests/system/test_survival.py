@@ -127,7 +127,7 @@ def test_training_killed_at_random_moments_ends_with_the_same_weights(
         with (tmp_path / "log").open("w") as log:
             repro = Repro(project, log, kind in ON_TERMINAL)
             more = chance.randint(
-                6, 14
+                12, 16
             )  # 6 kills within 2 epochs of 64 steps, most after the first
 
             def has_trained(before=before, more=more):
