@@ -126,9 +126,7 @@ def test_training_killed_at_random_moments_ends_with_the_same_weights(
         before = checkpoints(project)
         with (tmp_path / "log").open("w") as log:
             repro = Repro(project, log, kind in ON_TERMINAL)
-            more = chance.randint(
-                12, 16
-            )  # 6 kills within 2 epochs of 64 steps, most after the first
+            more = chance.randint(12, 16)  # 6 kills in 2 epochs of 64 steps, most after the first
 
             def has_trained(before=before, more=more):
                 now = checkpoints(project)
