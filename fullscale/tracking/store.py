@@ -86,11 +86,17 @@ def use_tracking_uri(store: Store) -> Iterator[None]:
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI")
+    # MLflow changes the variable only where the address differs from the one it remembers, so it
+    # has to forget that first.
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
     mlflow.set_tracking_uri(store.uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 @contextmanager

@@ -36,6 +36,15 @@ def test_child_processes_get_the_address_only_while_the_store_is_used(mlflow_sto
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
+def test_child_processes_get_the_address_also_where_mlflow_remembers_it(mlflow_store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD.uri)
+    mlflow.set_tracking_uri(mlflow_store.uri)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with use_tracking_uri(mlflow_store):
+        assert os.environ["MLFLOW_TRACKING_URI"] == mlflow_store.uri
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
 def test_deleted_experiment_is_named_with_the_cure(tmp_path):
     store = Store(f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri())
     client, experiment_id = tracking_store.connect(store)
