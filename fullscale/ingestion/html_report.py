@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from base64 import b64encode
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from fullscale.ingestion.validate import COLOURS, HEADERS, ValidationReport
+from fullscale.runtime.templates import open_templates
 from fullscale.scans.checks import CHECKS
 
 PAGE = "validation_report.html"
@@ -20,14 +19,7 @@ def render_html(report: ValidationReport) -> str:
     Args:
         report: made with thumbnails; otherwise the page shows none.
     """
-    environment = Environment(
-        loader=PackageLoader("fullscale.ingestion", package_path=""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = open_templates("fullscale.ingestion")
     environment.filters["base64"] = lambda content: b64encode(content).decode("ascii")
     counts = dict.fromkeys(("good", "warning", "refused"), 0)
     for row in report.rows:

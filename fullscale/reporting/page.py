@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fullscale.reporting.sections import ReportSection, verdict_words
 from fullscale.reporting.style import Picture
+from fullscale.runtime.templates import open_templates
 
 if TYPE_CHECKING:
     from fullscale.reporting.results import Results
@@ -48,22 +49,16 @@ def render(results: Results, sections: list[ReportSection], title: str, notes: l
         title: of the page.
         notes: below the verdict.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("fullscale.reporting", package_path=""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     word, _, reason = verdict_words(results).partition(": ")
-    return environment.get_template(PAGE).render(
-        title=title,
-        status="none" if results.verdict is None else results.verdict["status"],
-        word=word,
-        reason=reason,
-        notes=notes,
-        sections=sections,
+    return (
+        open_templates("fullscale.reporting")
+        .get_template(PAGE)
+        .render(
+            title=title,
+            status="none" if results.verdict is None else results.verdict["status"],
+            word=word,
+            reason=reason,
+            notes=notes,
+            sections=sections,
+        )
     )
