@@ -16,16 +16,15 @@ from fullscale.ingestion.source import SourceCase
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import BODY_HU, HU_AIR, HU_DENSE, MIN_SLICES, Finding
 from fullscale.scans.cohort import check_case_name
+from fullscale.scans.geometry import AXIS_DIRECTIONS, coarse_steps
 from fullscale.scans.volume import Volume
 
 MAX_LABEL_SHARE = 0.9
-_COARSE_MM = 4.0  # organs are far larger than this, so a coarse grid answers the same questions
 _SEAM_SLICES = 16
 _MIN_MIRROR_VOXELS = 50
 # A mirrored label must fit much better, in both ratio and HU, before a case is refused.
 _MIRROR_RATIO = 1.5
 _MIRROR_GAIN_HU = 15.0
-_AXES = ("head to foot", "front to back", "left to right")
 
 
 @dataclass(frozen=True)
@@ -231,7 +230,7 @@ def _check_mirrored(scan: Volume, labels: Volume) -> Found:
     the organs around. The measure is the mean absolute deviation from each label's median HU, for
     the seven ways to flip the three axes.
     """
-    strides = tuple(slice(None, None, max(1, round(_COARSE_MM / s))) for s in scan.spacing_mm)
+    strides = coarse_steps(scan.spacing_mm)
     hu = scan.values_ZYX[strides].astype(np.float32)
     ids = labels.values_ZYX[strides]
     if np.count_nonzero(ids) < _MIN_MIRROR_VOXELS:
@@ -245,7 +244,7 @@ def _check_mirrored(scan: Volume, labels: Volume) -> Found:
     best = min(flipped, key=lambda axes: flipped[axes])
     gain_hu = deviation_hu - flipped[best]
     if deviation_hu > _MIRROR_RATIO * flipped[best] and gain_hu > _MIRROR_GAIN_HU:
-        along = " and ".join(name for name, flip in zip(_AXES, best, strict=True) if flip)
+        along = " and ".join(name for name, flip in zip(AXIS_DIRECTIONS, best, strict=True) if flip)
         yield (
             "label_mirrored",
             f"tissue under the labels varying by {deviation_hu:.0f} HU, but by {flipped[best]:.0f} "
@@ -264,7 +263,7 @@ def _mean_deviation_hu(hu: NDArray[np.float32], ids: NDArray[np.uint8]) -> float
 
 def _check_liver_side(scan: Volume, labels: Volume, named: Mapping[str, int]) -> Found:
     liver_id = next((value for name, value in named.items() if name.lower() == "liver"), None)
-    strides = tuple(slice(None, None, max(1, round(_COARSE_MM / s))) for s in scan.spacing_mm)
+    strides = coarse_steps(scan.spacing_mm)
     liver = labels.values_ZYX[strides] == liver_id
     body = scan.values_ZYX[strides] > BODY_HU
     if liver_id is None or not liver.any() or not body.any():

@@ -30,6 +30,10 @@ SPACING_LIMITS_MM = (0.2, 10.0)
 ALIGNMENT_TOLERANCE_MM = 0.5  # below the pixel size of nearly all CT scans
 MAX_SHEAR = 1e-3  # cosine of the angle between two axes; headers are rounded to float32
 
+AXIS_DIRECTIONS = ("head to foot", "front to back", "left to right")
+"""Directions in the patient along Z, Y and X, for messages."""
+COARSE_MM = 4.0  # organs are far larger than this, so a coarse grid answers the same questions
+
 Array = NDArray[Any]
 
 
@@ -178,3 +182,9 @@ def check_spacing(steps_mm: NDArray[np.float64], name: str) -> None:
     # Written so that NaN fails, too.
     if not ((steps_mm >= low) & (steps_mm <= high)).all():
         raise failure("spacing", f"{name}: {', '.join(f'{s:.4g}' for s in steps_mm)} mm")
+
+
+def coarse_steps(spacing_mm: tuple[float, float, float]) -> tuple[slice, slice, slice]:
+    """Return slices that take about every `COARSE_MM` a voxel along Z, Y and X."""
+    z, y, x = (slice(None, None, max(1, round(COARSE_MM / mm))) for mm in spacing_mm)
+    return z, y, x

@@ -10,20 +10,18 @@ from numpy.typing import NDArray
 
 from fullscale.prediction.network_files import NetworkDescription, TrainedOn
 from fullscale.scans.checks import BODY_HU, HU_AIR, HU_DENSE, MIN_SLICES
+from fullscale.scans.geometry import AXIS_DIRECTIONS, coarse_steps
 from fullscale.scans.volume import Volume
 
 TOLERANCE = 0.1
 """Share by which a scan may lie outside the range of the training cases without a warning."""
 
 BONE_HU = 300
-# The axes are judged on a subsampled scan: fast, and a few voxels more or less do not matter.
-_COARSE_MM = 4.0
 _MIN_BONE_VOXELS = 30
 # Arms or a large body may touch the sides of the field of view, so a small share is normal.
 _MIN_CUT_SHARE = 0.1
 _MAX_CUT_RATIO = 2.0
 _MAX_BONE_AHEAD_MM = 20.0
-_AXES = ("head to foot", "front to back", "left to right")
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def _check_axes(scan: Volume) -> Iterator[InputWarning]:
     Two facts of anatomy are used. A scan of the trunk cuts through the body at its first and last
     slice only. Bone, mostly the spine, lies behind the centre of the body.
     """
-    steps = tuple(slice(None, None, max(1, round(_COARSE_MM / s))) for s in scan.spacing_mm)
+    steps = coarse_steps(scan.spacing_mm)
     coarse_ZYX = scan.values_ZYX[steps]
     body_ZYX: NDArray[np.bool_] = coarse_ZYX > BODY_HU
     if not body_ZYX.any():
@@ -88,8 +86,8 @@ def _check_axes(scan: Volume) -> Iterator[InputWarning]:
     if cut[other] > max(_MIN_CUT_SHARE, _MAX_CUT_RATIO * cut[0]):
         yield InputWarning(
             "axis",
-            f"a body that the scan cuts through from {_AXES[other]} ({cut[other]:.0%} of its "
-            f"ends), not from {_AXES[0]} ({cut[0]:.0%})",
+            f"a body that the scan cuts through from {AXIS_DIRECTIONS[other]} "
+            f"({cut[other]:.0%} of its ends), not from {AXIS_DIRECTIONS[0]} ({cut[0]:.0%})",
             "an affine whose axes are the patient's",
         )
         return
