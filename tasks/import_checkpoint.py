@@ -22,7 +22,7 @@ from model.official import OFFICIAL, from_official
 from model.preprocessing import NUM_ADJACENT_SLICES
 
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
-"""Where programs put the network's state in a checkpoint that holds more."""
+"""Keys of the network's state in a checkpoint that holds more."""
 MAX_LABEL_ID = 255
 _ORGAN = re.compile(r"(?P<name>[^=]+)=(?P<ids>\d+(,\d+)*)")
 

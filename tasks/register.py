@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fullscale.evaluation.promotion_gate import Champion, Verdict, judge
@@ -231,16 +233,34 @@ def version_tags(verdict: VerdictContent) -> dict[str, str]:
 
 def package_candidate(params: Params, workspace: Workspace) -> ModelPackage:
     """Return what a version of the candidate consists of: network, verdict, code, libraries."""
-    folder, root = workspace.trained(params.register_.candidate), workspace.root
+    folder = workspace.trained(params.register_.candidate)
+    threshold = params.evaluate.threshold
+    return package_network(folder, workspace.root, threshold, {"verdict": workspace.verdict})
+
+
+def package_network(
+    folder: Path,
+    root: Path,
+    threshold: float,
+    more_files: Mapping[str, Path] = MappingProxyType({}),
+) -> ModelPackage:
+    """Return what a version of a trained network consists of.
+
+    Args:
+        folder: as stage train leaves it.
+        root: the project, whose code goes with the version.
+        threshold: probability from which a voxel belongs to an organ.
+        more_files: artifact name to file, in addition to the network's.
+    """
     return ModelPackage(
         trained_files={
             "weights": folder / WEIGHTS_NAME,
             "description": folder / DESCRIPTION_NAME,
-            "verdict": workspace.verdict,
+            **more_files,
         },
         code=tuple(root / package for package in PACKAGES),
         model_file=root / "fullscale/serving/pyfunc_model.py",
-        model_config={"threshold": params.evaluate.threshold},
+        model_config={"threshold": threshold},
         pip_requirements=[f"{library}=={get_version(library)}" for library in LIBRARIES],
         inputs=COLUMNS,
         outputs=ANSWERS,

@@ -26,11 +26,9 @@ from running_services import is_listening
 from watching import wait_until
 
 from fullscale.params import load_params
-from fullscale.prediction.network_files import DESCRIPTION_NAME, WEIGHTS_NAME
-from fullscale.serving.row_segmenter import ANSWERS, COLUMNS, example_rows
-from fullscale.tracking.registry import CHAMPION, ModelPackage, announce, log_model
+from fullscale.tracking.registry import CHAMPION, announce, log_model
 from fullscale.tracking.store import Store, connect
-from tasks.register import LIBRARIES, PACKAGES, get_version
+from tasks.register import package_network
 
 pytestmark = pytest.mark.slow
 NAME = "fullscale-organs"
@@ -61,16 +59,7 @@ def folder(tmp_path_factory):
         store,
         client.create_run(experiment_id).info.run_id,
         NAME,
-        ModelPackage(
-            {"weights": trained / WEIGHTS_NAME, "description": trained / DESCRIPTION_NAME},
-            code=tuple(ROOT / package for package in PACKAGES),
-            model_file=ROOT / "fullscale/serving/pyfunc_model.py",
-            model_config={"threshold": 0.5},
-            pip_requirements=[f"{library}=={get_version(library)}" for library in LIBRARIES],
-            inputs=COLUMNS,
-            outputs=ANSWERS,
-            input_example=example_rows(),
-        ),
+        package_network(trained, ROOT, 0.5),
     )
     announce(store, NAME, version, {})
     mlflow.MlflowClient(store.uri).set_registered_model_alias(NAME, CHAMPION, version)

@@ -32,6 +32,8 @@ def retrain(root: Path | None = None, reason: str = "by hand"):
     with concurrency("fullscale-device", occupy=1, lease_duration=60, strict=False):
         run_logged(["sh", "trainer.sh"], Path())
 """
+UNTIL_GO = "rm -f go; until [ -e go ]; do sleep 0.1; done"
+DEPLOYMENTS = ["promote-check", "reproduce", "retrain", "watch-inbox"]
 LOOK = """
 from pathlib import Path
 from prefect import flow
@@ -50,7 +52,7 @@ def free_port() -> int:
 
 
 def is_listening(port: int) -> bool:
-    """Whether a program of this machine listens on a port."""
+    """Return whether a program of this machine listens on a port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -113,11 +115,11 @@ class RunningServices:
         assert self.is_up(), self.log()
 
     def is_up(self) -> bool:
-        """Whether everything was started."""
+        """Return whether everything was started."""
         return "Ctrl-C stops all" in self.log()
 
     def has_ports(self) -> bool:
-        """Whether a server listens on one of the ports."""
+        """Return whether a server listens on one of the ports."""
         names = ("FULLSCALE_MLFLOW_PORT", "FULLSCALE_PREFECT_PORT")
         return any(is_listening(int(self.project.environment[name])) for name in names)
 
@@ -158,7 +160,7 @@ class RunningServices:
                     process.kill()
 
     def post(self, path: str, content: dict | None = None) -> object:
-        """What Prefect's API answers."""
+        """Return the answer of Prefect's API."""
         return self._ask("POST", path, json=content or {}).json()
 
     def delete(self, path: str) -> None:
@@ -174,8 +176,12 @@ class RunningServices:
             time.sleep(2)
         return answer.raise_for_status()
 
+    def deployment_names(self) -> list[str]:
+        """Return the names of all deployments, sorted."""
+        return sorted(item["name"] for item in self.post("deployments/filter"))
+
     def deployment(self, name: str) -> dict:
-        """What Prefect knows of a deployment."""
+        """Return Prefect's record of a deployment."""
         answer = self.api.get(f"deployments/name/{name}/{name}")
         answer.raise_for_status()
         return answer.json()
@@ -223,7 +229,7 @@ class RunningServices:
         return self.post("flow_runs/filter", wanted)
 
     def num_busy_devices(self) -> int:
-        """How many slots are taken."""
+        """Return the number of slots in use."""
         return self.api.get("v2/concurrency_limits/fullscale-device").json()["active_slots"]
 
     def start_training(self, command: str) -> tuple[str, int, int]:

@@ -7,12 +7,10 @@ import signal
 import time
 
 import pytest
-from running_services import RunningServices, make_project
+from running_services import DEPLOYMENTS, UNTIL_GO, RunningServices, make_project
 from watching import is_alive, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-UNTIL_GO = "rm -f go; until [ -e go ]; do sleep 0.1; done"
-DEPLOYMENTS = ["promote-check", "reproduce", "retrain", "watch-inbox"]
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +24,6 @@ def services(project):
     services.start()
     yield services
     services.kill_left()
-
-
-def deployment_names(services):
-    return sorted(item["name"] for item in services.post("deployments/filter"))
 
 
 def test_killed_worker_leaves_a_crashed_run_a_free_device_and_no_orphan(services):
@@ -90,7 +84,7 @@ def test_request_to_end_ends_everything_and_services_start_again(services):
     assert not is_alive(flow_pid)
     assert not is_alive(trainer_pid)
     services.start()
-    assert deployment_names(services) == DEPLOYMENTS
+    assert services.deployment_names() == DEPLOYMENTS
     assert services.state(run_id) == "Crashed"
     assert services.num_busy_devices() == 0
 

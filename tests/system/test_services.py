@@ -6,14 +6,19 @@ from datetime import timedelta
 
 import psutil
 import pytest
-from running_services import RunningServices, emit, make_project, write_trainer
+from running_services import (
+    DEPLOYMENTS,
+    UNTIL_GO,
+    RunningServices,
+    emit,
+    make_project,
+    write_trainer,
+)
 from watching import wait_until
 
 from flows.deployments import lost_run_automation, stalled_run_automation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-UNTIL_GO = "rm -f go; until [ -e go ]; do sleep 0.1; done"
-DEPLOYMENTS = ["promote-check", "reproduce", "retrain", "watch-inbox"]
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +36,6 @@ def services(project):
     services.kill_left()
 
 
-def deployment_names(services):
-    return sorted(item["name"] for item in services.post("deployments/filter"))
-
-
 def test_start_prints_where_everything_is(services):
     assert f"MLflow   {services.mlflow_url}\n" in services.log()
     assert f"Prefect  {services.prefect_url}\n" in services.log()
@@ -42,7 +43,7 @@ def test_start_prints_where_everything_is(services):
 
 
 def test_start_sets_prefect_up(services):
-    assert deployment_names(services) == DEPLOYMENTS
+    assert services.deployment_names() == DEPLOYMENTS
     assert services.api.get("work_pools/local").json()["type"] == "process"
     assert services.api.get("v2/concurrency_limits/fullscale-device").json()["limit"] == 1
     retrain = services.deployment("retrain")

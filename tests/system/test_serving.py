@@ -27,12 +27,12 @@ from running_services import free_port
 from watching import wait_until
 
 from fullscale.params import load_params
-from fullscale.prediction.network_files import DESCRIPTION_NAME, WEIGHTS_NAME
+from fullscale.prediction.network_files import WEIGHTS_NAME
 from fullscale.runtime.files import file_sha256
-from fullscale.serving.row_segmenter import ANSWERS, COLUMNS, example_rows
-from fullscale.tracking.registry import CHAMPION, FILES_TAG, ModelPackage, announce, log_model
+from fullscale.serving.row_segmenter import ANSWERS
+from fullscale.tracking.registry import CHAMPION, FILES_TAG, announce, log_model
 from fullscale.tracking.store import WEIGHTS_TAG, Store, connect, use_tracking_uri
-from tasks.register import LIBRARIES, PACKAGES, get_version
+from tasks.register import package_network
 
 pytestmark = pytest.mark.slow
 NAME = "fullscale-organs"
@@ -68,16 +68,7 @@ class Registry:
             self.store,
             client.create_run(experiment_id).info.run_id,
             NAME,
-            ModelPackage(
-                {"weights": folder / WEIGHTS_NAME, "description": folder / DESCRIPTION_NAME},
-                code=tuple(ROOT / package for package in PACKAGES),
-                model_file=ROOT / "fullscale/serving/pyfunc_model.py",
-                model_config={"threshold": 0.5},
-                pip_requirements=[f"{library}=={get_version(library)}" for library in LIBRARIES],
-                inputs=COLUMNS,
-                outputs=ANSWERS,
-                input_example=example_rows(),
-            ),
+            package_network(folder, ROOT, 0.5),
         )
         announce(self.store, NAME, version, {WEIGHTS_TAG: file_sha256(folder / WEIGHTS_NAME)})
 
