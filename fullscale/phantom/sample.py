@@ -1,7 +1,7 @@
 """Write synthetic abdominal CT with exact labels of liver and spleen, in the nnU-Net raw layout.
 
-`trunk`, `neighbours` and `organs` draw an analytic body, `scanner` simulates its scan; this module
-chooses the patients and writes the cohort.
+`trunk`, `arms`, `neighbours` and `organs` draw an analytic body, `scanner` simulates its scan,
+`patient` does both for one patient; this module chooses the patients and writes the cohort.
 """
 
 from __future__ import annotations
@@ -20,15 +20,23 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from fullscale.phantom.contrast import draw_contrast
 from fullscale.phantom.organs import LIVER, SPLEEN
-from fullscale.phantom.scanner import Acquisition, build_body, draw_acquisition, simulate
+from fullscale.phantom.patient import Options, simulate_patient
+from fullscale.phantom.scanner import Acquisition
 
 ORGANS = {"liver": LIVER, "spleen": SPLEEN}
 CASES_PER_BLOCK = 13
 """Cases come in blocks: twelve patients, then a second scan of one of them."""
 RESCANNED, LIVER_ONLY, SPLEEN_ONLY = 5, 3, 8
 """Positions in a block: the patient scanned twice, and those with only one organ annotated."""
+OPTIONS: dict[int, Options] = {
+    6: {"arms": "beside"},
+    7: {"cushion": True},
+    9: {"arms": "touching"},
+    10: {"arms": "beside", "padded": True, "thick_table": True},
+    11: {"slice_mm": 2.5},
+}
+"""Positions in a block of the scans that differ in more than chance draws."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +48,14 @@ class Case:
         patient: number of the patient, from 0.
         repeat: number of earlier scans of this patient.
         annotated: organs with a label.
+        options: how the patient lies and is scanned.
     """
 
     name: str
     patient: int
     repeat: int
     annotated: tuple[str, ...]
+    options: Options
 
 
 def case_at(index: int) -> Case:
@@ -54,7 +64,8 @@ def case_at(index: int) -> Case:
     is_repeat = place == CASES_PER_BLOCK - 1
     organs = {LIVER_ONLY: ("liver",), SPLEEN_ONLY: ("spleen",)}.get(place, tuple(ORGANS))
     patient = block * (CASES_PER_BLOCK - 1) + (RESCANNED if is_repeat else place)
-    return Case(f"phantom_{index + 1:03d}", patient, int(is_repeat), organs)
+    options = OPTIONS.get(place, Options())
+    return Case(f"phantom_{index + 1:03d}", patient, int(is_repeat), organs, options)
 
 
 def write_sample(
@@ -113,12 +124,11 @@ def _check_request(folder: Path, num_cases: int, seed: int) -> None:
 
 
 def _write_case(folder: Path, case: Case, seed: int, full_size: bool) -> None:
-    # Two scans of a patient share the body but not contrast, grid and noise.
-    scan_rng = np.random.default_rng([seed, case.patient, 1 + case.repeat])
-    body_rng = np.random.default_rng([seed, case.patient, 0])
-    body = build_body(body_rng, draw_contrast(scan_rng))
-    scan = draw_acquisition(scan_rng, body, full_size=full_size)
-    image, label = simulate(body, scan, scan_rng)
+    # A cohort for benchmarks shows the usual scan only: its size is what is measured.
+    options = Options() if full_size else case.options
+    image, label, scan = simulate_patient(
+        seed, case.patient, repeat=case.repeat, full_size=full_size, **options
+    )
     for organ, organ_id in ORGANS.items():
         if organ not in case.annotated:
             label[label == organ_id] = 0

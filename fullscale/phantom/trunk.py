@@ -42,6 +42,7 @@ class Trunk:
     """The trunk; its surfaces, which bound the organs, are distances in mm (negative inside).
 
     Attributes:
+        skin: outer surface of the trunk.
         wall: outer surface of the muscles.
         cavity: space within ribs and muscles, lungs included.
         abdomen: everything below the diaphragm.
@@ -49,6 +50,7 @@ class Trunk:
         structures: structures of the trunk, in painting order.
     """
 
+    skin: Field
     wall: Field
     cavity: Field
     abdomen: Field
@@ -129,7 +131,7 @@ def build_trunk(rng: np.random.Generator, muscle_hu: float) -> Trunk:
         *_spine(column, float(rng.uniform(110, 220))),
         *_cage(rng, wall, muscle_hu),
     ]
-    return Trunk(wall, cavity, abdomen, fat_mm, structures)
+    return Trunk(skin, wall, cavity, abdomen, fat_mm, structures)
 
 
 def _step(value: Array) -> Array:
@@ -229,12 +231,14 @@ def _muscles(rng: np.random.Generator, back: list[Field], hu: Field) -> list[Str
     return found
 
 
-def _bone_hu(distance: Field, trabecular_hu: float, cortical_hu: float) -> Field:
-    """Return the HU of a bone: cortical at the surface, trabecular from about 4 mm depth."""
+def bone_hu(
+    distance: Field, trabecular_hu: float, cortical_hu: float, cortex_mm: float = 2.0
+) -> Field:
+    """Return the HU of a bone: cortical at the surface, trabecular from twice `cortex_mm` depth."""
 
     def hu(p: Points) -> Array:
         depth = np.minimum(distance(p), 0)
-        return trabecular_hu + (cortical_hu - trabecular_hu) * np.exp(-((depth / 2.0) ** 2))
+        return trabecular_hu + (cortical_hu - trabecular_hu) * np.exp(-((depth / cortex_mm) ** 2))
 
     return hu
 
@@ -262,8 +266,8 @@ def _spine(column: Field, trabecular_hu: float) -> list[Structure]:
     box: Box = ((-50.0, 15.0, -2000.0), (50.0, 105.0, 2000.0))
     return [
         Structure("disc", Solid(column, box), 85.0),
-        Structure("vertebra", Solid(vertebra, box), _bone_hu(vertebra, trabecular_hu, 400.0)),
-        Structure("vertebral arch", Solid(arch, box), _bone_hu(arch, trabecular_hu + 100, 520.0)),
+        Structure("vertebra", Solid(vertebra, box), bone_hu(vertebra, trabecular_hu, 400.0)),
+        Structure("vertebral arch", Solid(arch, box), bone_hu(arch, trabecular_hu + 100, 520.0)),
         Structure("spinal canal", Solid(canal, box), 18.0),
     ]
 
@@ -295,7 +299,7 @@ def _cage(rng: np.random.Generator, wall: Field, muscle_hu: float) -> list[Struc
     )
     return [
         Structure("costal cartilage", solid, muscle_hu + 45),
-        Structure("ribs", solid.within(bony), _bone_hu(rib, 200.0, 520.0)),
+        Structure("ribs", solid.within(bony), bone_hu(rib, 200.0, 520.0)),
         Structure("sternum", sternum, 170.0),
-        Structure("iliac wing", crest, _bone_hu(crest.distance, 200.0, 600.0)),
+        Structure("iliac wing", crest, bone_hu(crest.distance, 200.0, 600.0)),
     ]
