@@ -37,7 +37,7 @@ REPORT = ("fullscale", "report")
 FLOW = (sys.executable, "-m", "flows.reproduce")
 EMPTY_FLOW = "from prefect import flow; flow(lambda: None, name='empty')()"
 QUICK = {
-    "slice": {"size_px": 48},
+    "slice": {"size_px": 48, "pixel_mm": 8},
     "train": {"width": 4, "num_epochs": 1, "num_picture_slices": 0},
     "register": {"num_bootstrap": 500},
 }

@@ -43,6 +43,8 @@ from tests.shared.literal_networks import State, random_state
 
 THRESHOLD = 0.5
 NUM_OPEN = 4
+FIELD_MM = 400.0
+"""Sides of the slices."""
 """Slices that the classifier leaves open when memory is measured: more take hours, not memory."""
 
 
@@ -65,7 +67,8 @@ def make_description(size_px: int, width: int) -> NetworkDescription:
         name="benchmark", architecture="unet3plus", encoder="plain", width=width,
         deep_supervision=True, cgm=True, organs={"organ": (1,)},
         slice=SliceParams(
-            size_px=size_px, window_hu=(-160, 240), body_threshold_hu=-300, body_margin_mm=10
+            size_px=size_px, pixel_mm=FIELD_MM / size_px, neighbour_mm=1.5, window_hu=(-160, 240),
+            body_threshold_hu=-300,
         ),
     )  # fmt: skip
 
@@ -109,7 +112,7 @@ def aim_classifier(
 
 def _slices(description: NetworkDescription, scan: Volume) -> torch.Tensor:
     settings = description.slice
-    grid = plan_grid(scan, settings.size_px)
+    grid = plan_grid(scan, settings.size_px, settings.pixel_mm)
     image = torch.from_numpy(slice_image(scan, grid, settings.window_hu))
     return normalise(image, settings.window_hu)
 
@@ -122,7 +125,7 @@ def segment_plainly(
     device: torch.device,
 ) -> NDArray[np.uint8]:
     """Segment with the plain loop: every slice, every head, all probabilities kept."""
-    grid = plan_grid(scan, description.slice.size_px)
+    grid = plan_grid(scan, description.slice.size_px, description.slice.pixel_mm)
     image_ZHW = _slices(description, scan)
     found = []
     with torch.inference_mode():

@@ -65,7 +65,7 @@ def slice_ours(image: Path, label: Path, output: Path) -> None:
         image_sha256=file_sha256(image),
         label_sha256=file_sha256(label),
     )
-    write_case(output, case, tuple(ORGANS), SliceRecipe(ORGANS, SIZE_PX, WINDOW_HU, -300.0, 10.0))
+    write_case(output, case, tuple(ORGANS), SliceRecipe(ORGANS, SIZE_PX, 1.5, WINDOW_HU, -300.0))
 
 
 def _decompress(paths: Iterable[Path], open_file: Callable[[Path, str], Any]) -> None:

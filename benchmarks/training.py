@@ -33,7 +33,6 @@ from fullscale.prediction.network_files import build, describe_network
 from fullscale.runtime.markdown import format_table
 from fullscale.scans.slice_store import SliceStore
 from fullscale.training.dataset import BatchSharding, SliceDataset, TrainingSlices, training_batches
-from fullscale.training.epoch_order import EpochOrder
 from fullscale.training.loop import Training, TrainingHooks, TrainingTask
 from tasks.slice import slice_cohort
 from tasks.train import make_fabric
@@ -83,7 +82,7 @@ def measure(
         share = wanted / len(slices)
         cases = cases[: NUM_VAL_CASES + max(1, round(share * (len(cases) - NUM_VAL_CASES)))]
         slices = SliceDataset(store, cases[NUM_VAL_CASES:])
-    order = EpochOrder(slices.organ_free, train.organ_free_share, train.seed)
+    order = slices.make_order(train)
     num_used = len(order) // batch_size * batch_size
     loader = [
         rate_of(

@@ -67,10 +67,24 @@ class SliceParams(ParamsSection):
     window_hu: tuple[float, float] = Field(
         description="lower and upper end of the CT window; values outside are clipped",
     )
-    body_threshold_hu: float = Field(
-        description="voxels above this are body; the box around them is what is sliced",
+    pixel_mm: float = Field(
+        gt=0,
+        le=20,
+        description=(
+            "distance of neighbouring pixels of a slice in mm; size_px * pixel_mm must cover the "
+            "trunk of every patient"
+        ),
     )
-    body_margin_mm: float = Field(ge=0, description="margin around that box")
+    neighbour_mm: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        default="auto",
+        description=(
+            "distance in mm of the slice below and above that a network sees beside the one it "
+            "segments; auto is the median slice spacing of the training scans"
+        ),
+    )
+    body_threshold_hu: float = Field(
+        description="voxels above this may be body; the slices are centred on the trunk",
+    )
 
     @model_validator(mode="after")
     def _window_ascends(self) -> Self:
@@ -151,7 +165,18 @@ class TrainParams(ParamsSection):
 
     seed: int = Field(ge=0, description="random seed of weights, order, augmentation and dropout")
     width: Positive = Field(description="channels of the first level; the paper has 64")
-    num_epochs: Positive = Field(description="passes over the training slices")
+    num_epochs: Positive = Field(description="epochs, each of slices_per_epoch slices")
+    sampling: Literal["case", "slice"] = Field(
+        default="case",
+        description="what has equal weight in an epoch: each case, or each slice",
+    )
+    slices_per_epoch: Positive | Literal["auto"] = Field(
+        default="auto",
+        description=(
+            "slices in an epoch; auto takes as many as the training cases would have at a common "
+            "spacing, or, with sampling slice, as many as they have"
+        ),
+    )
     batch_size: Positive | Literal["auto"] = Field(
         description=(
             "slices in an optimiser step, over all processes; auto takes the largest power "
@@ -184,10 +209,11 @@ class TrainParams(ParamsSection):
         ),
     )
     organ_free_share: float = Field(
-        default=1,
+        default=0.25,
         ge=0,
+        lt=1,
         description=(
-            "share of the slices without any organ that an epoch uses; above 1 some are used twice"
+            "wanted share of slices without any organ in an epoch; rare ones are used repeatedly"
         ),
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
@@ -210,7 +236,7 @@ class TrainParams(ParamsSection):
     num_picture_slices: int = Field(ge=0, description="slices in each picture that goes to MLflow")
     augment: AugmentParams = Field(description="strengths of random changes to training slices")
 
-    @field_validator("batch_size", mode="before")
+    @field_validator("batch_size", "slices_per_epoch", mode="before")
     @classmethod
     def _number_or_auto(cls, value: object) -> object:
         if value == "auto" or (type(value) is int and value >= 1):

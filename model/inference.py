@@ -22,6 +22,7 @@ from model.output import (
     organ_probability,
     probabilities,
 )
+from model.preprocessing import neighbour_positions
 from model.segmentation import SegmentationNetwork, pad_to_multiple, restore
 
 
@@ -49,24 +50,29 @@ def prepare(net: SegmentationNetwork) -> SegmentationNetwork:
     return net
 
 
-def adjacent_slices(image_ZHW: Tensor, slices: Tensor, num_adjacent: int) -> Tensor:
-    """Stack each slice with its neighbours as channels; beyond an end the end slice repeats.
+def adjacent_slices(
+    image_ZHW: Tensor, slices_B: Tensor, num_adjacent: int, step: float = 1.0
+) -> Tensor:
+    """Stack each slice with its neighbours as channels.
 
     Args:
-        image_ZHW: Z x H x W.
-        slices: B indices along Z.
+        image_ZHW: Z x H x W, floating point.
+        slices_B: indices along Z, on the CPU.
         num_adjacent: slices in a stack, odd, with the slice itself in the middle.
+        step: distance of neighbours, as in `neighbour_positions`.
 
     Returns:
         B x num_adjacent x H x W.
 
     Raises:
-        ValueError: `num_adjacent` is even or below 1.
+        ValueError: as in `neighbour_positions`.
     """
-    if num_adjacent < 1 or num_adjacent % 2 == 0:
-        raise ValueError(f"num_adjacent is {num_adjacent}: it must be odd, such as 1, 3 or 5")
-    offsets = torch.arange(num_adjacent, device=slices.device) - num_adjacent // 2
-    return image_ZHW[(slices.unsqueeze(1) + offsets).clamp(0, len(image_ZHW) - 1)]
+    low_BC, share_BC = neighbour_positions(slices_B, len(image_ZHW), num_adjacent, step)
+    low_BCHW = image_ZHW[low_BC]
+    if not share_BC.any():
+        return low_BCHW
+    high_BCHW = image_ZHW[(low_BC + 1).clamp(max=len(image_ZHW) - 1)]
+    return torch.lerp(low_BCHW, high_BCHW, share_BC[..., None, None].to(image_ZHW.dtype))
 
 
 class BatchPrediction(NamedTuple):
@@ -89,6 +95,7 @@ class InferenceSettings:
 
     Attributes:
         num_adjacent: slices stacked as channels, as in training.
+        neighbour_step: distance of neighbours, in slices of this scan; see `adjacent_slices`.
         batch_size: slices computed at a time.
         device: where to compute; the network is moved there.
         gating: see `model.output.probabilities`.
@@ -96,6 +103,7 @@ class InferenceSettings:
     """
 
     num_adjacent: int = 3
+    neighbour_step: float = 1.0
     batch_size: int = 16
     device: torch.device | str = "cpu"
     gating: Gating = "hard"
@@ -171,7 +179,9 @@ def _batches(
     try:
         for first in range(0, len(image_ZHW), batch_size):
             slices = torch.arange(first, min(first + batch_size, len(image_ZHW)))
-            stacks_BCHW = adjacent_slices(image_ZHW, slices, settings.num_adjacent)
+            stacks_BCHW = adjacent_slices(
+                image_ZHW, slices, settings.num_adjacent, settings.neighbour_step
+            )
             x_BCHW = stacks_BCHW.to(device, torch.float32)
             with _autocast(device, settings.precision):
                 batch_BKHW, organ_BK = _predict_batch(net, x_BCHW, settings.gating)

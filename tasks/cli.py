@@ -191,11 +191,16 @@ def networks() -> None:
 @app.command(rich_help_panel=RESULTS)
 @report_errors
 def verdict() -> None:
-    """Show the last run: scores, verdict of the promotion gate, and registered model."""
+    """Show the last run: scores, slice classifier, promotion gate's verdict, registered model."""
     from rich.console import Console
 
     from fullscale.reporting.results import read_results
-    from fullscale.reporting.text_summary import make_table, registry_line, verdict_lines
+    from fullscale.reporting.text_summary import (
+        classifier_lines,
+        make_table,
+        registry_line,
+        verdict_lines,
+    )
     from fullscale.tracking.store import default_store
     from fullscale.workspace import open_workspace
 
@@ -206,7 +211,7 @@ def verdict() -> None:
     content = results.require_verdict()
     console = Console(highlight=False, soft_wrap=True)
     console.print(make_table(results))
-    for line in verdict_lines(content):
+    for line in (*classifier_lines(results), *verdict_lines(content)):
         console.print(line)
     console.print(registry_line(params, content, default_store(root)))
     console.print("MLflow UI: `make services`, then http://127.0.0.1:5000/#/models")
@@ -436,10 +441,15 @@ def import_checkpoint(
         tuple[float, float],
         typer.Option(metavar="LOW HIGH", help="HU that were scaled to 0 and 1 in training."),
     ],
+    pixel_mm: Annotated[
+        float, typer.Option(min=0.1, max=20, help="Distance of the slices' pixels in mm.")
+    ],
+    neighbour_mm: Annotated[
+        float, typer.Option(min=0.1, help="Distance of neighbouring slices in mm.")
+    ],
     body_threshold_hu: Annotated[
-        float, typer.Option(help="Voxels above this are body; slices are cut around the body.")
+        float, typer.Option(help="Voxels above this may be body; slices are centred on the trunk.")
     ] = -300,
-    body_margin_mm: Annotated[float, typer.Option(min=0, help="Margin around the body.")] = 10,
 ) -> None:
     """Convert a checkpoint of the UNet 3+ authors' program for `--model`."""
     from pydantic import ValidationError
@@ -451,9 +461,10 @@ def import_checkpoint(
     try:
         slicing = SliceParams(
             size_px=size_px,
+            pixel_mm=pixel_mm,
+            neighbour_mm=neighbour_mm,
             window_hu=window_hu,
             body_threshold_hu=body_threshold_hu,
-            body_margin_mm=body_margin_mm,
         )
     except ValidationError as error:
         raise StageError(shorten(error)) from None

@@ -27,13 +27,13 @@ class SliceSummary:
         num_cases: number of cases in the store.
         num_slices: number of slices in the store.
         num_sliced: number of cases sliced now; the others came from the cache.
-        num_lost: number of organ voxels outside the slices, by case, if any.
+        num_lost: number of voxels outside the slices, by case and organ, where there are any.
     """
 
     num_cases: int
     num_slices: int
     num_sliced: int
-    num_lost: dict[str, int]
+    num_lost: dict[str, dict[str, int]]
 
 
 def slice_cohort(
@@ -60,9 +60,9 @@ def slice_cohort(
     recipe = SliceRecipe(
         organs={organ: tuple(label_ids) for organ, label_ids in params.organs.items()},
         size_px=params.slice.size_px,
+        pixel_mm=params.slice.pixel_mm,
         window_hu=params.slice.window_hu,
         body_threshold_hu=params.slice.body_threshold_hu,
-        body_margin_mm=params.slice.body_margin_mm,
     )
     clear_store(output_dir, {case.name for case in cohort.cases}, cache_dir)
     work = partial(
@@ -82,13 +82,14 @@ def slice_cohort(
         )
     training_only = {case.name for case in cohort.cases if case.training_only}
     write_tables(output_dir, [case.name for case in cohort.cases], recipe, training_only)
-    cases = SliceStore(output_dir).cases
-    lossy = cases[cases["num_lost"] > 0]
+    store = SliceStore(output_dir)
+    cases = store.cases
+    lossy = cases.loc[cases["num_lost"] > 0, "case"]
     return SliceSummary(
         num_cases=len(cases),
         num_slices=int(cases["num_slices"].sum()),
         num_sliced=sum(result is True for result in was_sliced),
-        num_lost=dict(zip(lossy["case"], lossy["num_lost"].astype(int), strict=True)),
+        num_lost={case: store.load(case).num_lost for case in lossy},
     )
 
 
@@ -127,8 +128,9 @@ def main() -> None:
         f"slice: {summary.num_cases} cases, {summary.num_slices} slices; "
         f"{summary.num_sliced} cases sliced now, the others unchanged"
     )
-    for case, count in summary.num_lost.items():
-        print(f"slice: {case}: {count} organ voxels lie outside the slices")
+    for case, num_lost in summary.num_lost.items():
+        lost = ", ".join(f"{count} of {organ}" for organ, count in num_lost.items() if count)
+        print(f"slice: {case}: voxels outside the slices: {lost}; enlarge slice.size_px")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from fullscale.prediction.network_files import (
     WEIGHTS_NAME,
     TrainedOn,
     build,
+    choose_neighbour_mm,
     describe_network,
     save_trained,
 )
@@ -36,6 +37,7 @@ from fullscale.training.batch_size import find_batch_size, out_of_memory_explain
 from fullscale.training.dataset import SliceDataset
 from fullscale.training.history import HISTORY_NAME, write_history
 from fullscale.training.loop import Training, TrainingHooks, TrainingTask
+from fullscale.training.validation import warn_of_classifier, warn_of_samples
 from fullscale.versioning.provenance import (
     digest_test_set,
     library_versions,
@@ -49,6 +51,8 @@ from model.segmentation import SegmentationNetwork
 if TYPE_CHECKING:
     import pandas as pd
     from lightning_fabric import Fabric
+
+logger = logging.getLogger(__name__)
 
 # Settings that change weights by rounding only, or not at all.
 NOT_IDENTITY = {"devices", "num_nodes", "strategy", "num_picture_slices"}
@@ -102,6 +106,7 @@ def train_network(
     """Train network `name` and write its best epoch to `folder`.
 
     The best epoch has the highest mean 3D Dice of the validation cases. Test cases are never read.
+    A slice classifier (CGM) that cannot learn, or did not, is a warning in the log.
 
     Args:
         name: one of params.networks.
@@ -119,14 +124,25 @@ def train_network(
     if fabric is None:
         fabric = make_fabric(params)
         fabric.launch()
-    datasets = {fold: SliceDataset(store, cases_of(split, fold)) for fold in ("train", "val")}
+    grids = [store.load(case).grid for case in cases_of(split, "train")]
+    neighbour_mm = choose_neighbour_mm(params.slice.neighbour_mm, grids)
+    datasets = {
+        fold: SliceDataset(store, cases_of(split, fold), neighbour_mm) for fold in ("train", "val")
+    }
     torch.manual_seed(params.train.seed)
     network = build(describe_network(name, params))
+    slices, organs = datasets["train"], tuple(params.organs)
+    order = slices.make_order(params.train)
+    warns = fabric.is_global_zero and network.classifier is not None
+    if warns:
+        first = order.of_epoch(0)
+        warning = warn_of_samples(slices.annotated[first], slices.present[first], organs)
+        _log_warning(name, warning)
     state = fabric.broadcast(session.state)
     if state is not None:
         batch_size = int(state["batch_size"])
     else:
-        batch_size = _choose_batch_size(network, name, params, datasets["train"], fabric)
+        batch_size = _choose_batch_size(network, name, params, len(order), fabric)
     reporter = None
     if run is not None:
         from fullscale.reporting.training_pictures import Reporter
@@ -157,13 +173,16 @@ def train_network(
             "no validation case has an organ, nor was any found in one: no epoch can be chosen; "
             "add scans, or change section split"
         )
+    if warns:
+        best = position.rows[position.best_epoch - 1]
+        _log_warning(name, warn_of_classifier(best, organs))
     if fabric.is_global_zero:
-        grids = [store.load(case).grid for case in cases_of(split, "train")]
         description = describe_network(name, params).model_copy(
             update={
                 "epoch": position.best_epoch,
                 "val_dice": position.best_dice,
                 "trained_on": TrainedOn.of(grids),
+                "slice": params.slice.model_copy(update={"neighbour_mm": neighbour_mm}),
             }
         )
         network.load_state_dict(training.best_weights)
@@ -172,6 +191,11 @@ def train_network(
     if reporter is not None:
         reporter.log_prediction(position.best_epoch, network)
         reporter.log_curves(position.rows)
+
+
+def _log_warning(name: str, text: str | None) -> None:
+    if text is not None:
+        logger.warning(f"warning: {name}: {text}")
 
 
 def cases_of(split: pd.DataFrame, fold: str) -> list[str]:
@@ -222,7 +246,7 @@ def _choose_batch_size(
     network: SegmentationNetwork,
     name: str,
     params: Params,
-    slices: SliceDataset,
+    num_slices: int,
     fabric: Fabric,
 ) -> int:
     asked = params.train.batch_size
@@ -234,7 +258,7 @@ def _choose_batch_size(
             copy.deepcopy(network).to(fabric.device),
             params,
             params.recipes[name].loss_terms,
-            len(slices),
+            num_slices,
             fabric.device,
             fabric.world_size,
         )

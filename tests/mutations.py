@@ -65,9 +65,8 @@ MUTATIONS = (
     Mutation(
         "test cases are validated on",
         "tasks/train.py",
-        'SliceDataset(store, cases_of(split, fold)) for fold in ("train", "val")',
-        'SliceDataset(store, cases_of(split, {"val": "test"}.get(fold, fold))) '
-        'for fold in ("train", "val")',
+        "SliceDataset(store, cases_of(split, fold), neighbour_mm)",
+        'SliceDataset(store, cases_of(split, {"val": "test"}.get(fold, fold)), neighbour_mm)',
         "tests/tasks/test_train.py",
     ),
     Mutation(
@@ -150,10 +149,17 @@ MUTATIONS = (
         "tests/training tests/model tests/prediction",
     ),
     Mutation(
+        "a scan of more slices has more weight in an epoch",
+        "fullscale/training/epoch_order.py",
+        'group_S = case_S if sampling == "case" else',
+        'group_S = case_S if sampling == "slice" else',
+        "tests/training/test_epoch_order.py",
+    ),
+    Mutation(
         "a resumed training begins its epochs anew",
         "fullscale/training/epoch_order.py",
-        "self._generator(0, epoch).permutation(chosen)",
-        "np.random.default_rng().permutation(chosen)",
+        "self._generator(0, epoch).permutation(np.concatenate(chosen))",
+        "np.random.default_rng().permutation(np.concatenate(chosen))",
         "tests/training/test_epoch_order.py",
     ),
     Mutation(

@@ -14,7 +14,8 @@ from scipy import ndimage
 
 from fullscale.ingestion.source import SourceCase
 from fullscale.runtime.errors import ScanError
-from fullscale.scans.checks import BODY_HU, HU_AIR, HU_DENSE, MIN_SLICES, Finding
+from fullscale.scans.anatomy import check_axes
+from fullscale.scans.checks import HU_AIR, HU_DENSE, MIN_SLICES, Finding
 from fullscale.scans.cohort import check_case_name
 from fullscale.scans.geometry import AXIS_DIRECTIONS, coarse_steps
 from fullscale.scans.volume import Volume
@@ -94,10 +95,10 @@ def inspect_case(case: SourceCase, labels: Mapping[str, int]) -> Inspection:
     result.facts = _measure_facts(result.scan, counts, case, labels)
     found = [
         *_check_scan(result.scan),
+        *check_axes(result.scan, result.labels, labels),
         *_check_ids(counts, case, labels),
         *_check_interpolated(result.labels),
         *_check_mirrored(result.scan, result.labels),
-        *_check_liver_side(result.scan, result.labels, labels),
         *_check_text(result.scan, result.labels),
     ]
     result.findings += [Finding.from_check(case.name, code, text) for code, text in found]
@@ -259,19 +260,6 @@ def _mean_deviation_hu(hu: NDArray[np.float32], ids: NDArray[np.uint8]) -> float
         inside = hu[ids == label_id]
         total += float(np.abs(inside - np.median(inside)).sum())
     return total / np.count_nonzero(ids)
-
-
-def _check_liver_side(scan: Volume, labels: Volume, named: Mapping[str, int]) -> Found:
-    liver_id = next((value for name, value in named.items() if name.lower() == "liver"), None)
-    strides = coarse_steps(scan.spacing_mm)
-    liver = labels.values_ZYX[strides] == liver_id
-    body = scan.values_ZYX[strides] > BODY_HU
-    if liver_id is None or not liver.any() or not body.any():
-        return
-    centres = [float(np.nonzero(mask)[2].mean()) for mask in (liver, body)]
-    step_mm = scan.spacing_mm[2] * (strides[2].step or 1)
-    if (offset_mm := (centres[0] - centres[1]) * step_mm) > 0:
-        yield "liver_on_left", f"its centre {offset_mm:.0f} mm left of the body's"
 
 
 def _check_text(scan: Volume, labels: Volume) -> Found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,24 +32,28 @@ class TrainedOn(ParamsSection):
         slice_spacing_mm: distance of neighbouring slices.
         pixel_spacing_mm: distance of neighbouring voxels in a slice, along either axis.
         height_mm: from the lower edge of the lowest slice to the upper edge of the highest one.
-        field_of_view_mm: sides of a slice, along either axis.
+        trunk_depth_mm: of the trunk from front to back, as `scans.trunk` finds it.
+        trunk_width_mm: of the trunk from left to right, without arms.
     """
 
     slice_spacing_mm: tuple[float, float]
     pixel_spacing_mm: tuple[float, float]
     height_mm: tuple[float, float]
-    field_of_view_mm: tuple[float, float]
+    trunk_depth_mm: tuple[float, float]
+    trunk_width_mm: tuple[float, float]
 
     @classmethod
     def of(cls, grids: Sequence[Grid]) -> TrainedOn:
         """Summarise the grids of some scans, at least one."""
         spacing_mm = np.array([grid.spacing_mm for grid in grids])
-        extent_mm = spacing_mm * [grid.shape_ZYX for grid in grids]
+        num_slices = np.array([grid.shape_ZYX[0] for grid in grids])
+        trunk_mm = np.array([grid.trunk_mm for grid in grids])
         return cls(
             slice_spacing_mm=_range(spacing_mm[:, 0]),
             pixel_spacing_mm=_range(spacing_mm[:, 1:]),
-            height_mm=_range(extent_mm[:, 0]),
-            field_of_view_mm=_range(extent_mm[:, 1:]),
+            height_mm=_range(spacing_mm[:, 0] * num_slices),
+            trunk_depth_mm=_range(trunk_mm[:, 0]),
+            trunk_width_mm=_range(trunk_mm[:, 1]),
         )
 
 
@@ -64,7 +69,8 @@ class NetworkDescription(ParamsSection):
         architecture, encoder, width, deep_supervision, cgm: arguments of `build_network`.
         organs: organ to its label ids; the order is that of the network's channels, and an
             organ's first id is written into predicted label maps.
-        slice: settings that turn scans into slices.
+        slice: settings that turn scans into slices; of a trained network, `neighbour_mm` is a
+            number.
         epoch: epoch of the weights, counted from 1; 0 if not known.
         val_dice: mean 3D Dice of the validation cases at that epoch, on the slices' grid.
         trained_on: geometry of the training cases; None if not known.
@@ -81,6 +87,20 @@ class NetworkDescription(ParamsSection):
     epoch: int = 0
     val_dice: float = 0.0
     trained_on: TrainedOn | None = None
+
+    @property
+    def neighbour_mm(self) -> float:
+        """Distance of the neighbours of a slice in mm.
+
+        Raises:
+            StageError: it is still "auto": the network was not trained.
+        """
+        if self.slice.neighbour_mm == "auto":
+            raise StageError(
+                f"network {self.name} has slice.neighbour_mm auto, which only training decides; "
+                "name the distance in mm"
+            )
+        return self.slice.neighbour_mm
 
 
 @dataclass(frozen=True)
@@ -104,6 +124,18 @@ def describe_network(name: str, params: Params) -> NetworkDescription:
         organs=params.organs,
         slice=params.slice,
     )
+
+
+def choose_neighbour_mm(asked: float | Literal["auto"], grids: Sequence[Grid]) -> float:
+    """Return slice.neighbour_mm as a number: "auto" is the median slice spacing of the scans.
+
+    Args:
+        asked: from params.yaml.
+        grids: of the training cases.
+    """
+    if asked != "auto":
+        return asked
+    return round(float(np.median([grid.spacing_mm[0] for grid in grids])), 4)
 
 
 def build(description: NetworkDescription) -> SegmentationNetwork:
@@ -147,6 +179,14 @@ def load_trained(folder: Path) -> Trained:
             raise StageError(f"no trained network in {folder}: {name} is missing; {cure}")
     try:
         text = (folder / DESCRIPTION_NAME).read_text(encoding="utf-8")
+        if '"body_margin_mm"' in text:  # a key of the older geometry
+            raise StageError(
+                f"the network in {folder} was trained by an older Fullscale, on slices that are a "
+                "box around the body instead of a fixed number of mm a pixel, and is not used "
+                "here; train it again with `dvc repro`; a registered version still predicts with "
+                "the code stored in it: `mlflow models predict`; while it is the champion, no new "
+                "network can be compared with it: remove its alias in the MLflow UI"
+            )
         description = NetworkDescription.model_validate_json(text)
         network = build(description)
         network.load_state_dict(load_file(folder / WEIGHTS_NAME))

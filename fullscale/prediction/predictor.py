@@ -22,7 +22,7 @@ from model.inference import (
     prepare,
 )
 from model.output import Gating
-from model.preprocessing import NUM_ADJACENT_SLICES, normalise
+from model.preprocessing import NUM_ADJACENT_SLICES, neighbour_step, normalise
 
 MAX_SLAB_SLICES = 8
 """Slices resampled at a time: with a hundred organs, 8 x 512 x 512 voxels take 840 MB."""
@@ -154,14 +154,11 @@ class Predictor:
             gating: see `model.output.probabilities`; with "none" the decoder runs for every slice.
 
         Raises:
-            ScanError: the scan shows no body.
+            ScanError: the scan shows no trunk.
         """
         grid, image_ZHW = self._slice(scan)
-        prediction = predict_slices(
-            self._network,
-            image_ZHW,
-            replace(self._settings, gating=gating),
-        )
+        settings = replace(self._settings_for(scan), gating=gating)
+        prediction = predict_slices(self._network, image_ZHW, settings)
         return SlicePrediction(grid, tuple(self.description.organs), prediction)
 
     def slabs(self, scan: Volume, progress: Progress | None = None) -> Iterator[Slab]:
@@ -172,13 +169,11 @@ class Predictor:
             progress: shows progress over batches.
 
         Raises:
-            ScanError: the scan shows no body.
+            ScanError: the scan shows no trunk.
         """
         grid, image_ZHW = self._slice(scan)
         batches: Iterable[BatchPrediction] = predict_batches(
-            self._network,
-            image_ZHW,
-            self._settings,
+            self._network, image_ZHW, self._settings_for(scan)
         )
         if progress is not None:
             batches = progress(batches, "slices", -(-len(image_ZHW) // self._settings.batch_size))
@@ -201,7 +196,7 @@ class Predictor:
             scan: HU in canonical orientation.
 
         Raises:
-            ScanError: the scan shows no body.
+            ScanError: the scan shows no trunk.
         """
         shape_ZYX = scan.values_ZYX.shape
         label_map = np.zeros(shape_ZYX, dtype=np.uint8)
@@ -223,14 +218,19 @@ class Predictor:
             np.maximum(highest_ZYX, found_ZYX, out=highest_ZYX)
         return label_ZYX
 
+    def _settings_for(self, scan: Volume) -> InferenceSettings:
+        """Return the settings of inference with the distance of neighbours in this scan."""
+        step = neighbour_step(self.description.neighbour_mm, scan.spacing_mm[0])
+        return replace(self._settings, neighbour_step=step)
+
     def _slice(self, scan: Volume) -> tuple[Grid, Tensor]:
         """Return the slices' grid on a scan, and the slices, float32 Z x H x W in [0, 1]."""
         settings = self.description.slice
         grid = plan_grid(
             scan,
             settings.size_px,
+            settings.pixel_mm,
             body_threshold_hu=settings.body_threshold_hu,
-            body_margin_mm=settings.body_margin_mm,
         )
         hu_ZHW = torch.from_numpy(slice_image(scan, grid, settings.window_hu))
         # Slice by slice: normalising all at once takes three times the memory.

@@ -114,7 +114,7 @@ def segment_scan(
         progress: shows progress over batches.
 
     Raises:
-        ScanError: the scan shows no body.
+        ScanError: the scan shows no trunk.
         StageError: memory runs out.
     """
     organs = predictor.description.organs

@@ -1,4 +1,4 @@
-"""The results as text for a terminal: scores, verdict, and the registered model."""
+"""The results as text for a terminal: scores, slice classifiers, verdict, registered model."""
 
 from __future__ import annotations
 
@@ -52,6 +52,25 @@ def make_table(results: Results) -> Table:
 def _format(summary: Summary, metric: str, organ: str, digits: int = 4) -> str:
     value = summary.get(f"test/{metric}/{organ}")
     return NOT_MEASURED if value is None else f"{value:.{digits}f}"
+
+
+def classifier_lines(results: Results) -> list[str]:
+    """Return what the slice classifiers (CGM) did on the test set, a line for organ and network.
+
+    Networks without one are left out.
+    """
+    return [
+        f"Slice classifier (CGM) of {network}, {organ}: sensitivity "
+        f"{_format(summary, 'classifier_sensitivity', organ)} "
+        f"({summary[f'test/num_organ_slices/{organ}']} organ slices), specificity "
+        f"{_format(summary, 'classifier_specificity', organ)} "
+        f"({summary[f'test/num_free_slices/{organ}']} organ-free slices)"
+        for organ in results.organs
+        for network, summary in results.summaries.items()
+        if any(
+            f"test/classifier_{rate}/{organ}" in summary for rate in ("sensitivity", "specificity")
+        )
+    ]
 
 
 def verdict_lines(verdict: VerdictContent) -> list[str]:

@@ -56,7 +56,7 @@ def draw_curves(rows: list[dict[str, float]], heading: str) -> Figure:
 
     Args:
         rows: one per epoch, with keys epoch, train/TERM, train/sideN/TERM, val/dice,
-            val/dice/ORGAN, val/slice_fpr/ORGAN, val/classifier_accuracy/ORGAN, learning_rate.
+            val/dice/ORGAN, val/slice_fpr/ORGAN, val/classifier_RATE/ORGAN, learning_rate.
         heading: title of the whole picture.
     """
     rows = sorted(rows, key=lambda row: row["epoch"])
@@ -94,10 +94,13 @@ def _panels(keys: list[str]) -> list[Panel]:
         Panel("Training loss", below("train/")),
         Panel("Validation Dice", below("val/dice/") | mean, is_fraction=True),
         Panel("Validation slice false-positive rate", below("val/slice_fpr/"), is_fraction=True),
-        Panel(
-            "Validation accuracy of the slice classifier",
-            below("val/classifier_accuracy/"),
-            is_fraction=True,
+        *(
+            Panel(
+                f"Validation {rate} of the slice classifier",
+                below(f"val/classifier_{rate}/"),
+                is_fraction=True,
+            )
+            for rate in ("accuracy", "sensitivity", "specificity")
         ),
         *(Panel(f"Training loss {term}, by side output", sides[term]) for term in sides),
         Panel("Learning rate", {"": "learning_rate"}),

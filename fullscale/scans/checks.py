@@ -256,10 +256,17 @@ _TABLE = (
         "add the organ to `annotated` in cases.csv; until then it is ignored",
     ),
     Check(
+        "axis",
+        "warning",
+        "The header seems to name an axis wrongly",
+        "lungs at the head, a spine at the back, and a body cut from head to foot only",
+        "correct the axes in the header's affine, then compare scan and label by eye",
+    ),
+    Check(
         "liver_on_left",
         "warning",
-        "The liver lies on the patient's left",
-        "a liver on the patient's right",
+        "The liver seems to lie on the patient's left, or the spleen on the right",
+        "a liver on the patient's right and a spleen on the left",
         "check the left and right of the header; situs inversus is rare",
     ),
     Check(
@@ -303,6 +310,13 @@ _TABLE = (
         "No body was found in the scan",
         "voxels of soft tissue above the body threshold",
         "check that the scan is in HU, or lower slice.body_threshold_hu",
+    ),
+    Check(
+        "trunk_too_large",
+        "refused",
+        "The trunk is larger than a slice",
+        "slices that cover the trunk of every patient",
+        "enlarge slice.size_px or slice.pixel_mm",
     ),
     Check(
         "checksum_differs",

@@ -28,7 +28,7 @@ from fullscale.scans.checks import failure
 if TYPE_CHECKING:
     from fullscale.scans.slicing import Grid
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 TABLES = ("store.json", "cases.csv", "index.csv")
 
 
@@ -43,7 +43,7 @@ class SlicedCase:
         image: int16 (Z, H, W), HU, memory-mapped.
         label: uint8 (Z, H, W), 0 background, then organs from 1, memory-mapped.
         grid: maps slices back to the scan.
-        num_lost: organ voxels of the scan outside the slices.
+        num_lost: for each organ, its voxels of the scan outside the slices.
     """
 
     name: str
@@ -52,7 +52,7 @@ class SlicedCase:
     image: NDArray[np.int16]
     label: NDArray[np.uint8]
     grid: Grid
-    num_lost: int
+    num_lost: dict[str, int]
 
 
 class SliceStore:
@@ -124,5 +124,5 @@ class SliceStore:
             image=np.load(folder / "image.npy", mmap_mode="r"),
             label=np.load(folder / "label.npy", mmap_mode="r"),
             grid=Grid.from_json(content["grid"]),
-            num_lost=int(content["num_lost"]),
+            num_lost=dict(content["num_lost"]),
         )

@@ -22,12 +22,12 @@ import scipy
 from numpy.typing import NDArray
 
 from fullscale.runtime.files import file_sha256, write_atomically, write_json
-from fullscale.scans import geometry, slicing, volume
+from fullscale.scans import geometry, slicing, trunk, volume
 from fullscale.scans.checks import failure
 from fullscale.scans.cohort import TRAINING_ONLY, Case, checksum
 from fullscale.scans.geometry import check_aligned
 from fullscale.scans.slice_store import STORE_VERSION, TABLES
-from fullscale.scans.slicing import plan_grid, slice_image, slice_labels
+from fullscale.scans.slicing import Grid, plan_grid, slice_image, slice_labels
 from fullscale.scans.volume import read_image, read_labels
 
 _ARRAYS = ("image.npy", "label.npy")
@@ -40,16 +40,16 @@ class SliceRecipe:
     Attributes:
         organs: label ids of each organ, organs in order.
         size_px: pixels along each side of a slice.
+        pixel_mm: distance of neighbouring pixels in mm.
         window_hu: lowest and highest HU kept.
         body_threshold_hu: voxels above this value may belong to the body.
-        body_margin_mm: margin around the body.
     """
 
     organs: Mapping[str, Sequence[int]]
     size_px: int
+    pixel_mm: float
     window_hu: tuple[float, float]
     body_threshold_hu: float
-    body_margin_mm: float
 
 
 def clear_store(root: Path, cases: Set[str], cache_dir: Path | None = None) -> None:
@@ -92,7 +92,8 @@ def write_case(
         True if the case was sliced, False if its slices came from the cache.
 
     Raises:
-        ScanError: a file cannot be used or differs from its checksum, or the scan holds no body.
+        ScanError: a file cannot be used or differs from its checksum, or the scan shows no trunk
+            or one that is larger than a slice.
     """
     for path, expected in ((case.image, case.image_sha256), (case.label, case.label_sha256)):
         if (found := checksum(path)) != expected:
@@ -132,7 +133,7 @@ def slices_key(case: Case, annotated: Sequence[str], recipe: SliceRecipe) -> str
 def _code_sha256() -> str:
     """Return the SHA-256 of the slicing code, so that other code never reuses its slices."""
     digest = hashlib.sha256(f"{np.__version__} {scipy.__version__}".encode())
-    for module in (geometry, slicing, volume):
+    for module in (geometry, slicing, trunk, volume):
         digest.update(Path(str(module.__file__)).read_bytes())
     digest.update(Path(__file__).read_bytes())
     return digest.hexdigest()
@@ -143,9 +144,10 @@ def _slice_files(folder: Path, case: Case, annotated: Sequence[str], recipe: Sli
     grid = plan_grid(
         scan,
         recipe.size_px,
+        recipe.pixel_mm,
         body_threshold_hu=recipe.body_threshold_hu,
-        body_margin_mm=recipe.body_margin_mm,
     )
+    _check_trunk_fits(grid)
     own_grid = scan.geometry
     np.save(folder / "image.npy", slice_image(scan, grid, recipe.window_hu), allow_pickle=False)
     del scan  # frees memory before the label map is read
@@ -164,6 +166,16 @@ def _slice_files(folder: Path, case: Case, annotated: Sequence[str], recipe: Sli
         "slices_sha256": {name: file_sha256(folder / name) for name in _ARRAYS},
     }
     write_json(folder / "case.json", content)
+
+
+def _check_trunk_fits(grid: Grid) -> None:
+    if max(grid.trunk_mm) > grid.side_mm:
+        height_mm, width_mm = grid.trunk_mm
+        raise failure(
+            "trunk_too_large",
+            f"a trunk of {height_mm:.0f} x {width_mm:.0f} mm, but slices of {grid.side_mm:.0f} mm "
+            f"({grid.size_px} pixels of {grid.pixel_mm:g} mm)",
+        )
 
 
 def _is_intact(entry: Path) -> bool:
@@ -223,7 +235,7 @@ def write_tables(
                 "patient": content["patient"],
                 "annotated": ";".join(content["annotated"]),
                 "num_slices": len(label_ZHW),
-                "num_lost": content["num_lost"],
+                "num_lost": sum(content["num_lost"].values()),
             }
             | ({TRAINING_ONLY: case in training_only} if training_only else {})
         )

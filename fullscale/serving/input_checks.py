@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fullscale.prediction.network_files import NetworkDescription, TrainedOn
-from fullscale.scans.checks import BODY_HU, HU_AIR, HU_DENSE, MIN_SLICES
-from fullscale.scans.geometry import AXIS_DIRECTIONS, coarse_steps
+from fullscale.prediction.network_files import NetworkDescription
+from fullscale.runtime.errors import ScanError
+from fullscale.scans.anatomy import check_axes
+from fullscale.scans.checks import CHECKS, HU_AIR, HU_DENSE, MIN_SLICES
+from fullscale.scans.trunk import find_trunk
 from fullscale.scans.volume import Volume
 
 TOLERANCE = 0.1
-"""Share by which a scan may lie outside the range of the training cases without a warning."""
+"""Share by which a trunk may lie outside the range of the training cases without a warning."""
 
-BONE_HU = 300
-_MIN_BONE_VOXELS = 30
-# Arms or a large body may touch the sides of the field of view, so a small share is normal.
-_MIN_CUT_SHARE = 0.1
-_MAX_CUT_RATIO = 2.0
-_MAX_BONE_AHEAD_MM = 20.0
+MAX_COARSENESS = 1.5
+"""Ratio to the coarsest known spacing up to which a scan's spacing has no warning."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +42,16 @@ def check_scan(scan: Volume, description: NetworkDescription) -> list[InputWarni
 
     Args:
         scan: in canonical orientation.
-        description: of the network. Spacing and extent are checked only if it has `trained_on`.
+        description: of the network. The trunk's size is compared only if it has `trained_on`.
     """
     found = list(_check_values(scan))
     if not found:  # the body is found by its HU, so other values would give false warnings
-        found += _check_axes(scan)
+        found += [InputWarning(code, seen, CHECKS[code].wanted) for code, seen in check_axes(scan)]
+        found += _check_trunk(scan, description)
     num_slices = len(scan.values_ZYX)
     if num_slices < MIN_SLICES:
         found.append(InputWarning("few_slices", f"{num_slices} slices", f"at least {MIN_SLICES}"))
-    if description.trained_on is not None:
-        found += _check_size(scan, description.trained_on)
+    found += _check_spacing(scan, description)
     return found
 
 
@@ -70,60 +65,42 @@ def _check_values(scan: Volume) -> Iterator[InputWarning]:
         )
 
 
-def _check_axes(scan: Volume) -> Iterator[InputWarning]:
-    """Yield a warning if the header seems to name the axes wrongly.
-
-    Two facts of anatomy are used. A scan of the trunk cuts through the body at its first and last
-    slice only. Bone, mostly the spine, lies behind the centre of the body.
-    """
-    steps = coarse_steps(scan.spacing_mm)
-    coarse_ZYX = scan.values_ZYX[steps]
-    body_ZYX: NDArray[np.bool_] = coarse_ZYX > BODY_HU
-    if not body_ZYX.any():
+def _check_trunk(scan: Volume, description: NetworkDescription) -> Iterator[InputWarning]:
+    """Compare the trunk with a slice's canvas and with the trunks that were trained on."""
+    try:
+        depth_mm, width_mm = find_trunk(scan, description.slice.body_threshold_hu).extent_mm
+    except ScanError:  # segmentation refuses a scan without a body
         return
-    cut = [_share_at_ends(body_ZYX, axis) for axis in range(3)]
-    other = max((1, 2), key=lambda axis: cut[axis])
-    if cut[other] > max(_MIN_CUT_SHARE, _MAX_CUT_RATIO * cut[0]):
-        yield InputWarning(
-            "axis",
-            f"a body that the scan cuts through from {AXIS_DIRECTIONS[other]} "
-            f"({cut[other]:.0%} of its ends), not from {AXIS_DIRECTIONS[0]} ({cut[0]:.0%})",
-            "an affine whose axes are the patient's",
-        )
+    found = f"a trunk of {depth_mm:.0f} mm from front to back, {width_mm:.0f} mm from left to right"
+    canvas_mm = description.slice.size_px * description.slice.pixel_mm
+    if max(depth_mm, width_mm) > canvas_mm:
+        yield InputWarning("trunk_too_large", found, f"at most {canvas_mm:.0f} mm, a slice's sides")
+    if (trained_on := description.trained_on) is None:
         return
-    bone_ZYX = coarse_ZYX > BONE_HU
-    if np.count_nonzero(bone_ZYX) < _MIN_BONE_VOXELS:
-        return
-    step_mm = scan.spacing_mm[1] * (steps[1].step or 1)
-    bone_y, body_y = (float(np.nonzero(mask)[1].mean()) for mask in (bone_ZYX, body_ZYX))
-    if (ahead_mm := (body_y - bone_y) * step_mm) > _MAX_BONE_AHEAD_MM:
-        yield InputWarning(
-            "axis",
-            f"bone whose centre lies {ahead_mm:.0f} mm in front of the body's",
-            "an affine that tells front and back apart; bone, spine above all, lies to the back",
-        )
-
-
-def _share_at_ends(body_ZYX: NDArray[np.bool_], axis: int) -> float:
-    """Return the body's share of the first or last plane along an axis, the smaller of the two."""
-    return min(float(np.take(body_ZYX, end, axis).mean()) for end in (0, -1))
-
-
-def _check_size(scan: Volume, trained_on: TrainedOn) -> Iterator[InputWarning]:
-    spacing_mm = np.array(scan.spacing_mm)
-    extent_mm = spacing_mm * scan.values_ZYX.shape
-    for code, what, values_mm, known_mm in (
-        ("slice_spacing", "slices", spacing_mm[:1], trained_on.slice_spacing_mm),
-        ("pixel_spacing", "voxels in a slice", spacing_mm[1:], trained_on.pixel_spacing_mm),
-        ("height", "a height", extent_mm[:1], trained_on.height_mm),
-        ("field_of_view", "a field of view", extent_mm[1:], trained_on.field_of_view_mm),
+    ranges_mm = trained_on.trunk_depth_mm, trained_on.trunk_width_mm
+    if any(
+        not low * (1 - TOLERANCE) <= mm <= high * (1 + TOLERANCE)
+        for mm, (low, high) in zip((depth_mm, width_mm), ranges_mm, strict=True)
     ):
-        low, high = known_mm
-        if values_mm.min() < low * (1 - TOLERANCE) or values_mm.max() > high * (1 + TOLERANCE):
-            found = " x ".join(f"{value:.4g}" for value in values_mm)
-            each = "of" if what.startswith("a ") else "every"
-            yield InputWarning(
-                code,
-                f"{what} {each} {found} mm",
-                f"{low:.4g} to {high:.4g} mm, as in the scans that the network was trained on",
-            )
+        wanted = " and ".join(f"{low:.0f} to {high:.0f} mm" for low, high in ranges_mm)
+        yield InputWarning(
+            "trunk_size", found, f"{wanted}, as in the scans that the network was trained on"
+        )
+
+
+def _check_spacing(scan: Volume, description: NetworkDescription) -> Iterator[InputWarning]:
+    """Warn of voxels much coarser than those known; finer ones are resampled without loss."""
+    slice_mm, row_mm, column_mm = scan.spacing_mm
+    asked_mm, trained_on = description.slice.neighbour_mm, description.trained_on
+    known_mm = [] if asked_mm == "auto" else [asked_mm]
+    if trained_on is not None:
+        known_mm.append(trained_on.slice_spacing_mm[1])
+    if known_mm and slice_mm > (limit_mm := MAX_COARSENESS * max(known_mm)):
+        yield InputWarning(
+            "slice_spacing", f"slices every {slice_mm:.4g} mm", f"at most {limit_mm:.4g} mm"
+        )
+    pixel_mm = max(row_mm, column_mm)
+    if pixel_mm > (limit_mm := MAX_COARSENESS * description.slice.pixel_mm):
+        yield InputWarning(
+            "pixel_spacing", f"voxels of {pixel_mm:.4g} mm in a slice", f"at most {limit_mm:.4g} mm"
+        )

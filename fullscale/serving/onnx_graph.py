@@ -31,12 +31,13 @@ MAX_BYTES = 2 * 10**9
 """An ONNX file must be smaller than 2 GiB."""
 PREPARATION = """\
 Input: a CT scan in HU with its axes turned so that slices go from the feet to the head, rows from \
-front to back, columns from the patient's right to left. Of every slice the same square is \
-resampled to size_px x size_px pixels; its centre is that of the body, its side the longer one of \
-the body's box and body_margin_mm on either side. The body is the largest connected part above \
-body_threshold_hu. HU are rounded, clipped to window_hu, and scaled so that the window is 0 to 1. \
-The channels are num_adjacent_slices neighbouring slices from the feet up, the one to segment in \
-the middle; beyond an end of the scan its last slice repeats.
+front to back, columns from the patient's right to left. Of every slice the same square of \
+size_px x size_px pixels is resampled, pixel_mm apart, with its centre at that of the trunk: in \
+each slice the largest part that is left of the voxels above body_threshold_hu once arms and table \
+are cut away. Outside the scan is air. HU are rounded, clipped to window_hu, and scaled so that \
+the window is 0 to 1. The num_adjacent_slices channels are the image at distances of neighbour_mm \
+from the feet up, the slice to segment in the middle, interpolated linearly between the scan's \
+slices; beyond an end of the scan its last slice repeats.
 Output: channel k of probability, and of organ_probability where there is one, is of organs[k]. A \
 pixel belongs to an organ from threshold on. probability is 0 where organ_probability, which says \
 whether the slice holds the organ, is 0.5 or less."""

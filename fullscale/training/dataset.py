@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fullscale.params import TrainParams
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.processes import die_with_parent
-from fullscale.scans.slice_store import SliceStore
-from fullscale.training.epoch_order import EpochOrder
-from model.preprocessing import NUM_ADJACENT_SLICES
+from fullscale.scans.slice_store import SlicedCase, SliceStore
+from fullscale.training.epoch_order import EpochOrder, auto_slices_per_epoch
+from model.preprocessing import neighbour_positions, neighbour_step
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Batch:
     """Some slices of some cases.
 
     Attributes:
-        image_BCHW: HU as int16; the middle channel is the slice to segment.
+        image_BCHW: HU as float32; the middle channel is the slice to segment.
         label_BHW: uint8, 0 for background, k + 1 for organ k.
         annotated_BK: boolean, True if the organ is annotated in the slice's case.
         case_B: index of each slice's case in the data set's `cases`.
@@ -70,12 +72,15 @@ class SliceDataset(Dataset[Batch]):
 
     Attributes:
         cases: names of the cases.
+        neighbour_mm: distance of a slice's neighbours in mm.
         annotated: boolean, slices x organs: True if the organ is annotated in the slice's case.
+        present: boolean, slices x organs: True if the slice contains the organ.
         organ_free: boolean, one per slice: True if the slice contains no organ.
     """
 
-    def __init__(self, store: SliceStore, cases: Sequence[str]) -> None:
+    def __init__(self, store: SliceStore, cases: Sequence[str], neighbour_mm: float) -> None:
         self.cases = tuple(cases)
+        self.neighbour_mm = neighbour_mm
         self._sliced = [store.load(case) for case in self.cases]
         num_slices = [len(sliced.image) for sliced in self._sliced]
         self._case = np.repeat(np.arange(len(self.cases)), num_slices)
@@ -83,29 +88,58 @@ class SliceDataset(Dataset[Batch]):
         self.annotated = np.array(
             [[organ in sliced.annotated for organ in store.organs] for sliced in self._sliced]
         )[self._case]
-        pixels = store.index.set_index(["case", "z"])[list(store.organs)].sum(axis=1)
+        pixels = store.index.set_index(["case", "z"])[list(store.organs)]
         names = np.array(self.cases)[self._case]
-        self.organ_free = pixels.loc[list(zip(names, self._z, strict=True))].to_numpy() == 0
+        self.present = pixels.loc[list(zip(names, self._z, strict=True))].to_numpy() > 0
+        self.organ_free: NDArray[np.bool_] = np.asarray(~self.present.any(axis=1))
 
     def __len__(self) -> int:
         return len(self._case)
+
+    def make_order(self, train: TrainParams) -> EpochOrder:
+        """Return the slices of each epoch of a training on these slices."""
+        num_slices = train.slices_per_epoch
+        if num_slices == "auto" and train.sampling == "slice":
+            num_slices = len(self)
+        elif num_slices == "auto":
+            grids = [sliced.grid for sliced in self._sliced]
+            heights_mm = np.array([grid.spacing_mm[0] * grid.shape_ZYX[0] for grid in grids])
+            num_slices = auto_slices_per_epoch(heights_mm, self.neighbour_mm)
+        return EpochOrder(
+            self._case,
+            self.organ_free,
+            num_slices,
+            train.organ_free_share,
+            train.sampling,
+            train.seed,
+        )
+
+    def _stack(self, sliced: SlicedCase, z: int) -> Tensor:
+        """Read a slice between its neighbours, float32 C x H x W, and nothing else."""
+        step = neighbour_step(self.neighbour_mm, sliced.grid.spacing_mm[0])
+        num_slices = len(sliced.image)
+        low_BC, share_BC = neighbour_positions(torch.tensor([z]), num_slices, step=step)
+        low_C, share_C = low_BC[0].numpy(), share_BC[0].float()
+        low_CHW = torch.from_numpy(sliced.image[low_C]).float()
+        if not share_C.any():
+            return low_CHW
+        high_CHW = torch.from_numpy(sliced.image[np.minimum(low_C + 1, num_slices - 1)]).float()
+        return torch.lerp(low_CHW, high_CHW, share_C[:, None, None])
 
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Read several slices as one batch."""
-        reach = NUM_ADJACENT_SLICES // 2
         wanted = np.asarray(indices)
         case_B = self._case[wanted]
         images, labels = [], []
         for case, z in zip(case_B, self._z[wanted], strict=True):
             sliced = self._sliced[case]
-            neighbours = np.clip(np.arange(z - reach, z + reach + 1), 0, len(sliced.image) - 1)
-            images.append(sliced.image[neighbours])
+            images.append(self._stack(sliced, z))
             labels.append(sliced.label[z])
         return Batch(
-            torch.from_numpy(np.stack(images)),
+            torch.stack(images),
             torch.from_numpy(np.stack(labels)),
             torch.from_numpy(self.annotated[wanted]),
             torch.from_numpy(case_B),

@@ -33,7 +33,6 @@ from fullscale.training.dataset import (
     training_batches,
     whole_batches,
 )
-from fullscale.training.epoch_order import EpochOrder
 from fullscale.training.step import SegmentationObjective, learning_rate, make_optimizer, seed_step
 from fullscale.training.validation import count_cases, metrics_of
 from model.output import Output
@@ -154,12 +153,12 @@ class Training:
         self._sharding = BatchSharding(
             batch_size, train.num_accumulated, fabric.world_size, fabric.global_rank
         )
-        self._order = EpochOrder(slices.organ_free, train.organ_free_share, train.seed)
+        self._order = slices.make_order(train)
         self._num_steps = len(self._order) // batch_size
         if not self._num_steps:
             raise StageError(
                 f"{len(self._order)} training slices do not fill one batch of {batch_size}; "
-                "lower train.batch_size or add scans"
+                "lower train.batch_size, raise train.slices_per_epoch or add scans"
             )
         if fabric.world_size > 1:
             synchronise_norms(network)

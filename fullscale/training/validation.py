@@ -1,14 +1,16 @@
 """Metrics of the validation cases during training.
 
-B batch, K organs, V validation cases, N counts.
+B batch, K organs, V validation cases, N counts, S slices of an epoch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fullscale.params import Params
@@ -17,7 +19,10 @@ from model.output import Output, organ_present, probabilities
 from model.overlap import dice_score, share
 from model.preprocessing import normalise, one_mask_per_organ
 
-NUM_COUNTS = 7
+NUM_COUNTS = 8
+MIN_SHARE_WITHOUT_ORGAN = 0.15
+"""Share of slices without the organ from which the slice classifier learns when to close one."""
+MIN_SPECIFICITY = 0.5
 
 
 def count_batch(
@@ -33,7 +38,8 @@ def count_batch(
 
     Returns:
         int64, B x K x N: pixels in both masks, predicted, true; organ-free slices, those with a
-        false positive; slices that the slice classifier decides rightly, slices with a classifier.
+        false positive; slices with a slice classifier, organ slices that it opens, organ-free
+        slices that it closes.
     """
     predicted = probabilities(output) >= threshold
     num_organs = predicted.shape[1]
@@ -41,18 +47,20 @@ def count_batch(
     predicted_BK, true_BK = predicted.sum(dim=(2, 3)), true.sum(dim=(2, 3))
     free_BK = true_BK == 0
     if output.organ_logits is None:
-        right_BK = has_classifier_BK = torch.zeros_like(free_BK)
+        has_classifier_BK = open_BK = closed_BK = torch.zeros_like(free_BK)
     else:
-        right_BK = organ_present(output.organ_logits) != free_BK
         has_classifier_BK = torch.ones_like(free_BK)
+        open_BK = organ_present(output.organ_logits)
+        closed_BK = ~open_BK
     counts = [
         (predicted & true).sum(dim=(2, 3)),
         predicted_BK,
         true_BK,
         free_BK,
         free_BK & (predicted_BK >= min_false_positive_px),
-        right_BK,
         has_classifier_BK,
+        ~free_BK & open_BK,
+        free_BK & closed_BK,
     ]
     return torch.stack(counts, dim=-1) * batch.annotated_BK[..., None]
 
@@ -97,7 +105,9 @@ def metrics_of(counts_VKN: Tensor, organs: Sequence[str]) -> dict[str, float]:
 
     Keys are `val/dice`, the mean over cases and organs, and for each organ `val/dice/<organ>`,
     `val/slice_fpr/<organ>` and, for a network with a slice classifier (CGM),
-    `val/classifier_accuracy/<organ>`. A metric without any case or slice is NaN.
+    `val/classifier_accuracy/<organ>`, `val/classifier_sensitivity/<organ>` (share of organ slices
+    that it opens) and `val/classifier_specificity/<organ>` (share of organ-free slices that it
+    closes). A metric without any case or slice is NaN.
     """
     metrics: dict[str, float] = {}
     all_scores: list[float] = []
@@ -106,9 +116,67 @@ def metrics_of(counts_VKN: Tensor, organs: Sequence[str]) -> dict[str, float]:
         scores = [dice_score(overlap, predicted, true) for overlap, predicted, true, *_ in rows]
         scores = [score for score in scores if not math.isnan(score)]
         all_scores += scores
-        *_, free, false_positive, right, with_classifier = counts_VKN[:, k].sum(dim=0).tolist()
+        *_, free, false_positive, decided, opened, closed = counts_VKN[:, k].sum(dim=0).tolist()
         metrics[f"val/dice/{organ}"] = share(sum(scores), len(scores))
         metrics[f"val/slice_fpr/{organ}"] = share(false_positive, free)
-        if with_classifier:
-            metrics[f"val/classifier_accuracy/{organ}"] = share(right, with_classifier)
+        if decided:
+            metrics[f"val/classifier_accuracy/{organ}"] = share(opened + closed, decided)
+            metrics[f"val/classifier_sensitivity/{organ}"] = share(opened, decided - free)
+            metrics[f"val/classifier_specificity/{organ}"] = share(closed, free)
     return {"val/dice": share(sum(all_scores), len(all_scores)), **metrics}
+
+
+def warn_of_samples(
+    annotated_SK: NDArray[np.bool_], present_SK: NDArray[np.bool_], organs: Sequence[str]
+) -> str | None:
+    """Return a warning if a slice classifier (CGM) sees too few slices without its organ.
+
+    Args:
+        annotated_SK: of the S slices of an epoch, True if the organ is annotated in the case.
+        present_SK: True if the slice contains the organ.
+        organs: the K organs.
+
+    Returns:
+        The warning, with a cure; None if every organ has enough of them.
+    """
+    num_annotated_K = annotated_SK.sum(axis=0).tolist()
+    num_without_K = (annotated_SK & ~present_SK).sum(axis=0).tolist()
+    lacking = [
+        f"{organ} ({num_without} of {num_annotated})"
+        for organ, num_annotated, num_without in zip(
+            organs, num_annotated_K, num_without_K, strict=True
+        )
+        if num_without < MIN_SHARE_WITHOUT_ORGAN * num_annotated
+    ]
+    if not lacking:
+        return None
+    return (
+        f"too few slices of an epoch are without {', '.join(lacking)} for the slice classifier "
+        "(CGM) to learn when to close a slice; raise train.organ_free_share, add scans that reach "
+        "beyond the organ, or set cgm: false in the network's recipe"
+    )
+
+
+def warn_of_classifier(metrics: Mapping[str, float], organs: Sequence[str]) -> str | None:
+    """Return a warning if a slice classifier (CGM) leaves most slices without its organ open.
+
+    Args:
+        metrics: of the epoch that is kept, as `metrics_of` returns them.
+        organs: to look at.
+
+    Returns:
+        The warning, with a cure; None if it closes at least half of them for every organ.
+    """
+    found = {organ: metrics.get(f"val/classifier_specificity/{organ}", 1) for organ in organs}
+    lacking = [
+        f"{organ} ({specificity:.0%})"
+        for organ, specificity in found.items()
+        if specificity < MIN_SPECIFICITY
+    ]
+    if not lacking:
+        return None
+    return (
+        "the slice classifier (CGM) closes less than half of the validation slices without "
+        f"{', '.join(lacking)}; raise train.organ_free_share or train.num_epochs, add scans that "
+        "reach beyond the organ, or set cgm: false in the network's recipe"
+    )

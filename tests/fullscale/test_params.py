@@ -40,6 +40,9 @@ def test_published_params_are_valid():
         ({"train": {"schedule": "step"}}, r"train\.schedule: .*'constant', 'cosine' or 'poly'"),
         ({"train": {"ema_decay": 1}}, r"train\.ema_decay: .*less than 1, found 1"),
         ({"train": {"organ_free_share": -1}}, r"train\.organ_free_share: .*greater than or equal"),
+        ({"train": {"organ_free_share": 1}}, r"train\.organ_free_share: .*less than 1, found 1"),
+        ({"train": {"sampling": "patient"}}, r"train\.sampling: .*'case' or 'slice'"),
+        ({"train": {"slices_per_epoch": 0}}, r"train\.slices_per_epoch: .*or auto, found 0"),
         ({"train": {"precision": "fp16"}}, r"train\.precision: .*'auto', 'bf16' or 'fp32'"),
         ({"slice": {"size_px": 16}}, r"slice\.size_px: .*greater than or equal to 32, found 16"),
         (

@@ -145,6 +145,15 @@ def test_inspect_case_warns_of_a_liver_on_the_left(body):
     assert not seen.is_refused
 
 
+def test_inspect_case_warns_of_front_and_back_that_are_swapped(body):
+    hu, labels = (values.copy() for values in body)
+    hu[4:8, 10:13, 20:30] = -1000  # bowel gas
+    assert codes(hu, labels) == []
+    seen = inspect_case(as_case(hu[:, ::-1], labels[:, ::-1]), IDS)
+    assert [(f.code, f.severity) for f in seen.findings] == [("axis", "warning")]
+    assert "front and back look swapped" in seen.findings[0].found
+
+
 def test_inspect_case_notes_private_text(body):
     seen = inspect_case(as_case(*body, text=("descrip",)), IDS)
     assert [(f.code, f.severity) for f in seen.findings] == [("private_text", "note")]

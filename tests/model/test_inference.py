@@ -14,6 +14,7 @@ from model.inference import (
 )
 from model.networks import NETWORKS, build_network
 from model.output import organ_present, probabilities
+from model.preprocessing import neighbour_step
 from model.segmentation import SegmentationNetwork
 
 
@@ -49,6 +50,39 @@ def test_adjacent_slices_repeat_at_the_ends() -> None:
     assert stacks.tolist() == [[0, 0, 1], [0, 1, 2], [2, 3, 3]]
     wide = adjacent_slices(image, torch.tensor([0, 2]), 5)[..., 0, 0]
     assert wide.tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 3]]
+
+
+def test_neighbours_between_slices_are_interpolated() -> None:
+    image = torch.tensor([0.0, 10, 30, 70]).reshape(4, 1, 1)
+    stacks = adjacent_slices(image, torch.tensor([0, 1, 2, 3]), 3, step=0.25)[..., 0, 0]
+    assert stacks.tolist() == [[0, 0, 2.5], [7.5, 10, 15], [25, 30, 40], [60, 70, 70]]
+    far = adjacent_slices(image, torch.tensor([0, 2]), 3, step=1.5)[..., 0, 0]
+    assert far.tolist() == [[0, 0, 20], [5, 30, 70]]
+
+
+def test_neighbours_of_a_resampled_scan_are_those_of_the_scan() -> None:
+    """The image between slices is linear, so a scan with more slices shows the same."""
+    image = torch.rand(6, 5, 5, generator=torch.Generator().manual_seed(0))
+    at = torch.arange(21) / 4
+    low = at.long().clamp(max=4)
+    thin = torch.lerp(image[low], image[low + 1], (at - low)[:, None, None])
+    expected = adjacent_slices(image, torch.arange(6), 3)
+    found = adjacent_slices(thin, 4 * torch.arange(6), 3, step=neighbour_step(7.0, 1.75))
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_neighbours_at_the_spacing_are_the_slices_themselves() -> None:
+    step = neighbour_step(6.999999, 7.0000005)  # headers hold float32
+    assert step == 1
+    image = torch.rand(6, 5, 5)
+    stacks = adjacent_slices(image, torch.arange(6), 3, step)
+    assert torch.equal(stacks, adjacent_slices(image, torch.arange(6), 3))
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, float("nan")])
+def test_distance_of_neighbours_must_be_positive(step: float) -> None:
+    with pytest.raises(ValueError, match="it must be above 0"):
+        adjacent_slices(volume(), torch.tensor([0]), 3, step)
 
 
 @pytest.mark.parametrize("num_adjacent", [0, -1, 2, 4])

@@ -9,6 +9,7 @@ from fullscale.prediction.network_files import (
     WEIGHTS_NAME,
     TrainedOn,
     build,
+    choose_neighbour_mm,
     describe_network,
     load_trained,
     save_trained,
@@ -77,6 +78,33 @@ def test_weights_of_another_network_are_refused(saved):
         load_trained(saved[0])
 
 
+def test_network_of_the_older_geometry_is_refused_with_the_ways_on(saved):
+    path = saved[0] / DESCRIPTION_NAME
+    content = json.loads(path.read_text())
+    content["slice"] = {
+        "size_px": 32, "window_hu": [-160, 240], "body_threshold_hu": -300, "body_margin_mm": 10
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
+    with pytest.raises(StageError, match=r"a box around the body .*`mlflow models predict`"):
+        load_trained(saved[0])
+
+
+def test_distance_of_neighbours_is_known_only_after_training(saved):
+    unknown = saved[2].slice.model_copy(update={"neighbour_mm": "auto"})
+    description = saved[2].model_copy(update={"slice": unknown})
+    with pytest.raises(StageError, match=r"slice\.neighbour_mm auto, which only training decides"):
+        _ = description.neighbour_mm
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("auto", 2.5), (4.0, 4.0)])
+def test_automatic_distance_of_neighbours_is_the_median_spacing(asked, expected):
+    grids = [
+        Grid((9, 9, 9), (spacing_mm, 1.0, 1.0), 0, 0, 1.0, 32, (1.0, 1.0))
+        for spacing_mm in (0.8, 2.5, 2.50001, 7.0, 1.0)
+    ]
+    assert choose_neighbour_mm(asked, grids) == expected
+
+
 def test_pickle_is_never_loaded(saved):
     torch.save({"weight": torch.zeros(1)}, saved[0] / WEIGHTS_NAME)
     with pytest.raises(StageError, match="is damaged"):
@@ -92,20 +120,21 @@ def test_impossible_recipe_is_named(tiny_params):
 
 def test_what_cases_were_like_is_their_lowest_and_highest():
     grids = [
-        Grid((100, 512, 512), (2.5, 0.8, 0.8), 0, 0, 400, 320),
-        Grid((60, 400, 512), (5.0, 0.7, 0.9), 0, 0, 380, 320),
+        Grid((100, 512, 512), (2.5, 0.8, 0.8), 0, 0, 1.25, 320, (220.0, 330.0)),
+        Grid((60, 400, 512), (5.0, 0.7, 0.9), 0, 0, 1.25, 320, (250.0, 310.0)),
     ]
     assert TrainedOn.of(grids) == TrainedOn(
         slice_spacing_mm=(2.5, 5.0),
         pixel_spacing_mm=(0.7, 0.9),
         height_mm=(250.0, 300.0),
-        field_of_view_mm=(280.0, 460.8),
+        trunk_depth_mm=(220.0, 250.0),
+        trunk_width_mm=(310.0, 330.0),
     )
 
 
 def test_what_cases_were_like_comes_back(saved):
     folder, network, description = saved
-    seen = TrainedOn.of([Grid((100, 512, 512), (2.5, 0.8, 0.8), 0, 0, 400, 320)])
+    seen = TrainedOn.of([Grid((100, 512, 512), (2.5, 0.8, 0.8), 0, 0, 1.25, 320, (220.0, 330.0))])
     save_trained(folder, network, description.model_copy(update={"trained_on": seen}))
     assert load_trained(folder).description.trained_on == seen
 

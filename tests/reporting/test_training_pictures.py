@@ -17,7 +17,8 @@ def row(epoch):
     for organ in ORGANS:
         values[f"val/dice/{organ}"] = 1 - 0.4 / epoch
         values[f"val/slice_fpr/{organ}"] = 0.3 / epoch
-        values[f"val/classifier_accuracy/{organ}"] = 1 - 0.2 / epoch
+        for rate in ("accuracy", "sensitivity", "specificity"):
+            values[f"val/classifier_{rate}/{organ}"] = 1 - 0.2 / epoch
     return values
 
 
@@ -41,6 +42,8 @@ def test_every_kind_of_metric_has_a_panel():
         "Validation Dice": {"liver", "spleen", "mean"},
         "Validation slice false-positive rate": {"liver", "spleen"},
         "Validation accuracy of the slice classifier": {"liver", "spleen"},
+        "Validation sensitivity of the slice classifier": {"liver", "spleen"},
+        "Validation specificity of the slice classifier": {"liver", "spleen"},
         "Training loss focal, by side output": sides,
         "Training loss iou, by side output": sides,
         "Training loss total, by side output": sides,
@@ -58,7 +61,7 @@ def test_curve_goes_through_its_values_in_the_order_of_epochs():
     ("prefix", "panel"),
     [
         ("train/side", "by side output"),
-        ("val/classifier_accuracy/", "classifier"),
+        ("val/classifier_", "classifier"),
         ("val/slice_fpr/", "false-positive"),
         ("val/dice", "Dice"),
         ("learning_rate", "Learning rate"),

@@ -13,7 +13,7 @@ from fullscale.scans.cohort import read_cohort
 from fullscale.scans.slice_store import SliceStore
 from fullscale.scans.slice_writer import SliceRecipe, slices_key, write_case, write_tables
 
-RECIPE = SliceRecipe({"liver": (1,), "spleen": (2,)}, 40, (-160.0, 240.0), -300.0, 10.0)
+RECIPE = SliceRecipe({"liver": (1,), "spleen": (2,)}, 40, 10.0, (-160.0, 240.0), -300.0)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_store_loads_a_case_with_its_way_back(store, cohort):
     assert sliced.image.min() >= -160
     assert sliced.image.max() <= 240
     assert sliced.grid.shape_ZYX == (16, 40, 48)
-    assert sliced.num_lost == 0
+    assert sliced.num_lost == {"liver": 0, "spleen": 0}
     assert not sliced.image.flags.writeable
     about = json.loads((store.root / "case_01/case.json").read_text())
     assert about["image_sha256"] == cohort.cases[1].image_sha256
@@ -67,7 +67,7 @@ def test_store_without_a_table_says_how_to_make_it(store, name):
 def test_store_of_another_version_is_refused(store):
     path = store.root / "store.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 0}))
-    with pytest.raises(ScanError, match="of version 0, not 1"):
+    with pytest.raises(ScanError, match="of version 0, not 2"):
         SliceStore(store.root)
 
 
@@ -93,7 +93,7 @@ def test_write_case_refuses_a_file_that_is_not_the_one_ingested(cohort, tmp_path
         {"organs": {"spleen": (2,), "liver": (1,)}},
         {"organs": {"liver": (1, 2)}},
         {"body_threshold_hu": -200.0},
-        {"body_margin_mm": 11.0},
+        {"pixel_mm": 11.0},
     ],
 )
 def test_slices_key_depends_on_all_of_the_recipe(cohort, change):

@@ -7,17 +7,13 @@ import pytest
 from bodies import lps_affine, make_body
 
 from fullscale.prediction.network_files import TrainedOn, describe_network
+from fullscale.scans.checks import CHECKS
 from fullscale.scans.geometry import Geometry
+from fullscale.scans.trunk import find_trunk
 from fullscale.scans.volume import Volume
-from fullscale.serving.input_checks import TOLERANCE, check_scan
+from fullscale.serving.input_checks import MAX_COARSENESS, TOLERANCE, check_scan
 
 SHAPE, SPACING_MM = (16, 40, 48), (8.0, 7.0, 7.0)
-SEEN = TrainedOn(
-    slice_spacing_mm=(8.0, 8.0),
-    pixel_spacing_mm=(7.0, 7.0),
-    height_mm=(128.0, 128.0),
-    field_of_view_mm=(280.0, 336.0),
-)
 
 
 def make_scan(values_ZYX=None, spacing_mm=SPACING_MM):
@@ -27,7 +23,17 @@ def make_scan(values_ZYX=None, spacing_mm=SPACING_MM):
 
 @pytest.fixture(scope="module")
 def description(tiny_params):
-    return describe_network("unet", tiny_params).model_copy(update={"trained_on": SEEN})
+    depth_mm, width_mm = find_trunk(make_scan()).extent_mm
+    seen = TrainedOn(
+        slice_spacing_mm=(8.0, 8.0),
+        pixel_spacing_mm=(7.0, 7.0),
+        height_mm=(128.0, 128.0),
+        trunk_depth_mm=(depth_mm, depth_mm),
+        trunk_width_mm=(width_mm, width_mm),
+    )
+    network = describe_network("unet", tiny_params)
+    wide = network.slice.model_copy(update={"pixel_mm": 12.0, "neighbour_mm": 8.0})
+    return network.model_copy(update={"trained_on": seen, "slice": wide})
 
 
 def codes(scan, description):
@@ -55,10 +61,14 @@ def test_axis_that_the_header_names_wrongly(tiny_params, axes):
 
 
 def test_front_and_back_that_the_header_mixes_up(tiny_params):
-    hu = make_body(SHAPE, SPACING_MM)[0][:, ::-1]
+    hu = make_body(SHAPE, SPACING_MM)[0]
+    hu[4:8, 10:13, 20:30] = -1000  # bowel gas
+    assert check_scan(make_scan(hu), describe_network("unet", tiny_params)) == []
+    hu = hu[:, ::-1]
     found = check_scan(make_scan(hu), describe_network("unet", tiny_params))
     assert [each.code for each in found] == ["axis"]
     assert "in front of the body's" in found[0].found
+    assert found[0].wanted == CHECKS["axis"].wanted
 
 
 def test_few_slices(tiny_params):
@@ -69,26 +79,47 @@ def test_few_slices(tiny_params):
 @pytest.mark.parametrize(
     ("spacing_mm", "expected"),
     [
-        ((9.0, 7.0, 7.0), ["slice_spacing", "height"]),
-        ((7.0, 7.0, 7.0), ["slice_spacing", "height"]),
-        ((8.0, 7.0, 8.0), ["pixel_spacing", "field_of_view"]),
-        ((8.0, 6.0, 6.0), ["pixel_spacing", "field_of_view"]),
-        ((8.0 * (1 + 0.9 * TOLERANCE), 7.0, 7.0), []),
+        ((8.0 * MAX_COARSENESS + 0.1, 7.0, 7.0), ["slice_spacing"]),
+        ((8.0 * MAX_COARSENESS, 7.0, 7.0), []),
+        ((1.0, 7.0, 7.0), []),
+        ((8.0, 7.0, 7.0 * (1 + 1.5 * TOLERANCE)), ["trunk_size"]),
+        ((8.0, 7.0 * (1 - 1.5 * TOLERANCE), 7.0), ["trunk_size"]),
+        ((8.0, 7.0 * (1 + 0.5 * TOLERANCE), 7.0 * (1 - 0.5 * TOLERANCE)), []),
     ],
 )
-def test_spacing_and_size_beyond_the_training_cases(description, spacing_mm, expected):
+def test_only_coarse_slices_and_a_trunk_of_another_size_are_unlike(
+    description, spacing_mm, expected
+):
     assert codes(make_scan(spacing_mm=spacing_mm), description) == expected
 
 
+def test_field_of_view_and_height_are_never_unlike(description):
+    hu = np.pad(make_scan().values_ZYX, ((0, 0), (20, 20), (30, 30)), constant_values=-1000)
+    assert codes(make_scan(np.repeat(hu, 2, axis=0)), description) == []
+
+
+@pytest.mark.parametrize(("change", "expected"), [(0.9, ["pixel_spacing"]), (1.0, [])])
+def test_voxels_coarser_than_the_pixels(tiny_params, change, expected):
+    network = describe_network("unet", tiny_params)
+    pixels = {"pixel_mm": change * 7.0 / MAX_COARSENESS, "size_px": 96}
+    coarse = network.model_copy(update={"slice": network.slice.model_copy(update=pixels)})
+    assert codes(make_scan(), coarse) == expected
+
+
+def test_trunk_larger_than_the_canvas(tiny_params):
+    network = describe_network("unet", tiny_params)
+    small = network.slice.model_copy(update={"size_px": 32, "pixel_mm": 6.0})
+    (found,) = check_scan(make_scan(), network.model_copy(update={"slice": small}))
+    assert found.code == "trunk_too_large"
+    assert "at most 192 mm" in found.wanted
+
+
 def test_warning_gives_both_numbers(description):
-    (warning, _) = check_scan(make_scan(spacing_mm=(9.0, 7.0, 7.0)), description)
-    assert str(warning) == (
-        "slice_spacing: found slices every 9 mm; wanted 8 to 8 mm, as in the scans that the "
-        "network was trained on"
-    )
+    (warning,) = check_scan(make_scan(spacing_mm=(14.0, 7.0, 7.0)), description)
+    assert str(warning) == "slice_spacing: found slices every 14 mm; wanted at most 12 mm"
 
 
-def test_network_without_training_ranges_is_checked_for_values_and_axes_only(tiny_params):
+def test_network_without_training_ranges_is_not_compared_with_trunks(tiny_params):
     scan = make_scan(spacing_mm=(9.0, 3.0, 3.0))
     assert codes(scan, describe_network("unet", tiny_params)) == []
 

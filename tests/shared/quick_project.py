@@ -31,7 +31,7 @@ def favour_unet3plus(project: Project, num_bootstrap: int) -> None:
 def make_quick_project(folder: Path) -> Project:
     """Make a project in `folder`/project and a DVC remote next to it; run nothing."""
     project = clone_project(folder / "project", with_sample=False)
-    project.change_params("slice", size_px=32)
+    project.change_params("slice", size_px=32, pixel_mm=12)
     project.change_params("split", salt=SALT)
     project.change_params(
         "train", width=4, num_epochs=1, batch_size=4, learning_rate=0.01, num_picture_slices=0

@@ -9,6 +9,8 @@ import torch
 from fullscale.params import Params
 from fullscale.prediction.network_files import Trained, build, describe_network, save_trained
 
+NEIGHBOUR_MM = 7.0
+
 
 def random_trained(params: Params, name: str = "unet3plus", *, seed: int = 0, **changes) -> Trained:
     """Return a network with random weights; its classifier finds every organ in every slice.
@@ -20,7 +22,11 @@ def random_trained(params: Params, name: str = "unet3plus", *, seed: int = 0, **
         changes: of the description.
     """
     torch.manual_seed(seed)
-    description = describe_network(name, params).model_copy(update=changes)
+    description = describe_network(name, params)
+    if description.slice.neighbour_mm == "auto":
+        known = description.slice.model_copy(update={"neighbour_mm": NEIGHBOUR_MM})
+        description = description.model_copy(update={"slice": known})
+    description = description.model_copy(update=changes)
     network = build(description).eval()
     if network.classifier is not None:
         network.classifier.conv.bias.data.unflatten(0, (-1, 2))[:, 1] += 100
@@ -39,6 +45,6 @@ def narrow(params: Params) -> Params:
     return params.model_copy(
         update={
             "train": params.train.model_copy(update={"width": 4}),
-            "slice": params.slice.model_copy(update={"size_px": 32}),
+            "slice": params.slice.model_copy(update={"size_px": 32, "pixel_mm": 12}),
         }
     )

@@ -11,7 +11,7 @@ from project import ROOT
 from fullscale.tracking.store import Store
 
 TINY = {
-    "slice": {"size_px": 32},
+    "slice": {"size_px": 32, "pixel_mm": 12, "neighbour_mm": 8},
     "train": {"width": 4, "num_epochs": 2, "batch_size": 8, "num_picture_slices": 2},
     "register": {"num_bootstrap": 200, "min_cases": 2},
 }

@@ -28,7 +28,7 @@ def compared(quick_template, tmp_path_factory):
     )
     change(
         project.root / "paper/sample.yaml",
-        slice={"size_px": 32},
+        slice={"size_px": 32, "pixel_mm": 12},
         split={"salt": SALT},
         train={"width": 4, "num_epochs": 1},
     )

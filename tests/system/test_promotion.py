@@ -85,7 +85,7 @@ def registered(tmp_path_factory, server) -> Registered:
     folder = tmp_path_factory.mktemp("promotion")
     project = clone_project(folder / "project", with_sample=False)
     project.environment["MLFLOW_TRACKING_URI"] = server.uri
-    project.change_params("slice", size_px=32)
+    project.change_params("slice", size_px=32, pixel_mm=12)
     project.change_params("train", width=4)
     project.change_params("register", num_bootstrap=200, min_cases=2)
     project.run("git", "commit", "--all", "--quiet", "--message", "Smaller")

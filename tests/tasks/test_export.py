@@ -42,7 +42,7 @@ pytestmark = pytest.mark.slow
 SHA256 = "0123456789abcdef" * 4
 TRAINED_ON = TrainedOn(
     slice_spacing_mm=(1, 5), pixel_spacing_mm=(0.6, 0.9), height_mm=(200, 400),
-    field_of_view_mm=(300, 450),
+    trunk_depth_mm=(200, 300), trunk_width_mm=(300, 450),
 )  # fmt: skip
 THRESHOLD = 0.5
 ODD_SIZE_PX = 50
@@ -123,14 +123,15 @@ def test_file_says_how_a_slice_is_prepared(file, classified):
         "weights_sha256": SHA256,
         "organs": [{"name": "liver", "label_ids": [1]}, {"name": "spleen", "label_ids": [2]}],
         "size_px": 32,
+        "pixel_mm": 12,
+        "neighbour_mm": 7,
         "window_hu": [-160, 240],
         "body_threshold_hu": -300,
-        "body_margin_mm": 10,
         "num_adjacent_slices": 3,
         "threshold": THRESHOLD,
         "trained_on": json.loads(TRAINED_ON.model_dump_json()),
     }
-    for key in ("size_px", "body_margin_mm", "body_threshold_hu", "window_hu", "threshold"):
+    for key in ("size_px", "pixel_mm", "neighbour_mm", "body_threshold_hu", "window_hu"):
         assert key in meta.description
 
 

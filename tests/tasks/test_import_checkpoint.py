@@ -21,7 +21,9 @@ from tasks.import_checkpoint import import_checkpoint, parse_organs
 from tasks.register import ensure_run
 
 CGM = "unet3plus_ds_cgm"
-SLICING = SliceParams(size_px=32, window_hu=(-160, 240), body_threshold_hu=-300, body_margin_mm=10)
+SLICING = SliceParams(
+    size_px=32, pixel_mm=12, neighbour_mm=7, window_hu=(-160, 240), body_threshold_hu=-300
+)
 
 
 def write_checkpoint(path, name=CGM, *, under=None, **sizes):

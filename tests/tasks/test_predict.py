@@ -22,7 +22,8 @@ ELSEWHERE = TrainedOn(
     slice_spacing_mm=(1.0, 2.0),
     pixel_spacing_mm=(7.0, 7.0),
     height_mm=(100.0, 200.0),
-    field_of_view_mm=(280.0, 336.0),
+    trunk_depth_mm=(200.0, 220.0),
+    trunk_width_mm=(250.0, 280.0),
 )
 
 

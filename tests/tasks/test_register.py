@@ -27,6 +27,7 @@ from fullscale.prediction.network_files import (
 from fullscale.reporting.model_card import make_model_page
 from fullscale.reporting.results import read_results
 from fullscale.reporting.text_summary import (
+    classifier_lines,
     make_table,
     registry_line,
     score_rows,
@@ -373,6 +374,22 @@ def test_table_shows_the_interval_of_dice(project, tiny_params):
     path.write_text(json.dumps(json.loads(path.read_text()) | interval))
     results = read_results(open_workspace(project), tiny_params)
     assert next(make_table(results).columns[-2].cells) == "0.712 - 0.867"
+
+
+def test_lines_show_what_the_slice_classifier_did(project, tiny_params):
+    path = project / "reports/unet3plus/summary.json"
+    summary = json.loads(path.read_text())
+    known = {"test/classifier_sensitivity/liver": 0.96, "test/num_organ_slices/liver": 25}
+    known |= {"test/classifier_specificity/liver": 4 / 31, "test/num_free_slices/liver": 31}
+    del summary["test/classifier_sensitivity/spleen"]
+    path.write_text(json.dumps(summary | known))
+    lines = classifier_lines(read_results(open_workspace(project), tiny_params))
+    assert lines[0] == (
+        "Slice classifier (CGM) of unet3plus, liver: sensitivity 0.9600 (25 organ slices), "
+        "specificity 0.1290 (31 organ-free slices)"
+    )
+    assert "unet3plus, spleen: sensitivity not measured" in lines[1]
+    assert len(lines) == 2  # unet has no slice classifier
 
 
 def test_missing_verdict_says_what_to_do(tmp_path):

@@ -71,7 +71,7 @@ def content() -> dict:
 
 def make_params(content: dict, **compute) -> Params:
     changed = {**content, "compute": {"num_workers": 1, **compute}}
-    changed["slice"] = {**content["slice"], "size_px": 48}
+    changed["slice"] = {**content["slice"], "size_px": 48, "pixel_mm": 8}
     return Params.model_validate(changed)
 
 
@@ -158,9 +158,7 @@ def test_slice_cohort_does_not_trust_a_damaged_cache(data, tmp_path, content):
     assert tree_digest(tmp_path / "slices") == before
 
 
-@pytest.mark.parametrize(
-    "change", [{"size_px": 40}, {"window_hu": [-100, 200]}, {"body_margin_mm": 0}]
-)
+@pytest.mark.parametrize("change", [{"size_px": 40}, {"window_hu": [-100, 200]}, {"pixel_mm": 9}])
 def test_slice_cohort_slices_again_when_the_recipe_changes(data, tmp_path, content, change):
     cache = tmp_path / "cache"
     slice_cohort(data, tmp_path / "slices", make_params(content), cache)
@@ -223,23 +221,36 @@ def test_slice_cohort_without_cases_says_how_to_get_some(data, tmp_path, content
         slice_cohort(data, tmp_path / "slices", make_params(content))
 
 
-def test_slice_cohort_counts_what_a_tight_crop_loses(data, tmp_path, content):
-    params = make_params({**content, "slice": {**content["slice"], "body_threshold_hu": 100}})
-    for name in ("c0", "c1", "c2", "liver_only"):
-        _brighten_a_corner(data, name)
+def test_slice_cohort_counts_the_voxels_of_each_organ_outside_the_slices(data, tmp_path, content):
+    for name in ("c0", "c2"):
+        _label_a_corner(data, name, organ_id=2)
+    params = _with_slice(make_params(content), pixel_mm=4.8)
     summary = slice_cohort(data, tmp_path / "slices", params)
-    assert set(summary.num_lost) == {"c0", "c1", "c2", "liver_only"}
+    expected = {"liver": 0, "spleen": 3 * 3 * 2}
+    assert summary.num_lost == {"c0": expected, "c2": expected}
     lost = SliceStore(tmp_path / "slices").cases.set_index("case")["num_lost"]
-    assert lost.to_dict() == summary.num_lost
+    assert lost.to_dict() == {"c0": 18, "c1": 0, "c2": 18, "liver_only": 0}
 
 
-def _brighten_a_corner(data: Path, name: str) -> None:
+def test_slice_cohort_names_the_cases_whose_trunk_is_larger_than_a_slice(data, tmp_path, content):
+    params = _with_slice(make_params(content), pixel_mm=4.0)
+    found = r"c1: a trunk of \d+ x \d+ mm, but slices of 192 mm \(48 pixels of 4 mm\)"
+    with pytest.raises(StageError, match=r"4 of 4 cases cannot be sliced: .*" + found) as error:
+        slice_cohort(data, tmp_path / "slices", params)
+    assert "enlarge slice.size_px or slice.pixel_mm" in str(error.value)
+
+
+def _with_slice(params: Params, **changes) -> Params:
+    return params.model_copy(update={"slice": params.slice.model_copy(update=changes)})
+
+
+def _label_a_corner(data: Path, name: str, organ_id: int) -> None:
     cases = {case.name: case for case in read_cohort(data).cases}
-    image = np.full((40, 36, 10), 30, np.int16)
-    image[8:16, 8:16] = 500
-    write_volume(image_path(data, name), image, np.diag([-8.0, -8.0, 5.0, 1.0]))
+    label = np.zeros((40, 36, 10), np.uint8)
+    label[:3, :3, 2:4] = organ_id
+    write_volume(label_path(data, name), label, np.diag([-8.0, -8.0, 5.0, 1.0]))
     case = cases[name]
-    changed = Case(**{**vars(case), "image_sha256": file_sha256(case.image)})
+    changed = Case(**{**vars(case), "label_sha256": file_sha256(case.label)})
     write_cases(data, [*(c for c in cases.values() if c.name != name), changed])
 
 
@@ -271,7 +282,11 @@ def test_slice_cohort_killed_at_any_moment_ends_in_the_same_store(data, tmp_path
     slice_cohort(data, tmp_path / "whole", make_params(content))
     (tmp_path / "params.yaml").write_text(
         yaml.safe_dump(
-            {**content, "slice": {**content["slice"], "size_px": 48}, "compute": {"num_workers": 1}}
+            {
+                **content,
+                "slice": {**content["slice"], "size_px": 48, "pixel_mm": 8},
+                "compute": {"num_workers": 1},
+            }
         )
     )
     output, num_killed = tmp_path / "artifacts/slices", 0

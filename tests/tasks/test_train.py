@@ -11,7 +11,7 @@ from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256
 from fullscale.tracking.run_record import RunDescription
 from fullscale.tracking.runs import training_run
-from fullscale.training.dataset import SliceDataset
+from fullscale.training import validation
 from fullscale.training.history import read_history, write_history
 from tasks.train import TrainingSession, flatten, identify, train_network
 
@@ -40,7 +40,9 @@ def train(name, params, store, folder, mlflow_store, split=SPLIT):
 def test_training_leaves_network_history_and_run(
     name, tiny_params, tiny_store, tmp_path, mlflow_store
 ):
-    run_id = train(name, tiny_params, tiny_store, tmp_path / name, mlflow_store)
+    slicing = tiny_params.slice.model_copy(update={"neighbour_mm": "auto"})
+    params = tiny_params.model_copy(update={"slice": slicing})
+    run_id = train(name, params, tiny_store, tmp_path / name, mlflow_store)
     trained = load_trained(tmp_path / name)
     history = read_history(tmp_path / name / "history.csv")
     assert [row["epoch"] for row in history] == [1, 2]
@@ -51,8 +53,10 @@ def test_training_leaves_network_history_and_run(
         slice_spacing_mm=(8.0, 8.0),
         pixel_spacing_mm=(7.0, 7.0),
         height_mm=(128.0, 128.0),
-        field_of_view_mm=(280.0, 336.0),
+        trunk_depth_mm=(210.0, 210.0),
+        trunk_width_mm=(266.0, 266.0),
     )
+    assert trained.description.neighbour_mm == 8.0  # the spacing of the training cases
     client = mlflow.MlflowClient(mlflow_store.uri)
     logged = client.get_metric_history(run_id, "train/total")
     assert [metric.step for metric in logged] == [1, 2]
@@ -89,7 +93,8 @@ def test_epoch_is_reported_in_full(tiny_params, tiny_store, tmp_path, mlflow_sto
     run_id = train("unet3plus", tiny_params, tiny_store, tmp_path, mlflow_store)
     logged = mlflow.MlflowClient(mlflow_store.uri).get_run(run_id).data.metrics
     for organ in ("liver", "spleen"):
-        assert 0 <= logged[f"val/classifier_accuracy/{organ}"] <= 1
+        for rate in ("accuracy", "sensitivity", "specificity"):
+            assert 0 <= logged[f"val/classifier_{rate}/{organ}"] <= 1
         assert f"val/dice/{organ}" in logged
     for term in ("focal", "ms_ssim", "iou"):
         assert logged[f"train/side5/{term}"] > 0
@@ -98,13 +103,30 @@ def test_epoch_is_reported_in_full(tiny_params, tiny_store, tmp_path, mlflow_sto
     assert "system/cpu_utilization_percentage" in logged
 
 
-def test_organ_free_slices_are_left_out_by_share(tiny_params, tiny_store, tmp_path, mlflow_store):
-    few = changed_train(tiny_params, organ_free_share=0.25, batch_size=1, num_epochs=1)
+def test_epoch_has_its_length_and_its_share_of_organ_free_slices(
+    tiny_params, tiny_store, tmp_path, mlflow_store
+):
+    few = changed_train(
+        tiny_params, organ_free_share=0.4, slices_per_epoch=20, batch_size=4, num_epochs=1
+    )
     train("unet", few, tiny_store, tmp_path, mlflow_store)
     (row,) = read_history(tmp_path / "history.csv")
-    slices = SliceDataset(tiny_store, SPLIT.loc[SPLIT["fold"] == "train", "case"].tolist())
-    assert row["slices/organ"] == (~slices.organ_free).sum()
-    assert row["slices/organ_free"] == round(0.25 * slices.organ_free.sum())
+    assert (row["slices/organ"], row["slices/organ_free"]) == (12, 8)
+
+
+def test_slice_classifier_that_cannot_learn_is_a_warning(
+    tiny_params, tiny_store, tmp_path, mlflow_store, capsys, monkeypatch
+):
+    few = changed_train(tiny_params, num_epochs=1)
+    monkeypatch.setattr(validation, "MIN_SHARE_WITHOUT_ORGAN", 1.1)
+    monkeypatch.setattr(validation, "MIN_SPECIFICITY", 1.1)
+    train("unet3plus", few, tiny_store, tmp_path / "unet3plus", mlflow_store)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning:" in line]
+    assert "slices of an epoch are without liver (" in lines[0]
+    assert "of the validation slices without liver (" in lines[1]
+    assert [line.partition(": t")[0] for line in lines] == ["warning: unet3plus"] * 2
+    train("unet", few, tiny_store, tmp_path / "unet", mlflow_store)
+    assert "warning:" not in capsys.readouterr().err
 
 
 def test_averaged_weights_are_what_is_saved(tiny_params, tiny_store, tmp_path, mlflow_store):

@@ -1,10 +1,18 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from fullscale.training.dataset import Batch
-from fullscale.training.validation import NUM_COUNTS, count_batch, count_cases, metrics_of
+from fullscale.training.validation import (
+    NUM_COUNTS,
+    count_batch,
+    count_cases,
+    metrics_of,
+    warn_of_classifier,
+    warn_of_samples,
+)
 from model.output import Output
 
 SIDE = 4
@@ -40,9 +48,9 @@ def output():
 
 def test_counts_are_those_worked_out_by_hand(batch, output):
     counts = count_batch(output, batch, 0.5, 3)
-    assert counts[0, 0].tolist() == [2, 2, 4, 0, 0, 0, 0]
-    assert counts[1, 0].tolist() == [0, 3, 0, 1, 1, 0, 0]
-    assert counts[0, 1].tolist() == [0, 16, 0, 1, 1, 0, 0]
+    assert counts[0, 0].tolist() == [2, 2, 4, 0, 0, 0, 0, 0]
+    assert counts[1, 0].tolist() == [0, 3, 0, 1, 1, 0, 0, 0]
+    assert counts[0, 1].tolist() == [0, 16, 0, 1, 1, 0, 0, 0]
 
 
 def test_unannotated_organ_counts_nowhere(batch, output):
@@ -50,16 +58,23 @@ def test_unannotated_organ_counts_nowhere(batch, output):
 
 
 def test_few_pixels_are_no_false_positive(batch, output):
-    assert count_batch(output, batch, 0.5, 4)[1, 0].tolist() == [0, 3, 0, 1, 0, 0, 0]
+    assert count_batch(output, batch, 0.5, 4)[1, 0].tolist() == [0, 3, 0, 1, 0, 0, 0, 0]
 
 
 def test_classifier_is_counted_where_there_is_one(batch, output):
     present_then_absent = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     classified = Output(output.logits, torch.stack([present_then_absent] * 3))
     counts = count_batch(classified, batch, 0.5, 1)
-    assert counts[:, 0, 5].tolist() == [1, 0, 0]
-    assert counts[:, 1, 5].tolist() == [1, 1, 0]
-    assert counts[:, 0, 6].tolist() == [1, 1, 1]
+    # Organ 1 is said to be in every slice, organ 2 in none.
+    assert counts[:, 0, 5:].tolist() == [[1, 1, 0], [1, 0, 0], [1, 0, 0]]
+    assert counts[:, 1, 5:].tolist() == [[1, 0, 1], [1, 0, 1], [0, 0, 0]]
+    metrics = metrics_of(counts[None].sum(dim=1), ("liver", "spleen"))
+    assert metrics["val/classifier_accuracy/liver"] == pytest.approx(1 / 3)
+    assert metrics["val/classifier_sensitivity/liver"] == 1
+    assert metrics["val/classifier_specificity/liver"] == 0
+    assert metrics["val/classifier_accuracy/spleen"] == 1
+    assert math.isnan(metrics["val/classifier_sensitivity/spleen"])
+    assert metrics["val/classifier_specificity/spleen"] == 1
 
 
 def test_metrics_pool_slices_of_a_case(batch, output, tiny_params):
@@ -92,3 +107,34 @@ def test_nothing_annotated_is_not_measured():
     metrics = metrics_of(torch.zeros(2, 1, NUM_COUNTS, dtype=torch.int64), ("liver",))
     assert all(math.isnan(value) for value in metrics.values())
     assert set(metrics) == {"val/dice", "val/dice/liver", "val/slice_fpr/liver"}
+
+
+def test_too_few_slices_without_an_organ_are_a_warning():
+    present = np.array([[True, True]] * 17 + [[False, True]] * 3)
+    annotated = np.ones_like(present)
+    warning = warn_of_samples(annotated, present, ("liver", "spleen"))
+    assert "too few slices of an epoch are without spleen (0 of 20) for the slice" in warning
+    assert "raise train.organ_free_share, add scans that reach beyond the organ" in warning
+    present[-1] = [True, False]
+    assert "without liver (2 of 20), spleen (1 of 20) for" in warn_of_samples(
+        annotated, present, ("liver", "spleen")
+    )
+
+
+def test_slices_that_do_not_annotate_an_organ_are_not_without_it():
+    present = np.array([[True]] * 9 + [[False]] * 9)
+    assert warn_of_samples(np.ones_like(present), present, ("liver",)) is None
+    assert "liver (0 of 9)" in warn_of_samples(present, present, ("liver",))
+    assert warn_of_samples(np.zeros_like(present), present, ("liver",)) is None
+
+
+def test_classifier_that_leaves_slices_open_is_a_warning():
+    metrics = {
+        "val/classifier_specificity/liver": 0.13,
+        "val/classifier_specificity/spleen": 0.5,
+        "val/classifier_specificity/kidney": math.nan,
+    }
+    organs = ("liver", "spleen", "kidney", "colon")
+    warning = warn_of_classifier(metrics, organs)
+    assert "less than half of the validation slices without liver (13%); raise train" in warning
+    assert warn_of_classifier(metrics, organs[1:]) is None
