@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import psutil
 import pytest
 from cohorts import write_nnunet
 from filelock import FileLock
-from project import Project, copy_project, write_published
+from project import ROOT, Project, copy_project, write_published
 from quick_project import make_quick_project
 from repository import make_repository
 from tiny import CASES, TINY, changed, make_store
@@ -35,7 +37,6 @@ LONG_FILES = (
     "system/test_soak.py",
     "flows/test_stages.py",
     "flows/test_retrain.py",
-    "system/test_inbox_to_challenger.py",
     "system/test_survival.py",
     "system/test_distributed.py",
     "system/test_team_servers.py",
@@ -45,6 +46,12 @@ LONG_FILES = (
     "system/test_promotion.py",
     "system/test_paper.py",
 )
+# What programs keep for their next run, wherever they are started.
+CACHES = {".hypothesis", ".import_linter_cache", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+LOOSE_FILES = pytest.StashKey[set[str]]()
+LEFT_FILES = pytest.StashKey[list[str]]()
+FAST = "not slow"
+SLOW_FILE = re.compile(r"^pytestmark = \[?pytest\.mark\.slow", re.M)
 FIRST_OUTPUT = "first_output.txt"
 """What `dvc repro` printed when the reproduced project was made, next to the project."""
 
@@ -59,14 +66,47 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import files of slow tests where only fast ones are wanted: that takes seconds."""
+    if config.option.markexpr != FAST or collection_path.suffix != ".py":
+        return None
+    return True if SLOW_FILE.search(collection_path.read_text()) else None
+
+
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Return one process more than cores: many tests mostly wait for other programs."""
-    return len(os.sched_getaffinity(0)) + 1
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return one process more than cores: many slow tests mostly wait for other programs."""
+    return len(os.sched_getaffinity(0)) + (config.option.markexpr != FAST)
+
+
+def list_loose_files() -> set[str]:
+    """Names of all files in the working tree that git has not, without caches."""
+    listed = subprocess.run(
+        [
+            *("git", "-C", str(ROOT), "--no-optional-locks", "status", "--porcelain", "-z"),
+            *("--ignored", "--untracked-files=all", "--", ".", ":!.venv", ":!*.egg-info"),
+        ],
+        capture_output=True,
+        check=True,
+    )
+    entries = listed.stdout.decode().split("\0")
+    names = {entry[3:] for entry in entries if entry.startswith(("?? ", "!! "))}
+    return {name for name in names if not (CACHES | {"__pycache__"}) & set(Path(name).parts)}
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Remember which files there are before the first test."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        session.config.stash[LOOSE_FILES] = list_loose_files()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run that leaves a child process behind."""
+    """Fail a run that leaves a file in the working tree or a child process behind."""
+    if LOOSE_FILES in session.config.stash:
+        left_files = sorted(list_loose_files() - session.config.stash[LOOSE_FILES])
+        if left_files:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            session.config.stash[LEFT_FILES] = left_files
     if session.config.getoption("numprocesses", None):
         return  # its children are the processes that run tests, and each of them checks itself
     children = [child for child in psutil.Process().children() if child.status() != "zombie"]
@@ -75,6 +115,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     left = [line for line in left if "multiprocessing" not in line and "loky" not in line]
     if left:
         raise RuntimeError(f"the tests left processes behind: {left}")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Name the files that the tests left behind."""
+    for name in config.stash.get(LEFT_FILES, []):
+        terminalreporter.write_line(f"ERROR: the tests left {name} in the working tree", red=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -147,11 +195,14 @@ def reproduced_project(reproduced_template, tmp_path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def prefect() -> Iterator[None]:
+def prefect(tmp_path_factory) -> Iterator[None]:
     """A Prefect server for all tests of this process that need one; settings lead to it."""
+    from prefect.settings import PREFECT_HOME, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=180):
+    home = tmp_path_factory.mktemp("prefect")  # the working tree's would get results of tests
+    folders = {PREFECT_HOME: home, PREFECT_LOCAL_STORAGE_PATH: home / "storage"}
+    with temporary_settings(folders), prefect_test_harness(server_startup_timeout=180):
         yield
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from prefect.artifacts import Artifact
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.retrain import LAYOUT_FILE, NOTHING, retrain
 from fullscale.runtime.files import write_json
@@ -68,12 +67,6 @@ def project(scans_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (folder / ".cache").mkdir()
         (folder / ".cache/kept").write_text("a checkpoint")
     return scans_repo
-
-
-@pytest.fixture(scope="module")
-def prefect():
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 def test_unfinished_retraining_is_published_with_its_own_code(prefect: None, project: Path) -> None:

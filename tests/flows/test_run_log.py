@@ -8,17 +8,10 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.runtime import flow_run
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.run_log import add_library_lines
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def prefect():
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 def test_library_lines_are_in_the_log_of_the_run(prefect: None) -> None:

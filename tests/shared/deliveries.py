@@ -73,10 +73,14 @@ class Sender:
         self._copies: list[threading.Thread] = []
         self._number = 0
 
-    def send(self) -> str:
-        """Send a pair or a part of one, slow ones in a thread; return its kind and case."""
+    def send(self, kind: str | None = None) -> str:
+        """Send a pair or a part of one, slow ones in a thread; return its kind and case.
+
+        Without a kind, chance decides on it.
+        """
         self._number += 1
-        kind = self.chance.choices(list(KINDS), [weight for _, weight in KINDS.values()])[0]
+        if kind is None:
+            kind = self.chance.choices(list(KINDS), [weight for _, weight in KINDS.values()])[0]
         settled = [case for case in self._good if self._has_left(case)]
         if kind in ("again", "twin", "changed") and not settled:
             kind = "good"

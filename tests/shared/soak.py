@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -90,16 +90,21 @@ class Soak:
         with self.log_path.open("a") as log:
             log.write(line + "\n")
 
-    def run(self, duration_s: float, kill_every_s: float = KILL_EVERY_S) -> dict[str, object]:
+    def run(
+        self, duration_s: float, kill_every_s: float = KILL_EVERY_S, kinds: Sequence[str] = ()
+    ) -> dict[str, object]:
         """Let scans land and processes die for some time, wait for rest, and verify.
 
         Args:
             duration_s: how long scans land.
             kill_every_s: how long a process lives on average until the next one is killed; where
                 a machine needs longer than that for a flow, nothing gets done.
+            kinds: of deliveries, which come at once; none lets chance decide on kinds and times.
         """
         with open_receiver() as receiver, self._services(receiver.url):
-            self._disturb(duration_s, kill_every_s)
+            for kind in kinds:
+                self._send(kind)
+            self._disturb(duration_s, kill_every_s, is_more_sent=not kinds)
             self.say("rest", "no more scans, no more kills")
             self.sender.wait()
             sent = [asdict(each) for each in self.sender.sent]
@@ -136,14 +141,17 @@ class Soak:
         finally:
             self.services.kill_left()
 
-    def _disturb(self, duration_s: float, kill_every_s: float) -> None:
+    def _send(self, kind: str | None = None) -> None:
+        what = self.sender.send(kind)
+        self.counts["pairs sent"] += 1
+        self.say("sent", what)
+
+    def _disturb(self, duration_s: float, kill_every_s: float, *, is_more_sent: bool) -> None:
         end_s = time.monotonic() + duration_s
         next_arrival_s, next_kill_s = time.monotonic(), time.monotonic() + kill_every_s
         while time.monotonic() < end_s:
-            if time.monotonic() >= next_arrival_s:
-                what = self.sender.send()
-                self.counts["pairs sent"] += 1
-                self.say("sent", what)
+            if is_more_sent and time.monotonic() >= next_arrival_s:
+                self._send()
                 next_arrival_s = time.monotonic() + self.chance.uniform(*ARRIVAL_S)
             if time.monotonic() >= next_kill_s:
                 self._kill()

@@ -16,6 +16,7 @@ from quick_project import REMOTE
 from fullscale.params import load_params
 from fullscale.runtime.files import file_sha256
 from fullscale.scans.cohort import read_cohort, safe_name
+from fullscale.tracking.registry import CHALLENGER
 from fullscale.tracking.store import Store, use_tracking_uri
 from fullscale.versioning.git import SCANS_BRANCH, git
 from fullscale.versioning.provenance import digest_test_set, parse_data_version
@@ -56,12 +57,13 @@ def verify(soak: Soak, received: list[dict]) -> dict[str, object]:
     elsewhere.run("dvc", "remote", "add", "--local", "--default", "team", remote)
     fates = verify_files(soak.inbox, soak.sender.sent)
     names = verify_data(elsewhere, soak.sender.sent)
-    weights, test_sets, statuses = verify_branches(elsewhere, branch_versions(soak.root))
+    made = branch_versions(soak.root)
+    weights, test_sets, statuses = verify_branches(elsewhere, made)
     split = load_params(soak.root / "params.yaml").split
     first = read_cohort(soak.root / "data").cases  # its checkout is as it was in the beginning
     frozen = digest_test_set(each.name for each in first if is_test_patient(each.patient, split))
     assert test_sets == {frozen}, f"test sets {test_sets}, wanted {frozen}"
-    versions = verify_registry(soak.services.mlflow_url, weights, frozen)
+    versions = verify_registry(soak.services.mlflow_url, weights, made, frozen)
     soak.say("verified", f"{len(weights)} branches, {versions} versions, {names} cases landed")
     texts = [message["text"].partition("\n")[0] for message in received]
     return {
@@ -131,6 +133,7 @@ def verify_branches(
     weights: dict[str, list[tuple[str, str]]] = {}
     test_sets, statuses = set(), Counter[str]()
     for branch, data_version in versions.items():
+        assert data_version[:8] in branch, (branch, data_version)
         elsewhere.run("git", "checkout", "--quiet", f"origin/{branch}")
         elsewhere.run("dvc", "pull", "--quiet", "--force", "data.dvc", "dvc.yaml")
         told = elsewhere.run("dvc", "repro")
@@ -149,20 +152,31 @@ def verify_branches(
 
 
 def verify_registry(
-    mlflow_url: str, weights: dict[str, list[tuple[str, str]]], test_set: str
+    mlflow_url: str,
+    weights: dict[str, list[tuple[str, str]]],
+    data_versions: dict[str, str],
+    test_set: str,
 ) -> int:
-    """Every version's weights are those of a branch made on its commit; returns how many."""
+    """Every version's weights are those of a branch made on its commit, and one is the challenger.
+
+    Returns:
+        How many versions there are.
+    """
     client = mlflow.MlflowClient(mlflow_url)
     versions = client.search_model_versions(f"name = '{MODEL}'")
     for version in versions:
         name = f"version {version.version} with {version.tags}"
         tags = {key.removeprefix("fullscale."): value for key, value in version.tags.items()}
-        assert {"weights_sha256", "git_commit", "test_set"} <= set(tags), name
-        made_on = {commit for _, commit in weights.get(tags["weights_sha256"], [])}
-        assert tags["git_commit"] in made_on, name
+        assert {"weights_sha256", "git_commit", "test_set", "data_version"} <= set(tags), name
+        made = weights.get(tags["weights_sha256"], [])
+        assert tags["git_commit"] in {commit for _, commit in made}, name
+        assert tags["data_version"] in {data_versions[branch] for branch, _ in made}, name
         assert tags["test_set"] == test_set, name
         with use_tracking_uri(Store(mlflow_url)):
             fetched = mlflow.artifacts.download_artifacts(f"models:/{MODEL}/{version.version}")
         file = Path(fetched) / "artifacts/weights.safetensors"
         assert file_sha256(file) == tags["weights_sha256"], name
+    if versions:
+        challenger = client.get_model_version_by_alias(MODEL, CHALLENGER)
+        assert challenger.version in {version.version for version in versions}
     return len(versions)

@@ -60,25 +60,18 @@ def assert_same_curve(found, expected):
             assert one[key] == pytest.approx(value, abs=5e-4), key
 
 
-def test_two_processes_give_the_curve_of_one(project, alone):
+def test_torchrun_gives_the_curve_of_one_process_and_one_run(project, alone):
     _, before = runs(project)
-    set_processes(project, 2)
-    told = project.run("python", "-m", "tasks.train", NETWORK)
-    assert told.count(f"{NETWORK} epoch 2/2") == 1
-    assert_same_curve(history(project), alone)
-    client, after = runs(project)
-    assert len(after) == len(before) + 1
-    points = client.get_metric_history(after[0].info.run_id, "val/dice")
-    assert [point.step for point in points] == [1, 2]
-
-
-def test_torchrun_gives_the_same_curve(project, alone):
     set_processes(project, 2)
     told = project.run(
         "torchrun", "--standalone", "--nproc-per-node=2", "-m", "tasks.train", NETWORK
     )
     assert told.count(f"{NETWORK} epoch 2/2") == 1
     assert_same_curve(history(project), alone)
+    client, after = runs(project)
+    assert len(after) == len(before) + 1
+    points = client.get_metric_history(after[0].info.run_id, "val/dice")
+    assert [point.step for point in points] == [1, 2]
 
 
 def stop_after(project, num_checkpoints):
@@ -104,7 +97,7 @@ def stop_after(project, num_checkpoints):
 
 
 def test_other_number_of_processes_resumes(project, alone):
-    """Two processes begin, one resumes, and two end the training."""
+    """Two processes begin, one resumes, and two end the training, with the curve of one alone."""
     project.change_params("compute", checkpoint_interval_s=0)
     set_processes(project, 2)
     stop_after(project, 6)
@@ -112,7 +105,10 @@ def test_other_number_of_processes_resumes(project, alone):
     set_processes(project, 1)
     stop_after(project, 14)
     set_processes(project, 2)
-    project.run("python", "-m", "tasks.train", NETWORK)
+    told = project.run("python", "-m", "tasks.train", NETWORK)
+    assert told.count(f"{NETWORK} epoch 2/2") == 1
     assert_same_curve(history(project), alone)
-    _, runs_after = runs(project)
+    client, runs_after = runs(project)
     assert len(runs_after) == len(runs_before)
+    points = client.get_metric_history(runs_after[0].info.run_id, "val/dice")
+    assert [point.step for point in points] == [1, 2]

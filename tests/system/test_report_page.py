@@ -9,7 +9,6 @@ from browser import find_browser
 from PIL import Image
 from prefect import flow
 from prefect.artifacts import Artifact
-from prefect.testing.utilities import prefect_test_harness
 from project import ROOT
 
 from flows.artifacts import show_verdict
@@ -113,7 +112,7 @@ def test_page_prints(browser, page, tmp_path):
     assert printed.read_bytes().startswith(b"%PDF")
 
 
-def test_verdict_is_an_image_artifact():
+def test_verdict_is_an_image_artifact(prefect):
     verdict = read_verdict(open_workspace(ROOT))
     gain = {
         "mean": 0.1, "low": 0.05, "high": 0.2, "p_value": 0.01, "num_patients": 8, "num_pairs": 17,
@@ -125,9 +124,8 @@ def test_verdict_is_an_image_artifact():
     def show():
         show_verdict(verdict)
 
-    with prefect_test_harness(server_startup_timeout=180):
-        show()
-        found = Artifact.get("differences")
+    show()
+    found = Artifact.get("differences")
     assert found is not None
     assert found.type == "image"
     assert found.data.startswith("data:image/png;base64,")

@@ -23,7 +23,7 @@ CASES += [("paper/dvc.yaml", stage) for stage in PAPER_STAGES]
 
 @pytest.fixture(scope="module")
 def graph():
-    return grimp.build_graph("tasks", "fullscale", "model")
+    return grimp.build_graph("tasks", "fullscale", "model", cache_dir=None)
 
 
 def read_pipeline(name):
