@@ -88,6 +88,9 @@ def validate(
         Path | None, typer.Option(help="Also write an HTML page with a picture of each case.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse scans for what is otherwise a warning.")
+    ] = False,
 ) -> None:
     """Check annotated scans. Exit code 1 if `ingest` would refuse one of them."""
     import json
@@ -102,7 +105,12 @@ def validate(
     from fullscale.runtime.files import write_atomically
 
     found = run(
-        source, layout=layout, with_thumbnails=report is not None, num_workers=0, progress=track
+        source,
+        layout=layout,
+        with_thumbnails=report is not None,
+        strict=strict,
+        num_workers=0,
+        progress=track,
     )
     if report is not None:
         write_atomically(report, render_html(found))
@@ -136,14 +144,18 @@ def ingest(
         bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with code 1 if a scan is refused.")
+        bool,
+        typer.Option(
+            "--strict",
+            help="Refuse scans for what is otherwise a warning; exit code 1 if one is refused.",
+        ),
     ] = False,
 ) -> None:
     """Check annotated scans and add the accepted ones to data/."""
     from fullscale.ingestion.ingest import IngestOptions
     from fullscale.ingestion.ingest import ingest as run
 
-    options = IngestOptions(layout, dry_run, replace_changed)
+    options = IngestOptions(layout, dry_run, replace_changed, strict=strict)
     report = run(source, data, options, num_workers=0, progress=track)
     for finding in (*report.refused, *report.warnings):
         typer.echo(f"{finding.severity} {finding.case}: {finding}", err=True)

@@ -28,7 +28,7 @@ from tasks.slice import slice_cohort
 # two fifths more processor time in all.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # These take long to make, so a test that uses one is slow.
-SLOW_FIXTURES = {"prefect", "quick_template", "reproduced_template", "patients", "sample"}
+SLOW_FIXTURES = {"prefect", "quick_template", "reproduced_template", "patients"}
 # Started first, the longest before the others: at the end no process is left alone with one.
 LONG_FILES = (
     "system/test_services.py",
@@ -48,6 +48,8 @@ LONG_FILES = (
 )
 # What programs keep for their next run, wherever they are started.
 CACHES = {".hypothesis", ".import_linter_cache", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+# Where the pipeline and the services of the project itself write, perhaps during the tests.
+OWN_FOLDERS = (".cache", ".prefect", "artifacts", "data", "inbox", "mlruns", "reports")
 LOOSE_FILES = pytest.StashKey[set[str]]()
 LEFT_FILES = pytest.StashKey[list[str]]()
 FAST = "not slow"
@@ -85,6 +87,7 @@ def list_loose_files() -> set[str]:
         [
             *("git", "-C", str(ROOT), "--no-optional-locks", "status", "--porcelain", "-z"),
             *("--ignored", "--untracked-files=all", "--", ".", ":!.venv", ":!*.egg-info"),
+            *(f":!{folder}" for folder in OWN_FOLDERS),
         ],
         capture_output=True,
         check=True,

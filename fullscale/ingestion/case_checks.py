@@ -75,12 +75,15 @@ class Inspection:
         return any(finding.severity == "refused" for finding in self.findings)
 
 
-def inspect_case(case: SourceCase, labels: Mapping[str, int]) -> Inspection:
+def inspect_case(
+    case: SourceCase, labels: Mapping[str, int], *, strict: bool = False
+) -> Inspection:
     """Read a case once and run every check on it. Problems become findings, not errors.
 
     Args:
         case: the case to read.
         labels: label id by name in this source, without background.
+        strict: refuse the case for what is otherwise a warning.
     """
     result = Inspection(case.name, case.patient)
     try:
@@ -101,7 +104,10 @@ def inspect_case(case: SourceCase, labels: Mapping[str, int]) -> Inspection:
         *_check_mirrored(result.scan, result.labels),
         *_check_text(result.scan, result.labels),
     ]
-    result.findings += [Finding.from_check(case.name, code, text) for code, text in found]
+    findings = [Finding.from_check(case.name, code, text) for code, text in found]
+    if strict:
+        findings = [finding.refuse_warning() for finding in findings]
+    result.findings += findings
     return result
 
 

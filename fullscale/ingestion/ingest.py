@@ -85,12 +85,14 @@ class IngestOptions:
         dry_run: read and check everything, write nothing.
         replace_changed: replace a case of the same name if its content differs.
         training_only: keep the added cases out of every test set.
+        strict: refuse cases for what is otherwise a warning.
     """
 
     layout: str | None = None
     dry_run: bool = False
     replace_changed: bool = False
     training_only: bool = False
+    strict: bool = False
 
 
 _DEFAULTS = IngestOptions()
@@ -133,6 +135,7 @@ def ingest(
         known={case.name: (case.source_sha256, case.source) for case in cohort.cases},
         incoming=None if options.dry_run else incoming.resolve(),
         replace_changed=options.replace_changed,
+        strict=options.strict,
     )
     results = map_cases(prepare, parsed.cases, Compute(num_workers=num_workers))
     total = len(parsed.cases)
@@ -174,6 +177,7 @@ def _prepare(
     known: dict[str, tuple[str, str]],
     incoming: Path | None,
     replace_changed: bool,
+    strict: bool,
 ) -> _PreparedCase:
     """Read, check and write one case to the folder .incoming; runs in a worker process."""
     blank = _PreparedCase(case.name, case.patient, case.annotated)
@@ -187,7 +191,7 @@ def _prepare(
             raise failure("case_exists", f"{case.name}, which came from {origin}")
     except ScanError as error:
         return replace(blank, findings=(Finding.from_error(case.name, error),))
-    result = inspect_case(case, source.labels)
+    result = inspect_case(case, source.labels, strict=strict)
     checked = replace(blank, findings=tuple(result.findings), source_sha256=digest)
     if result.is_refused or result.scan is None or result.labels is None or result.facts is None:
         return checked

@@ -130,6 +130,7 @@ def validate(
     *,
     layout: str | None = None,
     with_thumbnails: bool = False,
+    strict: bool = False,
     num_workers: int = 1,
     progress: Progress | None = None,
 ) -> ValidationReport:
@@ -139,6 +140,7 @@ def validate(
         folder: in a layout of `layouts.LAYOUTS`. If it is a cohort, its checksums are checked too.
         layout: key of `LAYOUTS`; None detects the layout.
         with_thumbnails: draw a slice of every case.
+        strict: refuse cases for what is otherwise a warning.
         num_workers: parallel processes; 0 uses every core.
         progress: wraps the results, as `fullscale.runtime.console.track` does.
 
@@ -151,6 +153,7 @@ def validate(
         labels=source.labels,
         checksums=_read_checksums(folder),
         with_thumbnail=with_thumbnails,
+        strict=strict,
     )
     results = map_cases(check, source.cases, Compute(num_workers=num_workers))
     rows = list(progress(results, "validate", len(source.cases)) if progress else results)
@@ -215,8 +218,9 @@ def _check_case(
     labels: dict[str, int],
     checksums: dict[Path, str] | None,
     with_thumbnail: bool,
+    strict: bool,
 ) -> CaseRow:
-    result = inspect_case(case, labels)
+    result = inspect_case(case, labels, strict=strict)
     thumbnail = None
     if with_thumbnail and result.scan is not None and result.labels is not None:
         thumbnail = draw_thumbnail(result.scan, result.labels)

@@ -5,7 +5,7 @@ The checks, the reports and docs/data.md all use this table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fullscale.runtime.errors import ScanError
@@ -374,6 +374,10 @@ class Finding:
     def __str__(self) -> str:
         text = f"{self.code}: found {self.found}; wanted {self.wanted}; {self.cure}"
         return " ".join(text.split())
+
+    def refuse_warning(self) -> Finding:
+        """Return the finding with the severity "refused" in place of "warning"."""
+        return replace(self, severity="refused") if self.severity == "warning" else self
 
     @classmethod
     def from_check(cls, case: str, code: str, found: str) -> Finding:

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
-import pandas as pd
 import pytest
 import yaml
 from cohorts import write_nnunet
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from project import Project
 from watching import wait_until
 from webhook import Receiver, open_receiver, save_webhook
@@ -187,9 +187,7 @@ def test_new_scans_are_trained_on_and_the_result_is_a_branch(
     assert state(root) == before
 
 
-def test_killed_retraining_is_taken_up_and_looks_for_more_scans(
-    project: Project, tmp_path: Path
-) -> None:
+def test_killed_retraining_is_taken_up(project: Project, tmp_path: Path) -> None:
     root = project.root
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["train"] |= {"num_epochs": 2}
@@ -213,23 +211,71 @@ def test_killed_retraining_is_taken_up_and_looks_for_more_scans(
         flow.wait()
     assert newest_branch(root) is None
 
+    told = project.run(*command)
+    assert newest_branch(root) is not None
+    assert "unet epoch" not in told  # it was trained before
+    assert told.count("unet3plus epoch 2/2:") == 1
+    assert "is not continued" not in told
+    assert "Reason: longer training" in git(root, "log", "-1", "--format=%B", newest_branch(root))
+    assert state(root) == before
+
+
+# A stage that takes until scans have landed; it is no program of this project.
+STAGE = """
+from pathlib import Path
+from time import sleep
+Path("FOLDER/begun").touch()
+while not Path("FOLDER/landed").exists():
+    sleep(0.05)
+Path("reports").mkdir(exist_ok=True)
+Path("reports/gate.json").write_text(str(len(list(Path("data").rglob("*.nii.gz")))))
+"""
+PIPELINE = """
+stages:
+  register:
+    cmd: python stage.py
+    deps: [data, stage.py]
+    outs: [reports/gate.json: {cache: false}]
+"""
+
+
+def test_scans_that_land_meanwhile_are_trained_on_by_the_same_run_without_a_server(
+    prefect: None,
+    scans_repo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    (scans_repo / "dvc.yaml").write_text(PIPELINE)
+    (scans_repo / "dvc.lock").write_text("{schema: '2.0', stages: {}}")
+    (scans_repo / "stage.py").write_text(STAGE.replace("FOLDER", str(tmp_path)))
+    (scans_repo / ".dvcignore").write_text("__pycache__\n")
+    with (scans_repo / ".gitignore").open("a") as ignored:
+        ignored.write("/mlruns\n")
+    run_program(["dvc", "remote", "add", "-d", "team", str(tmp_path / "remote")], scans_repo)
+    commit_paths(scans_repo, ["."], "A pipeline")
     landed: list[str] = []
 
     def land_meanwhile() -> None:
-        assert wait_until(lambda: not list(kept.glob("*.ckpt")), 300)
-        landed.append(land(root, "late", tmp_path / "late"))
+        try:
+            assert wait_until((tmp_path / "begun").exists, 300)
+            landed.append(land(scans_repo, "late", tmp_path / "late"))
+        finally:
+            (tmp_path / "landed").touch()  # or the stage would wait for ever
 
     landing = threading.Thread(target=land_meanwhile)
     landing.start()
-    told = project.run(*command)
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        retrain(scans_repo)
     landing.join()
-    branches = git(root, "branch", "--list", "--format=%(refname:short)", "retrain/*").splitlines()
-    assert len(branches) == 2
-    assert any(branch.endswith(landed[0][:8]) for branch in branches)
-    assert told.count("unet epoch 1/2:") == 1  # of the second data version
-    assert told.count("unet3plus epoch 2/2:") == 2
-    assert "is not continued" not in told.partition("scans landed meanwhile")[0]
-    assert "scans landed meanwhile" in told
-    table = pd.read_csv(root / ".cache/checkouts/retrain/artifacts/split.csv")
-    assert {"late_00", "late_01"} <= set(table["case"])
-    assert state(root) == before
+    branches = git(scans_repo, "branch", "--list", "--format=%(refname:short)", "retrain/*")
+    files = [git(scans_repo, "show", f"{name}:reports/gate.json") for name in branches.split()]
+    assert sorted(files) == ["10", "6"]  # files of three scans, and of two more
+    newest = newest_branch(scans_repo)
+    assert newest is not None
+    assert newest.endswith(landed[0][:8])
+    assert f"scans landed meanwhile: data version {landed[0]}" in caplog.text
+    message = git(scans_repo, "log", "-1", "--format=%B", newest)
+    assert "Reason: scans landed during a retraining" in message

@@ -154,6 +154,17 @@ def test_inspect_case_warns_of_front_and_back_that_are_swapped(body):
     assert "front and back look swapped" in seen.findings[0].found
 
 
+def test_strict_inspection_refuses_for_what_is_a_warning_and_no_note(body):
+    hu, labels = (values[:, :, ::-1] for values in body)
+    case = as_case(hu, labels, text=("descrip",))
+    assert not inspect_case(case, IDS).is_refused
+    seen = inspect_case(case, IDS, strict=True)
+    assert {f.code: f.severity for f in seen.findings} == {
+        "liver_on_left": "refused",
+        "private_text": "note",
+    }
+
+
 def test_inspect_case_notes_private_text(body):
     seen = inspect_case(as_case(*body, text=("descrip",)), IDS)
     assert [(f.code, f.severity) for f in seen.findings] == [("private_text", "note")]

@@ -3,6 +3,8 @@ import re
 import subprocess
 import sys
 
+import nibabel as nib
+import numpy as np
 import pytest
 from cohorts import write_nnunet
 from project import ROOT
@@ -79,6 +81,29 @@ def test_strict_ingest_fails_on_one_refusal_and_keeps_the_good(mixed_source, tmp
     told = run("ingest", str(mixed_source), "--data", str(tmp_path / "data"), "--strict", code=1)
     assert "2 accepted" in told
     assert (tmp_path / "data/labelsTr/case_00.nii.gz").is_file()
+
+
+@pytest.fixture
+def swapped_source(tmp_path):
+    """A good scan, and one whose header swaps left and right."""
+    source = write_nnunet(tmp_path / "source", 2)
+    for path in (source / "imagesTr/case_01_0000.nii.gz", source / "labelsTr/case_01.nii.gz"):
+        file = nib.load(path)
+        affine = np.diag([-1.0, 1.0, 1.0, 1.0]) @ file.affine
+        nib.save(nib.Nifti1Image(np.asanyarray(file.dataobj), affine), path)
+    return source
+
+
+def test_swapped_axis_is_a_warning_and_a_refusal_if_strict(swapped_source, tmp_path):
+    told = run("validate", str(swapped_source))
+    assert "warning case_01: liver_on_left: found left and right look swapped" in told
+    told = run("validate", str(swapped_source), "--strict", code=1)
+    assert "refused case_01: liver_on_left" in told
+    told = run("ingest", str(swapped_source), "--data", str(tmp_path / "data"), "--strict", code=1)
+    assert "1 accepted, 0 already in, 1 refused" in told
+    told = run("ingest", str(swapped_source), "--data", str(tmp_path / "data"))
+    assert "warning case_01: liver_on_left" in told
+    assert "1 accepted, 1 already in, 0 refused" in told
 
 
 def test_dry_run_writes_nothing(mixed_source, tmp_path):
