@@ -89,10 +89,11 @@ def main() -> None:
     table = pd.DataFrame(rows).pivot_table(columns, "scan", "organ", sort=False)
     print(table.to_string(float_format="{:.3f}".format))
     for group in GROUPS:
-        for organ, scores in table["Dice"].reindex(group).dropna().items():
+        scanned = [kind for kind in group if kind in table.index]
+        for organ, scores in table["Dice"].loc[scanned].items() if scanned else ():
             spread = float(scores.max() - scores.min())
             verdict = "kept" if spread <= GOAL else "not kept"
-            print(f"{organ}: {group[0]} to {group[-1]}: Dice {spread:.3f} apart, {verdict}")
+            print(f"{organ}: {scanned[0]} to {scanned[-1]}: Dice {spread:.3f} apart, {verdict}")
     settings = trained.description.slice.model_dump()
     print(json.dumps({"network": str(arguments.network), "slice": settings}))
     print(json.dumps({"patients": arguments.patients, **describe_machine(torch.device("cpu"))}))

@@ -74,9 +74,16 @@ def open_page(browser: Browser, url: str, height_px: int) -> Page:
 
 
 def take(page: Page) -> Image.Image:
-    """Return what the window shows, without animations and with all fonts loaded."""
+    """Return what the window shows once it no longer changes, with all fonts loaded."""
     page.evaluate("() => document.fonts.ready")
-    return Image.open(io.BytesIO(page.screenshot(animations="disabled")))
+    before = b""
+    for _ in range(20):  # a canvas, such as Prefect's graph, moves by itself for a while
+        shown = page.screenshot(animations="disabled")
+        if shown == before:
+            break
+        before = shown
+        page.wait_for_timeout(500)
+    return Image.open(io.BytesIO(shown))
 
 
 def save(picture: Image.Image, path: Path) -> None:

@@ -69,7 +69,8 @@ class Inbox:
         except (ImportError, ValueError) as error:
             raise StageError(
                 f"the inbox {url!r} cannot be opened: {error}; name a folder, or install what its "
-                "kind of URL needs, such as `pip install 'fullscale[s3]'` for s3://"
+                "kind of URL needs, such as `pip install --constraint constraints.txt --editable "
+                "'.[s3]'` for s3://"
             ) from None
         self.root = str(path).rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)

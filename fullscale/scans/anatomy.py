@@ -33,7 +33,7 @@ _SMOOTHING_MM = 8.0
 _BONE_HU = 200  # below the upper end of the usual windows
 _SPINE_MM = 12.0
 _SPINE_DENSITY = 0.25  # of a disc with the radius of a vertebra that is bone
-_MIN_SPINE_SHARE = 0.1  # of the column of voxels through a vertebra that is bone; seen: 0.18
+_MIN_SPINE_SHARE = 0.1  # of the column of voxels through a vertebra that is bone
 _MIN_SPINE_OFFSET = 0.08  # from the body's centre, share of its depth; seen: 0.11 to 0.36
 
 _GAS_HU = -970  # bowel gas is below, lung above
@@ -42,7 +42,7 @@ _LUNG_PERCENTILE = 2  # of the body's HU; clipped lungs are at this value
 _LUNG_MM = 12.0  # thinner air is not lung
 _MIN_LUNG_SHARE = 0.15  # of the body in a slice; seen: bowel up to 0.08, lungs from 0.2
 _MIN_LUNG_OFFSET = 0.4  # from the body's centre, share of half its height; seen: 0.5 to 0.9
-_MIN_LUNG_OFFSET_MM = 20.0  # from liver and spleen; seen: 29 to 125
+_MIN_LUNG_OFFSET_MM = 20.0  # from liver and spleen
 _NEAR_LUNGS_MM = 100.0  # there contrast in the bowel is rare, and the liver is large
 
 _ORGAN_HU = (25, 200)  # liver and heart; fluid is below

@@ -337,7 +337,8 @@ _TABLE = (
         "refused",
         "The Dask cluster cannot be used",
         "a scheduler at compute.address and the package `distributed`",
-        'start the cluster, correct compute.address, or `pip install "fullscale[dask]"`',
+        "start the cluster, correct compute.address, or `pip install --constraint "
+        "constraints.txt --editable '.[dask]'`",
     ),
     Check(
         "store_missing",
