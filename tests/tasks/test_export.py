@@ -124,7 +124,7 @@ def test_file_says_how_a_slice_is_prepared(file, classified):
         "organs": [{"name": "liver", "label_ids": [1]}, {"name": "spleen", "label_ids": [2]}],
         "size_px": 32,
         "pixel_mm": 12,
-        "neighbour_mm": 7,
+        "neighbour_mm": 8,
         "window_hu": [-160, 240],
         "body_threshold_hu": -300,
         "num_adjacent_slices": 3,

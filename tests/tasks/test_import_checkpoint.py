@@ -64,7 +64,8 @@ def test_command_writes_a_folder_that_predict_and_export_take(tmp_path):
     save_nifti(scan, make_body()[0], (8.0, 7.0, 7.0))
     commands = (
         ["import-checkpoint", tmp_path / "theirs.pt", folder, "--architecture", CGM,
-         "--organ", "liver=1", "--size-px", 32, "--window-hu", -160, 240],
+         "--organ", "liver=1", "--size-px", 32, "--pixel-mm", 12,
+         "--neighbour-mm", 7, "--window-hu", -160, 240],
         ["predict", scan, label_map, "--model", folder, "--device", "cpu"],
     )  # fmt: skip
     outputs = [CliRunner().invoke(app, [str(each) for each in command]) for command in commands]

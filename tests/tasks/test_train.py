@@ -53,7 +53,7 @@ def test_training_leaves_network_history_and_run(
         slice_spacing_mm=(8.0, 8.0),
         pixel_spacing_mm=(7.0, 7.0),
         height_mm=(128.0, 128.0),
-        trunk_depth_mm=(210.0, 210.0),
+        trunk_depth_mm=(196.0, 196.0),
         trunk_width_mm=(266.0, 266.0),
     )
     assert trained.description.neighbour_mm == 8.0  # the spacing of the training cases
