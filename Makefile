@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 repro: setup  ## reproduce the published result: sample scans, whole pipeline, verdict
 	dvc pull --quiet data.dvc
 	dvc repro
-	fullscale verdict
+	fullscale verdict --compare
 
 paper: setup  ## the rows of the paper's tables on the cohort in data/; PROFILE=paper for its settings
 	test -d data || dvc pull --quiet data.dvc

@@ -227,6 +227,20 @@ class TrainParams(ParamsSection):
             "compute the same bits each time on a GPU too; an operation that cannot is an error"
         ),
     )
+    cpu_kernels: Literal["avx2", "native"] = Field(
+        default="native",
+        description=(
+            "arithmetic of stages train and evaluate on a CPU: avx2 gives the same bits on every "
+            "x86-64 machine with the same num_threads, native is the fastest of each"
+        ),
+    )
+    num_threads: Positive | None = Field(
+        default=None,
+        description=(
+            "CPU threads of stages train and evaluate; another number changes the last digits; "
+            "null takes one for each core"
+        ),
+    )
     devices: Positive = Field(default=1, description="processes on each machine, one for each GPU")
     num_nodes: Positive = Field(default=1, description="machines")
     strategy: Literal["auto", "ddp"] = Field(

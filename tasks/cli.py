@@ -202,10 +202,18 @@ def networks() -> None:
 
 @app.command(rich_help_panel=RESULTS)
 @report_errors
-def verdict() -> None:
+def verdict(
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", help="Also compare weights and scores with those committed in git."
+        ),
+    ] = False,
+) -> None:
     """Show the last run: scores, slice classifier, promotion gate's verdict, registered model."""
     from rich.console import Console
 
+    from fullscale.evaluation.published_result import compare_with_published
     from fullscale.reporting.results import read_results
     from fullscale.reporting.text_summary import (
         classifier_lines,
@@ -226,6 +234,9 @@ def verdict() -> None:
     for line in (*classifier_lines(results), *verdict_lines(content)):
         console.print(line)
     console.print(registry_line(params, content, default_store(root)))
+    if compare:
+        for line in compare_with_published(workspace, params.networks):
+            console.print(line)
     console.print("MLflow UI: `make services`, then http://127.0.0.1:5000/#/models")
 
 

@@ -21,6 +21,7 @@ from fullscale.evaluation.summary import (
     tabulate_calibration,
 )
 from fullscale.runtime.console import report_errors
+from fullscale.runtime.cpu_kernels import fix_cpu_kernels
 from fullscale.runtime.files import save_picture
 from fullscale.scans.cohort import Case, Cohort, read_cohort
 from fullscale.versioning.provenance import digest_test_set
@@ -65,6 +66,7 @@ def main() -> None:
     from fullscale.prediction.network_files import load_trained
 
     workspace, params, name = parse_network_command("evaluate", sys.argv[1:])
+    fix_cpu_kernels(params.train.cpu_kernels, params.train.num_threads)
     cohort = read_cohort(workspace.data)
     split = pd.read_csv(workspace.split, dtype=str)
     test_cases = split.loc[split["fold"] == "test", "case"].tolist()

@@ -24,6 +24,7 @@ from fullscale.prediction.network_files import (
 )
 from fullscale.runtime.checkpoints import Checkpoints
 from fullscale.runtime.console import report_errors
+from fullscale.runtime.cpu_kernels import fix_cpu_kernels
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256
 from fullscale.runtime.locks import acquire_lock
@@ -273,6 +274,7 @@ def main() -> None:
     die_with_parent()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     workspace, params, name = parse_network_command("train", sys.argv[1:])
+    fix_cpu_kernels(params.train.cpu_kernels, params.train.num_threads)
     root = workspace.root
     store = SliceStore(workspace.slices)
     split = pd.read_csv(workspace.split, dtype=str)
