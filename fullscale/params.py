@@ -114,7 +114,7 @@ class SplitParams(ParamsSection):
 
 
 class Recipe(ParamsSection):
-    """How one network is built, and its loss; None keeps the choice of its paper."""
+    """Architecture and loss of one network; None keeps the choice of its paper."""
 
     architecture: str = Field(description="name of the network, as `fullscale networks` lists it")
     encoder: str = Field(default="plain", description="plain or resnet101")

@@ -29,7 +29,7 @@ CUSHION_MM, CUSHION_HU = (10.0, 25.0), (-80.0, -50.0)
 
 
 class Options(TypedDict, total=False):
-    """What `simulate_patient` can change about a scan; see there."""
+    """Variants of a scan that `simulate_patient` can make; see there."""
 
     arms: ArmPosition
     slice_mm: float | None

@@ -52,7 +52,7 @@ _MIN_LIVER_MM = 30.0  # from the body's centre to the liver's deepest point; see
 
 @dataclass(frozen=True)
 class Sign:
-    """What the anatomy says about one axis.
+    """Evidence of the anatomy on one axis.
 
     Attributes:
         axis: index into Z Y X.

@@ -81,12 +81,15 @@ def list_untrained_changes(folder: Path) -> list[str]:
         return changes
     # DVC compares with dvc.lock, so put the newest branch's in its place for one call.
     lock = folder / "dvc.lock"
-    own = lock.read_bytes()
+    own = lock.read_bytes() if lock.exists() else None
     write_atomically(lock, git(folder, "show", f"{newest}:dvc.lock") + "\n")
     try:
         return list_changes(folder)
     finally:
-        write_atomically(lock, own)
+        if own is None:
+            lock.unlink()
+        else:
+            write_atomically(lock, own)
 
 
 def newest_branch(folder: Path) -> str | None:

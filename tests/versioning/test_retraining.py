@@ -129,6 +129,19 @@ def test_results_are_on_a_separate_branch(project: Path) -> None:
     assert list_untrained_changes(project) == []
 
 
+def test_results_of_a_branch_are_known_where_no_lock_was_committed(project: Path) -> None:
+    version = land(project, "2")
+    with open_newest(project, "retrain") as folder:
+        run_program(["dvc", "checkout", "--quiet", "data.dvc"], folder)
+        run_program(["dvc", "repro", "--quiet"], folder)
+        publish(folder, DAY, version, "Retrain")
+    git(project, "rm", "--quiet", "--cached", "dvc.lock")
+    (project / "dvc.lock").unlink()
+    commit_paths(project, ["."], "Forget the results")
+    assert list_untrained_changes(project) == ["slice: data modified"]
+    assert not (project / "dvc.lock").exists()
+
+
 def test_taken_branch_gets_a_number(project: Path) -> None:
     names = []
     for size_px in (64, 128, 256):
