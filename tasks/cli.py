@@ -54,7 +54,7 @@ Device = Annotated[
 @report_errors
 def sample(
     folder: Annotated[Path, typer.Argument(help="New folder to write the scans to.")],
-    cases: Annotated[int, typer.Option(min=1, help="Number of scans.")] = 26,
+    cases: Annotated[int, typer.Option(min=1, help="Number of scans.")] = 52,
     seed: Annotated[
         int, typer.Option(help="Random seed. The same seed writes the same files.")
     ] = 0,

@@ -350,5 +350,7 @@ def _merge_labels(
 
 def _join_texts(before: object, added: str) -> str:
     """Append a text to a list separated by "; " unless it is in there."""
-    parts = [part for part in str(before).split("; ") if part]
-    return "; ".join(parts if not added or added in parts else [*parts, added])
+    before = str(before)
+    if not added or f"; {added}; " in f"; {before}; ":
+        return before
+    return f"{before}; {added}" if before else added

@@ -14,6 +14,7 @@ import pytest
 from bodies import make_body, save_nifti
 from cohorts import (
     SPACING_MM,
+    write_dataset_json,
     write_dicom_seg,
     write_lits,
     write_msd,
@@ -342,3 +343,15 @@ def test_ingest_marks_new_cases_as_for_training_only_and_leaves_old_ones(tmp_pat
     ingest(tmp_path / "in", tmp_path / "data")
     flags = [case.training_only for case in read_cohort(tmp_path / "data").cases]
     assert flags == [False, False, True, False]
+
+
+def test_reference_of_a_source_is_named_once_also_with_a_semicolon_in_it(tmp_path):
+    source = write_nnunet(tmp_path / "source", 3)
+    write_dataset_json(source, licence="CC-BY-SA 4.0; see LICENSE", reference="A; B")
+    ingest(source, tmp_path / "data")
+    later = write_nnunet(tmp_path / "later", 2, prefix="later", seed=50)
+    write_dataset_json(later, licence="CC-BY", reference="B")
+    ingest(later, tmp_path / "data")
+    content = json.loads((tmp_path / "data/dataset.json").read_text())
+    assert content["licence"] == "CC-BY-SA 4.0; see LICENSE; CC-BY"
+    assert content["reference"] == "A; B"

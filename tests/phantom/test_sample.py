@@ -439,14 +439,14 @@ def test_save_volume_keeps_every_voxel_s_place(tmp_path: Path, orientation: str)
 # Cohort
 
 
-def test_cases_of_the_default_cohort_are_24_patients() -> None:
-    cases = [case_at(index) for index in range(26)]
-    assert len({c.patient for c in cases}) == 24
-    assert sorted({c.patient for c in cases}) == list(range(24))
-    assert len({c.name for c in cases}) == 26
-    assert [c.name for c in cases if c.repeat] == ["phantom_013", "phantom_026"]
-    assert [c.annotated for c in cases].count(("liver",)) == 2
-    assert [c.annotated for c in cases].count(("spleen",)) == 2
+def test_cases_of_the_default_cohort_are_48_patients() -> None:
+    cases = [case_at(index) for index in range(52)]
+    assert sorted({c.patient for c in cases}) == list(range(48))
+    assert len({c.name for c in cases}) == 52
+    repeated = [c.name for c in cases if c.repeat]
+    assert repeated == ["phantom_013", "phantom_026", "phantom_039", "phantom_052"]
+    assert [c.annotated for c in cases].count(("liver",)) == 4
+    assert [c.annotated for c in cases].count(("spleen",)) == 4
 
 
 def test_cases_keep_their_patient_as_the_cohort_grows() -> None:
@@ -616,11 +616,11 @@ def read_nifti(content: bytes) -> nib.Nifti1Image:
 
 def test_published_sample_is_a_cohort_within_the_size_budget() -> None:
     files = read_published()
-    assert 7e6 < sum(len(content) for content in files.values()) < 14e6
+    assert 14e6 < sum(len(content) for content in files.values()) < 28e6
     rows = list(csv.DictReader(files["cases.csv"].decode().splitlines()))
     assert [(row["case"], row["patient"], row["annotated"]) for row in rows] == [
         (case.name, f"patient_{case.patient + 1:03d}", ";".join(case.annotated))
-        for case in map(case_at, range(26))
+        for case in map(case_at, range(52))
     ]
     codes = set()
     for row in rows:
