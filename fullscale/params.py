@@ -272,6 +272,13 @@ class EvaluateParams(ParamsSection):
 
     batch_size: Positive = Field(description="slices computed at a time")
     threshold: Fraction = Field(description="probability from which a voxel belongs to an organ")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto",
+        description=(
+            "auto is bf16 where GPU or processor compute in it natively, else fp32; fp32 gives "
+            "the same scores on every machine"
+        ),
+    )
     min_false_positive_px: Positive = Field(
         description="predicted pixels from which an organ-free slice counts as false positive",
     )

@@ -48,6 +48,14 @@ Device = Annotated[
         "otherwise the CPU."
     ),
 ]
+PrecisionName = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="Number format: auto, fp32 or bf16. auto is bf16 where GPU or processor compute in "
+        "it natively, which takes half the time, otherwise fp32.",
+    ),
+]
 
 
 @app.command(rich_help_panel=SCANS)
@@ -329,6 +337,7 @@ def predict(
         ),
     ] = False,
     device: Device = "auto",
+    precision: PrecisionName = "auto",
     batch_size: Annotated[
         str, typer.Option(help="Slices computed at a time; auto fits the memory.")
     ] = "auto",
@@ -352,7 +361,8 @@ def predict(
     where = pick_device(device)
     found = find_model(model or default_model(root), root)
     num_slices = read_batch_size(batch_size, found.trained.description, where)
-    predictor = Predictor(found.trained, found.threshold, num_slices, where)
+    predictor = Predictor(found.trained, found.threshold, num_slices, where, precision)
+    typer.echo(f"predict: computing in {predictor.precision} on {where}", err=True)
     outcomes = run(jobs, predictor, found, strict=strict)
     for outcome in outcomes:
         if outcome.organs is not None:
@@ -384,6 +394,7 @@ def serve(
         ),
     ] = None,
     device: Device = "auto",
+    precision: PrecisionName = "auto",
     max_request_mb: Annotated[
         int, typer.Option(min=1, help="Largest size of a request, in MB.")
     ] = 256,
@@ -402,7 +413,7 @@ def serve(
 
     root = Path()
     limits = replace(ScanLimits.from_environment(), scan_root=scan_root)
-    follower = AliasFollower(model or default_model(root), root, limits, device)
+    follower = AliasFollower(model or default_model(root), root, limits, device, precision)
     run(follower, RequestLimits(max_request_mb << 20), host, port, every_s)
 
 

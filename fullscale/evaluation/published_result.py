@@ -31,15 +31,14 @@ def compare_with_published(workspace: Workspace, networks: Sequence[str]) -> lis
         StageError: a summary.json is damaged.
     """
     try:
-        commit = git(workspace.root, "rev-parse", "--short=8", "HEAD")
         published = _stages(git(workspace.root, "show", "HEAD:./dvc.lock"))
         present = _stages(workspace.lock.read_text(encoding="utf-8"))
     except (StageError, FileNotFoundError, yaml.YAMLError, KeyError, TypeError):
         return ["Published result: none is committed here, so there is nothing to compare with"]
     differing = [name for name in networks if _outputs(present, name) != _outputs(published, name)]
     if not differing:
-        return [f"Published result: the same, bit for bit (weights and scores of commit {commit})"]
-    lines = [f"Published result: not the same as at commit {commit}"]
+        return ["Published result: the same weights and scores, bit for bit"]
+    lines = ["Published result: not the same as committed"]
     for network in differing:
         lines += _describe_difference(workspace, network)
     return lines

@@ -176,7 +176,9 @@ def evaluate_network(
             if missing
             else "the split holds no test cases; add scans or change split.test_fraction"
         )
-    predictor = Predictor(trained, settings.threshold, settings.batch_size)
+    predictor = Predictor(
+        trained, settings.threshold, settings.batch_size, precision=settings.precision
+    )
     cases = [by_name[name] for name in test_cases]
     return predictor, score_cases(predictor, cases, cohort, settings, calibration)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -93,6 +94,9 @@ class Segmentation:
     label_map: np.ndarray
 
 
+Precision = Literal["auto", "fp32", "bf16"]
+"""Number format of convolutions, see `pick_precision`."""
+
 Progress = Callable[[Iterable[BatchPrediction], str, int], Iterable[BatchPrediction]]
 """Wraps an iterable to show progress: (batches, unit, number); see runtime.console.track."""
 
@@ -115,16 +119,47 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the number format of a name on a device.
+
+    "auto" is bf16 where the device computes in it natively: GPUs that have it, and processors with
+    AVX512-BF16 or AMX, unless their kernels are limited to older ones (`fix_cpu_kernels`). It
+    halves the time. `benchmarks.precision` measures how far it moves Dice.
+
+    Raises:
+        StageError: unknown name.
+    """
+    if name not in get_args(Precision):
+        raise StageError(
+            f"found precision {name!r}; wanted one of {', '.join(get_args(Precision))}"
+        )
+    if name == "auto":
+        has_bf16 = _has_native_bf16(device)
+        return torch.bfloat16 if has_bf16 else torch.float32
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def _has_native_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    if device.type != "cpu" or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
+    # torch.cpu has no public function for this.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 class Predictor:
     """A trained network, prepared once to segment any number of scans.
-
-    GPUs with bf16 compute in bf16, as in training.
 
     Args:
         trained: network and description.
         threshold: probability from which a voxel belongs to an organ.
         batch_size: slices computed at a time.
         device: where to compute; None = as `pick_device("auto")`.
+        precision: number format of convolutions, see `pick_precision`.
+
+    Attributes:
+        precision: "fp32" or "bf16", as computed in.
     """
 
     def __init__(
@@ -133,17 +168,19 @@ class Predictor:
         threshold: float,
         batch_size: int,
         device: torch.device | None = None,
+        precision: str = "fp32",
     ) -> None:
         self.description: NetworkDescription = trained.description
         self.threshold = threshold
         self._network = prepare(trained.network)
         device = device or pick_device()
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        dtype = pick_precision(precision, device)
+        self.precision: Precision = "bf16" if dtype == torch.bfloat16 else "fp32"
         self._settings = InferenceSettings(
             num_adjacent=NUM_ADJACENT_SLICES,
             batch_size=batch_size,
             device=device,
-            precision=torch.bfloat16 if has_bf16 else torch.float32,
+            precision=dtype,
         )
 
     def predict(self, scan: Volume, gating: Gating = "hard") -> SlicePrediction:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from fullscale.prediction.network_files import NetworkDescription, Trained
-from fullscale.prediction.predictor import Predictor, Progress
+from fullscale.prediction.predictor import Precision, Predictor, Progress
 from fullscale.runtime.errors import StageError
 from fullscale.scans.volume import Volume
 
@@ -91,11 +91,13 @@ class Segmented:
         label_ZYX: uint8, each organ's first label id.
         organs: in the order of the network's channels.
         probabilities: organ to float16 (Z, Y, X) in [0, 1]; None if not requested.
+        precision: "fp32" or "bf16", the number format of the convolutions.
     """
 
     label_ZYX: NDArray[np.uint8]
     organs: dict[str, OrganFound]
     probabilities: dict[str, NDArray[np.float16]] | None
+    precision: Precision
 
 
 def segment_scan(
@@ -151,7 +153,7 @@ def segment_scan(
             voxels_KZ[k],
             None if organ_ZK is None else organ_ZK[:, k],
         )
-    return Segmented(label_ZYX, found, kept if keep_probabilities else None)
+    return Segmented(label_ZYX, found, kept if keep_probabilities else None, predictor.precision)
 
 
 def read_batch_size(asked: str, description: NetworkDescription, device: torch.device) -> int:

@@ -92,7 +92,8 @@ def _load(name: str, params: Params, results: Results) -> Predictor:
             f"the weights in {folder} are not those of the verdict; run `dvc repro` or "
             "`dvc checkout`"
         )
-    return Predictor(trained, params.evaluate.threshold, params.evaluate.batch_size)
+    settings = params.evaluate
+    return Predictor(trained, settings.threshold, settings.batch_size, precision=settings.precision)
 
 
 def _dice(scores: Mapping[str, pd.DataFrame], network: str, case: str) -> str:

@@ -169,7 +169,12 @@ def time_scan(folder: Path, params: Params, scan: Volume) -> float:
     from fullscale.prediction.predictor import Predictor
 
     settings = params.evaluate
-    predictor = Predictor(load_trained(folder), settings.threshold, settings.batch_size)
+    predictor = Predictor(
+        load_trained(folder),
+        settings.threshold,
+        settings.batch_size,
+        precision=settings.precision,
+    )
     took_s = []
     for _ in range(1 + NUM_TIMED):
         start = time.perf_counter()

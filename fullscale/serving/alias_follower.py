@@ -30,16 +30,23 @@ class AliasFollower:
         root: the project's root folder.
         limits: limits on the scans of a request.
         device: as `fullscale.prediction.predictor.pick_device` takes it.
+        precision: as `fullscale.prediction.predictor.pick_precision` takes it.
 
     Raises:
         StageError: there is no such model or device, or the model's files were altered.
     """
 
     def __init__(
-        self, model_name: str, root: Path, limits: ScanLimits, device: str = "auto"
+        self,
+        model_name: str,
+        root: Path,
+        limits: ScanLimits,
+        device: str = "auto",
+        precision: str = "auto",
     ) -> None:
         self.model_name = model_name
-        self._root, self._limits, self._device = root, limits, device
+        self._root, self._limits = root, limits
+        self._device, self._precision = device, precision
         self._last_error = ""
         self._stopped = threading.Event()
         self._load(find_model(model_name, root))
@@ -78,5 +85,5 @@ class AliasFollower:
         self._stopped.set()
 
     def _load(self, model: Model) -> None:
-        self.current = RowSegmenter(model, self._limits, self._device)
+        self.current = RowSegmenter(model, self._limits, self._device, self._precision)
         self.loaded_at_s = time.time()

@@ -35,17 +35,24 @@ class RowSegmenter:
         model: network, threshold and origin.
         limits: limits on the scans.
         device: as `fullscale.prediction.predictor.pick_device` takes it.
+        precision: as `fullscale.prediction.predictor.pick_precision` takes it.
 
     Raises:
         StageError: there is no such device.
     """
 
-    def __init__(self, model: Model, limits: ScanLimits, device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: Model,
+        limits: ScanLimits,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> None:
         self.model = model
         self._limits = limits
         where = pick_device(device)
         batch_size = read_batch_size("auto", model.trained.description, where)
-        self._predictor = Predictor(model.trained, model.threshold, batch_size, where)
+        self._predictor = Predictor(model.trained, model.threshold, batch_size, where, precision)
 
     def segment(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Segment each row's scan.

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_network import random_trained
 
-from fullscale.prediction.predictor import MAX_SLAB_SLICES, Predictor, pick_device
+from fullscale.prediction.predictor import MAX_SLAB_SLICES, Predictor, pick_device, pick_precision
 from fullscale.prediction.segmentation import (
     CPU_BATCH_BYTES,
     MAX_BATCH_SIZE,
@@ -201,3 +205,35 @@ def test_file_of_another_orientation_is_segmented_alike(tmp_path, predictor, bod
         scan = read_image(save_nifti(tmp_path / f"{codes}.nii.gz", body[0], SPACING_MM, codes))
         masks.append(segment_scan(predictor, scan).label_ZYX)
     np.testing.assert_array_equal(*masks)
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(StageError, match="found precision 'half'; wanted one of auto, fp32, bf16"):
+        pick_precision("half", CPU)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc/cpuinfo")
+def test_auto_precision_is_bf16_on_a_processor_that_has_it():
+    flags = Path("/proc/cpuinfo").read_text().split()
+    has_bf16 = "avx512_bf16" in flags or "amx_bf16" in flags
+    assert pick_precision("auto", CPU) == (torch.bfloat16 if has_bf16 else torch.float32)
+
+
+def test_auto_precision_is_float32_with_kernels_that_every_processor_has():
+    program = (
+        "import torch; from fullscale.prediction.predictor import pick_precision; "
+        "from fullscale.runtime.cpu_kernels import fix_cpu_kernels; fix_cpu_kernels('avx2', 1); "
+        "print(pick_precision('auto', torch.device('cpu')))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "torch.float32"
+
+
+def test_bf16_draws_the_same_organs_but_for_their_edges(tiny_params, body, predictor):
+    half = Predictor(random_trained(tiny_params, seed=2), 0.5, 8, CPU, "bf16")
+    scan = as_stored(body[0], "LPS")
+    found, exact = segment_scan(half, scan), segment_scan(predictor, scan)
+    assert (found.precision, exact.precision) == ("bf16", "fp32")
+    assert 0 < (found.label_ZYX != exact.label_ZYX).mean() < 0.03
