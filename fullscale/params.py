@@ -333,6 +333,14 @@ class RegisterParams(ParamsSection):
     )
     seed: int = Field(description="random seed of the bootstrap and of drawn sign vectors")
 
+    @field_validator("min_organ_dice", mode="before")
+    @classmethod
+    def _share_or_shares(cls, value: object) -> object:
+        floors = value.values() if isinstance(value, dict) else [value]
+        if all(isinstance(floor, int | float) and 0 <= floor <= 1 for floor in floors):
+            return value
+        raise ValueError("must be a number from 0 to 1, or one for each organ by name")
+
     def organ_floor(self, organ: str) -> float:
         """Return the smallest mean Dice of an organ that passes."""
         floors = self.min_organ_dice
