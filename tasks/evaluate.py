@@ -78,7 +78,7 @@ def main() -> None:
     metrics = summarise(scores, tuple(params.organs), params.register_)
     metrics |= summarise_calibration(calibration)
     by_name = {case.name: case for case in cohort.cases}
-    test_set = digest_test_set(by_name[case] for case in test_cases)
+    test_set = digest_test_set(by_name[case] for case in scores["case"].unique())
     summary = write_summary(workspace, name, test_set, metrics)
     for rank, case in picture_cases(scores).items():
         dice = scores.loc[scores["case"] == case, "dice"].mean()

@@ -48,6 +48,20 @@ MUTATIONS = (
         "tests/evaluation/test_promotion_gate.py",
     ),
     Mutation(
+        "several scans of a patient count as several patients",
+        "fullscale/evaluation/paired.py",
+        '.groupby(pairs["patient"]).mean()',
+        '.groupby(pairs["case"]).mean()',
+        "tests/evaluation/test_paired.py",
+    ),
+    Mutation(
+        "the champion is scored with the threshold of today's params",
+        "tasks/register.py",
+        '"threshold": float(model_settings(folder).get("threshold", DEFAULT_THRESHOLD)),',
+        "",
+        "tests/tasks/test_register.py",
+    ),
+    Mutation(
         "a patient's other scans are trained on though one is in the test set",
         "tasks/split.py",
         'is_tested = cases["patient"].isin(test_patients).to_numpy()',

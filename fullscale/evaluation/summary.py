@@ -92,9 +92,9 @@ def summarise(
             too similar.
 
     Returns:
-        For each organ the means over `num_cases` cases, the rates with the counts of slices or
-        voxels they are taken over, and the number of missed organs: those that only the prediction
-        or only the annotation holds.
+        For each organ the means over `num_cases` cases, of which `num_organ_free` do not have it,
+        the rates with the counts of slices or voxels they are taken over, and the number of missed
+        organs: those that only the prediction or only the annotation holds.
     """
     metrics: dict[str, float] = {
         "test/dice": float(scores["dice"].mean()),
@@ -108,6 +108,7 @@ def summarise(
         missed = (rows["num_true_voxels"] == 0) != (rows["num_predicted_voxels"] == 0)
         found = {
             "num_cases": int(rows["dice"].notna().sum()),
+            "num_organ_free": int((rows["num_true_voxels"] == 0).sum()),
             "num_missed": int(missed.sum()),
             "num_organ_slices": int(rows["num_organ_slices"].sum()),
             "num_free_slices": int(rows["num_free_slices"].sum()),

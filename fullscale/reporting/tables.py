@@ -90,6 +90,7 @@ def score_table(results: Results) -> Table | None:
     """Return overlap and false positives of every organ and network."""
     counts = (
         Metric("num_cases", "cases", 0),
+        Metric("num_organ_free", "organ-free cases", 0),
         Metric("num_missed", "missed", 0),
         Metric("num_free_slices", "organ-free slices", 0),
     )
