@@ -42,7 +42,7 @@ class Mutation(NamedTuple):
 MUTATIONS = (
     Mutation(
         "the promotion gate's comparison is reversed",
-        "fullscale/evaluation/promotion_gate.py",
+        "fullscale/evaluation/criteria.py",
         "gain.low > params.min_dice_gain",
         "gain.low < params.min_dice_gain",
         "tests/evaluation/test_promotion_gate.py",

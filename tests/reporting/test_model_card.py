@@ -132,6 +132,7 @@ def test_page_of_many_organs_fits_and_counts_what_it_leaves_out(verdict, summari
         {**criterion, "found": f"{organ}: mean Dice 0.9308, unet 0.9106 (8 cases)"}
         for organ in organs
     ]
+    verdict["notes"] = ["Judged: these weights against those weights."] * 5
     verdict["champion"] = CHAMPION
     page = make_version_page(verdict, summaries, organs, RUN_ID, list(PICTURES))
     assert MAX_CHARS - 200 < len(page) <= MAX_CHARS
