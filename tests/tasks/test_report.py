@@ -816,7 +816,7 @@ def test_results_of_an_older_version_give_a_page_with_notes(project):
     page, notes = written(project)
     assert len(notes) == 2
     assert "Paired differences by organ: Not available" in page.text["verdict"]
-    assert "Not in these results: IoU, missed." in page.text["scores"]
+    assert "Not in these results: IoU, organ-free cases, missed." in page.text["scores"]
     assert "Distances: Not available" in page.text["surfaces"]
     assert (
         "Comparison with and without the slice classifier: Not available: an older version"
