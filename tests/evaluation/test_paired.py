@@ -97,6 +97,7 @@ def test_bound_with_six_patients_is_the_smallest_difference():
     assert compare(differences).high == pytest.approx(0.09)
 
 
+@settings(deadline=None)
 @given(st.lists(DIFFERENCES, min_size=1, max_size=9), st.integers(0, 8), st.floats(0, 1))
 def test_larger_difference_never_lowers_a_bound_or_raises_p(differences, place, more):
     raised = list(differences)
@@ -118,6 +119,7 @@ def test_larger_difference_never_lowers_a_bound_of_drawn_signs(seed, place, more
     assert after.p_greater <= before.p_greater
 
 
+@settings(deadline=None)
 @given(st.lists(DIFFERENCES, min_size=1, max_size=9), st.randoms(use_true_random=False))
 def test_order_of_patients_changes_nothing(differences, random):
     shuffled = list(differences)
@@ -125,6 +127,7 @@ def test_order_of_patients_changes_nothing(differences, random):
     assert compare(differences) == compare(shuffled)
 
 
+@settings(deadline=None)
 @given(st.lists(DIFFERENCES, min_size=1, max_size=9))
 def test_bounds_hold_the_mean_and_change_sides_with_the_networks(differences):
     found, turned = compare(differences), compare([-each for each in differences])
@@ -134,6 +137,7 @@ def test_bounds_hold_the_mean_and_change_sides_with_the_networks(differences):
     assert turned.p_value == found.p_value
 
 
+@settings(deadline=None)
 @given(st.lists(DIFFERENCES, min_size=6, max_size=9), st.floats(0.01, 1))
 def test_bounds_scale_with_the_differences(differences, factor):
     found, scaled = compare(differences), compare([factor * each for each in differences])
