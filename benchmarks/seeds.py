@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fullscale.evaluation.promotion_gate import judge
+from fullscale.evaluation.promotion_gate import Trial, judge
 from fullscale.evaluation.summary import evaluate_network, summarise
 from fullscale.params import Params, load_params
 from fullscale.prediction.network_files import load_trained
@@ -57,7 +57,8 @@ def run_seed(params: Params, seed: int, folder: Path) -> list[dict[str, object]]
         metrics = summarise(scores[name], tuple(params.organs))
         rows.append({"seed": seed, "network": name, "train_s": train_s, **metrics})
     settings = params.register_
-    verdict = judge(scores[settings.candidate], scores[settings.baseline], None, settings)
+    trial = Trial(tuple(params.organs), "seeds")
+    verdict = judge(scores[settings.candidate], scores[settings.baseline], None, trial, settings)
     gain = verdict.gain
     for row in rows:
         row |= {"verdict": verdict.status, "gain": gain.mean, "low": gain.low, "high": gain.high}

@@ -10,11 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fullscale.runtime.errors import StageError
 
-RENAMED_KEYS = {"evaluate.ablate_gate": "evaluate.ablate_slice_classifier"}
+RENAMED_KEYS = {
+    "evaluate.ablate_gate": "evaluate.ablate_slice_classifier",
+    "register.min_cases": "register.min_patients",
+}
 """Keys of older versions, and their present names, for messages."""
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ParamsSection(BaseModel):
@@ -303,21 +307,65 @@ class RegisterParams(ParamsSection):
     min_dice_gain: float = Field(
         ge=0,
         lt=1,
-        description="the interval of the gain in Dice must lie above this",
+        description="the lower bound of the gain in Dice over the baseline must lie above this",
     )
-    confidence: Fraction = Field(description="confidence level of all intervals")
-    num_bootstrap: int = Field(ge=100, description="bootstrap samples of an interval")
-    max_slice_fpr: float = Field(ge=0, le=1, description="largest slice FPR of an organ")
-    max_organ_dice_loss: float = Field(
-        ge=0,
-        le=1,
-        description="largest loss in mean Dice of an organ against the baseline",
+    confidence: Fraction = Field(
+        description=(
+            "confidence of all two-sided intervals; each test of the promotion gate is one-sided "
+            "at half of the rest, so 0.95 gives 2.5 %"
+        ),
     )
-    min_cases: int = Field(
-        ge=2,
-        description="smallest number of test cases; with fewer there is no verdict",
+    num_bootstrap: int = Field(
+        ge=100, description="bootstrap samples of an interval of one network's scores"
     )
-    seed: int = Field(description="random seed of the bootstrap")
+    max_slice_fpr: Share = Field(
+        description=(
+            "largest slice FPR of an organ, and largest share of organ-free patients in whom it "
+            "is seen"
+        ),
+    )
+    max_organ_dice_loss: Share = Field(
+        description="loss in Dice against the baseline that the bound of each organ must exclude",
+    )
+    min_patients: Positive = Field(
+        default=6,
+        description=(
+            "smallest number of test patients of each organ, below which there is no verdict; "
+            "2.5 % cannot be reached with fewer than 6"
+        ),
+    )
+    failure_dice: Share = Field(
+        default=0.5,
+        description=(
+            "Dice below which an organ of a patient has failed; a failure that the baseline or "
+            "the champion does not have is a FAIL"
+        ),
+    )
+    min_organ_dice: Share | dict[str, Share] = Field(
+        default=0.5,
+        description="smallest mean Dice: a number for all organs, or one for each organ by name",
+    )
+    champion_margin: Share = Field(
+        default=0.02,
+        description=(
+            "loss in Dice against the champion that the bounds of the mean and of each organ must "
+            "exclude"
+        ),
+    )
+    seed: int = Field(description="random seed of the bootstrap and of drawn sign vectors")
+
+    @field_validator("min_organ_dice", mode="before")
+    @classmethod
+    def _share_or_shares(cls, value: object) -> object:
+        floors = value.values() if isinstance(value, dict) else [value]
+        if all(isinstance(floor, int | float) and 0 <= floor <= 1 for floor in floors):
+            return value
+        raise ValueError("must be a number from 0 to 1, or one for each organ by name")
+
+    def organ_floor(self, organ: str) -> float:
+        """Return the smallest mean Dice of an organ that passes."""
+        floors = self.min_organ_dice
+        return floors[organ] if isinstance(floors, dict) else floors
 
     @model_validator(mode="after")
     def _two_networks(self) -> Self:
@@ -361,6 +409,16 @@ class Params(ParamsSection):
                         f"and organs.{organ}; a voxel can be one organ only"
                     )
                 owner[label_id] = organ
+        return self
+
+    @model_validator(mode="after")
+    def _every_organ_has_a_floor(self) -> Self:
+        floors = self.register_.min_organ_dice
+        if isinstance(floors, dict) and set(floors) != set(self.organs):
+            raise ValueError(
+                f"register.min_organ_dice names {sorted(floors)}; wanted one number, or one for "
+                f"each of the organs {sorted(self.organs)}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -72,13 +72,16 @@ def main() -> None:
     test_cases = split.loc[split["fold"] == "test", "case"].tolist()
     trained = load_trained(workspace.trained(name))
     calibration = {organ: ReliabilityCurve() for organ in trained.description.organs}
-    predictor, scores = evaluate_network(trained, cohort, test_cases, params.evaluate, calibration)
+    predictor, scores = evaluate_network(
+        trained, cohort, test_cases, params.evaluate, calibration, params.organs
+    )
     write_scores(workspace, name, scores)
     write_calibration(workspace, name, tabulate_calibration(calibration))
     metrics = summarise(scores, tuple(params.organs), params.register_)
     metrics |= summarise_calibration(calibration)
-    summary = write_summary(workspace, name, digest_test_set(test_cases), metrics)
     by_name = {case.name: case for case in cohort.cases}
+    test_set = digest_test_set(by_name[case] for case in scores["case"].unique())
+    summary = write_summary(workspace, name, test_set, metrics)
     for rank, case in picture_cases(scores).items():
         dice = scores.loc[scores["case"] == case, "dice"].mean()
         heading = f"{name}, {rank} test case {case}, Dice {dice:.3f}"

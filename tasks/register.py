@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fullscale.evaluation.promotion_gate import Champion, Verdict, judge
+from fullscale.evaluation.promotion_gate import Champion, Trial, Verdict, judge
 from fullscale.evaluation.score_files import (
     VerdictContent,
     read_scores,
@@ -28,24 +28,31 @@ from fullscale.reporting.model_card import (
     make_model_page,
     make_version_page,
 )
+from fullscale.reporting.text_summary import verdict_lines
 from fullscale.runtime.console import report_errors
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256, write_atomically
-from fullscale.scans.cohort import read_cohort
+from fullscale.scans.cohort import Cohort, read_cohort
+from fullscale.serving.model_lookup import DEFAULT_THRESHOLD
 from fullscale.serving.row_segmenter import ANSWERS, COLUMNS, example_rows
 from fullscale.tracking.outages import translate_outages
 from fullscale.tracking.registry import (
     CHAMPION,
+    TEST_SET_TAG,
+    VERDICT_TAG,
     ModelPackage,
     add_files,
     add_test_results,
+    add_verdict,
     announce,
+    count_judged,
     describe_version,
     download_model,
     find_alias,
     find_training_run,
     find_version,
     log_model,
+    model_settings,
 )
 from fullscale.tracking.run_record import RunDescription
 from fullscale.tracking.runs import send_leftovers, write_finished_run
@@ -54,7 +61,6 @@ from fullscale.training.history import HISTORY_NAME, read_history
 from fullscale.versioning.provenance import Provenance, digest_test_set, read_provenance
 from fullscale.workspace import Workspace, open_workspace
 
-TEST_SET_TAG = "fullscale.test_set"
 CHAMPION_METRICS = ("num_cases", "dice", "num_free_slices", "slice_fpr")
 PACKAGES = ("model", "fullscale")
 LIBRARIES = (
@@ -67,7 +73,7 @@ def decide(params: Params, workspace: Workspace, store: Store) -> Verdict:
     """Compare the candidate with the baseline and the champion on the same test cases.
 
     Raises:
-        StageError: scores are missing or were made on different test cases.
+        StageError: scores are missing, or were made on different test cases or annotation.
     """
     scores = {
         name: read_scores(workspace, name)
@@ -78,28 +84,51 @@ def decide(params: Params, workspace: Workspace, store: Store) -> Verdict:
         raise StageError(
             f"{' and '.join(scores)} were scored on different test cases; run `dvc repro`"
         )
-    champion = score_champion(params, workspace, store, sorted(candidate["case"].unique()))
-    return judge(candidate, baseline, champion, params.register_)
+    cohort = read_cohort(workspace.data)
+    test_cases = sorted(candidate["case"].unique())
+    test_set = digest_test_set(case for case in cohort.cases if case.name in set(test_cases))
+    for name in scores:
+        if (scored_on := read_summary(workspace, name)["test_set"]) != test_set:
+            raise StageError(
+                f"{name} was scored on test set {scored_on}, and data/ has test set {test_set}: "
+                "patients, cases or labels differ; run `dvc repro`"
+            )
+    weights = file_sha256(workspace.trained(params.register_.candidate) / WEIGHTS_NAME)
+    trial = Trial(tuple(params.organs), test_set, 1 + count_judged(store, test_set, weights))
+    champion = score_champion(params, cohort, store, test_cases, weights)
+    return judge(candidate, baseline, champion, trial, params.register_)
 
 
 def score_champion(
-    params: Params, workspace: Workspace, store: Store, test_cases: list[str]
+    params: Params, cohort: Cohort, store: Store, test_cases: list[str], candidate_sha256: str
 ) -> Champion | None:
     """Score the champion on these cases; None if there is none, or if it is the candidate.
 
-    Settings that change nothing the promotion gate reads are off.
+    The annotation is read with today's label ids, and the network segments with the threshold that
+    it was registered with. Settings that change nothing the promotion gate reads are off.
     """
-    settings = params.evaluate.model_copy(
-        update={"largest_component": False, "ablate_slice_classifier": False}
-    )
     found = find_alias(store, params.register_.model_name, CHAMPION)
-    weights = workspace.trained(params.register_.candidate) / WEIGHTS_NAME
-    if found is None or found.tags.get(WEIGHTS_TAG) == file_sha256(weights):
+    if found is None or found.tags.get(WEIGHTS_TAG) == candidate_sha256:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        trained = load_trained(download_model(store, found, Path(folder)))
-        _, scores = evaluate_network(trained, read_cohort(workspace.data), test_cases, settings)
-    return Champion(found.version, found.tags.get(TEST_SET_TAG, "unknown"), scores)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = download_model(store, found, Path(temporary))
+        trained = load_trained(folder)
+        settings = params.evaluate.model_copy(
+            update={
+                "threshold": float(model_settings(folder).get("threshold", DEFAULT_THRESHOLD)),
+                "largest_component": False,
+                "ablate_slice_classifier": False,
+            }
+        )
+        organs = trained.description.organs
+        known = {organ: ids for organ, ids in params.organs.items() if organ in organs}
+        _, scores = evaluate_network(trained, cohort, test_cases, settings, organs=known)
+    return Champion(
+        found.version,
+        found.tags.get(TEST_SET_TAG, "unknown"),
+        tuple(organs),
+        scores,
+    )
 
 
 def record_verdict(
@@ -107,17 +136,18 @@ def record_verdict(
 ) -> VerdictContent:
     """Write reports/gate.json and return its content."""
     candidate = params.register_.candidate
-    test_cases = read_scores(workspace, candidate)["case"].unique()
     content = {
         "status": verdict.status,
         "candidate": candidate,
         "baseline": params.register_.baseline,
         "dice_gain": asdict(verdict.gain),
         "criteria": [asdict(criterion) for criterion in verdict.criteria],
+        "notes": verdict.notes,
         "comparisons": [asdict(each) for each in verdict.comparisons],
         "champion": _champion_scores(verdict.champion, tuple(params.organs)),
         "weights_sha256": file_sha256(workspace.trained(candidate) / WEIGHTS_NAME),
-        "test_set": digest_test_set(test_cases),
+        "test_set": verdict.trial.test_set,
+        "num_verdicts": verdict.trial.num_verdicts,
         "data_version": provenance.data_version,
         "git_commit": provenance.git_commit,
     }
@@ -176,6 +206,7 @@ def register(
         run_ids[name] = ensure_run(name, workspace, store, verdict["data_version"])
         summaries[name] = read_summary(workspace, name)
         add_test_results(store, run_ids[name], summaries[name], workspace.report(name))
+    add_verdict(store, run_ids[settings.candidate], verdict["status"])
     tags = version_tags(verdict)
     version = None
     if verdict["status"] == "pass":
@@ -223,9 +254,9 @@ def version_tags(verdict: VerdictContent) -> dict[str, str]:
         "fullscale.data_version": verdict["data_version"],
         "fullscale.git_commit": verdict["git_commit"],
         TEST_SET_TAG: verdict["test_set"],
-        "fullscale.verdict": verdict["status"],
+        VERDICT_TAG: verdict["status"],
         **{
-            f"fullscale.verdict.{criterion['name'].replace('/', '.')}": criterion["found"]
+            f"{VERDICT_TAG}.{criterion['name'].replace('/', '.')}": criterion["found"]
             for criterion in verdict["criteria"]
         },
     }
@@ -283,10 +314,8 @@ def main() -> None:
         verdict = decide(params, workspace, store)
         content = record_verdict(verdict, params, workspace, read_provenance(workspace.root))
         registered = register(params, workspace, store, content)
-    print(f"register: verdict {verdict.status}")
-    for criterion in verdict.criteria:
-        passed = "yes" if criterion.passed else "NO "
-        print(f"register: {passed} {criterion.found}; wanted {criterion.wanted}")
+    for line in verdict_lines(content):
+        print(f"register: {line}")
     if registered is not None:
         print(f"register: {params.register_.model_name} version {registered}")
 

@@ -22,7 +22,6 @@ from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import write_atomically
 from fullscale.scans.cohort import TRAINING_ONLY
 from fullscale.scans.slice_store import SliceStore
-from fullscale.versioning.provenance import digest_test_set
 from fullscale.workspace import parse_command
 
 FOLDS = ("train", "val", "test")
@@ -108,11 +107,9 @@ def main() -> None:
     store = SliceStore(workspace.slices)
     table = split_cases(store.cases, workspace.load_params().split)
     write_atomically(workspace.split, table.to_csv(index=False))
-    test = table[table["fold"] == "test"]
     for fold in FOLDS:
         rows = table[table["fold"] == fold]
         print(f"{fold}: {rows['patient'].nunique()} patients, {len(rows)} cases")
-    print(f"test set {digest_test_set(test['case'])}")
 
 
 if __name__ == "__main__":

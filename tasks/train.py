@@ -40,7 +40,6 @@ from fullscale.training.history import HISTORY_NAME, write_history
 from fullscale.training.loop import Training, TrainingHooks, TrainingTask
 from fullscale.training.validation import warn_of_classifier, warn_of_samples
 from fullscale.versioning.provenance import (
-    digest_test_set,
     library_versions,
     read_provenance,
     stage_code,
@@ -322,7 +321,6 @@ def _tags(name: str, split: pd.DataFrame, root: Path) -> dict[str, str]:
         "fullscale.network": name,
         "fullscale.git_commit": provenance.git_commit,
         "fullscale.data_version": provenance.data_version,
-        "fullscale.test_set": digest_test_set(split.loc[split["fold"] == "test", "case"]),
         **{f"fullscale.version.{library}": text for library, text in library_versions().items()},
     }
 

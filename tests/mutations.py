@@ -42,10 +42,24 @@ class Mutation(NamedTuple):
 MUTATIONS = (
     Mutation(
         "the promotion gate's comparison is reversed",
-        "fullscale/evaluation/promotion_gate.py",
+        "fullscale/evaluation/criteria.py",
         "gain.low > params.min_dice_gain",
         "gain.low < params.min_dice_gain",
         "tests/evaluation/test_promotion_gate.py",
+    ),
+    Mutation(
+        "several scans of a patient count as several patients",
+        "fullscale/evaluation/paired.py",
+        '.groupby(pairs["patient"]).mean()',
+        '.groupby(pairs["case"]).mean()',
+        "tests/evaluation/test_paired.py",
+    ),
+    Mutation(
+        "the champion is scored with the threshold of today's params",
+        "tasks/register.py",
+        '"threshold": float(model_settings(folder).get("threshold", DEFAULT_THRESHOLD)),',
+        "",
+        "tests/tasks/test_register.py",
     ),
     Mutation(
         "a patient's other scans are trained on though one is in the test set",

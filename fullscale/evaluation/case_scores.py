@@ -5,7 +5,7 @@ Z slices, Y X voxels of the scan in canonical orientation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ def score_case(
     predictor: Predictor,
     case: Case,
     cohort: Cohort,
+    organs: Mapping[str, Sequence[int]],
     settings: EvaluateParams,
     calibration: Mapping[str, ReliabilityCurve] | None,
 ) -> list[ScoreRow]:
@@ -51,6 +52,8 @@ def score_case(
         predictor: a network ready to segment.
         case: the case to score.
         cohort: the cohort of the case.
+        organs: the organs to score, all of them the network's, with their label ids in the
+            annotation. A network may have been trained with other ids.
         settings: the section `evaluate` of params.yaml. With `ablate_slice_classifier` the decoder
             runs for every slice, also for those that the slice classifier closes.
         calibration: organ to the curve to which its voxels are added, after the slice classifier.
@@ -67,8 +70,8 @@ def score_case(
     found = predictor.predict(scan, "none" if settings.ablate_slice_classifier else "hard")
     del scan  # as large as two masks, and the scores do not need it
     rows = []
-    for organ in cohort.annotated_organs(case, predictor.description.organs):
-        true_ZYX = np.isin(labels.values_ZYX, predictor.description.organs[organ])
+    for organ in cohort.annotated_organs(case, organs):
+        true_ZYX = np.isin(labels.values_ZYX, organs[organ])
         present_Z = found.organ_probability(organ)
         probability_ZYX = found.restore(organ)
         classifier_scores: ScoreRow = {}

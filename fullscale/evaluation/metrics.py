@@ -1,8 +1,8 @@
 """Scores of a predicted mask against the truth, for one organ of one scan on the scan's own grid.
 
-Z slices, Y X pixels; masks are boolean. If prediction and truth are both empty, overlap, distances
-and volume are NaN. If only one of them holds the organ, the organ counts as missed: Dice, IoU and
-surface Dice are 0, and distances are the scan's diagonal.
+Z slices, Y X pixels; masks are boolean. If prediction and truth are both empty, Dice and IoU are 1,
+and distances and volume NaN. If only one of them holds the organ, it is missed or hallucinated:
+Dice, IoU and surface Dice are 0, and distances are the scan's diagonal.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class OverlapScores:
     """Scores from counts of voxels and slices.
 
     Attributes:
-        dice: overlap in 3D, 0 to 1; NaN when prediction and truth are both empty.
-        iou: intersection over union, 0 to 1; NaN when prediction and truth are both empty.
+        dice: overlap in 3D, 0 to 1; 1 if prediction and truth are both empty.
+        iou: intersection over union, 0 to 1; 1 if prediction and truth are both empty.
         num_true_voxels: voxels of the organ in the truth.
         num_predicted_voxels: voxels of the organ in the prediction.
         num_organ_slices: slices in which the truth holds the organ.
@@ -112,10 +112,11 @@ def score_overlap(predicted_ZYX: Mask, true_ZYX: Mask, min_false_positive_px: in
     predicted_Z, true_Z = _num_pixels(predicted_ZYX), _num_pixels(true_ZYX)
     overlap = int(np.count_nonzero(predicted_ZYX & true_ZYX))
     num_predicted, num_true = int(predicted_Z.sum()), int(true_Z.sum())
+    is_empty = num_predicted == num_true == 0
     false_positive_Z = (true_Z == 0) & (predicted_Z >= min_false_positive_px)
     return OverlapScores(
-        dice=dice_score(overlap, num_predicted, num_true),
-        iou=share(overlap, num_predicted + num_true - overlap),
+        dice=1.0 if is_empty else dice_score(overlap, num_predicted, num_true),
+        iou=1.0 if is_empty else share(overlap, num_predicted + num_true - overlap),
         num_true_voxels=num_true,
         num_predicted_voxels=num_predicted,
         num_organ_slices=int(np.count_nonzero(true_Z)),

@@ -1,4 +1,4 @@
-"""The promotion gate: compare a candidate with the baseline on paired test cases.
+"""The promotion gate: compare a candidate with the baseline and the champion on test patients.
 
 Pure functions of score tables, without access to files or to the registry.
 """
@@ -9,26 +9,60 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fullscale.evaluation.statistics import (
+from fullscale.evaluation.criteria import (
+    Criterion,
+    dice_gain_criterion,
+    enumerate_names,
+    failures_criterion,
+    loss_criterion,
+    organ_dice_criterion,
+    organ_free_criteria,
+    patients_criterion,
+    percent,
+    slice_fpr_criterion,
+)
+from fullscale.evaluation.paired import (
+    MAX_EXACT_PATIENTS,
+    NUM_DRAWN,
     Comparison,
     Gain,
     compare_networks,
-    pair_scores,
+    count_seeds,
+    of_organ,
+    one_sided_level,
     paired_gain,
+    seed_spread,
 )
+from fullscale.evaluation.statistics import RATE_CONFIDENCE
 from fullscale.params import RegisterParams
-from fullscale.versioning.provenance import digest_test_set
 
 if TYPE_CHECKING:
     import pandas as pd
 
 VERDICT_WORDS = {
     "pass": "PASS: the candidate may be promoted",
-    "fail": "FAIL: the candidate does not beat the baseline as params ask",
-    "undecided": "UNDECIDED: too few test cases for a verdict",
+    "fail": "FAIL: the candidate does not meet every condition",
+    "undecided": "UNDECIDED: too few test patients for a verdict",
 }
+WANTED_SEEDS = 3
+"""Trainings of a network from which a verdict is one on the network, not on its weights."""
 
 Status = Literal["pass", "fail", "undecided"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The test set that a verdict is made on.
+
+    Attributes:
+        organs: each of them must meet the conditions, also without a test case.
+        test_set: digest of patients, cases and annotation.
+        num_verdicts: candidates that were judged on this test set, this one included.
+    """
+
+    organs: tuple[str, ...]
+    test_set: str
+    num_verdicts: int = 1
 
 
 @dataclass(frozen=True)
@@ -37,35 +71,20 @@ class Champion:
 
     Attributes:
         version: its version in the registry.
-        test_set: digest of the test cases on which it was registered.
+        test_set: digest of the test set on which it was registered.
+        organs: that it segments.
         scores: its scores on the present test cases.
     """
 
     version: str
     test_set: str
+    organs: tuple[str, ...]
     scores: pd.DataFrame
 
-
-@dataclass(frozen=True)
-class Criterion:
-    """One condition of the promotion gate, and its result.
-
-    Attributes:
-        name: key of the condition, such as "slice_fpr/liver".
-        passed: True if the condition is met.
-        value: the number that is compared with `limit`; NaN, which never passes, if it cannot be
-            computed.
-        limit: the threshold.
-        found: the number in words.
-        wanted: the limit in words.
-    """
-
-    name: str
-    passed: bool
-    value: float
-    limit: float
-    found: str
-    wanted: str
+    @property
+    def title(self) -> str:
+        """Name in texts and comparisons."""
+        return f"champion version {self.version}"
 
 
 @dataclass(frozen=True)
@@ -73,143 +92,158 @@ class Verdict:
     """The decision of the promotion gate, with its reasons.
 
     Attributes:
-        status: "undecided" on too few cases, else "pass" if every criterion is met.
-        criteria: the conditions, the number of cases first.
+        status: "undecided" on too few patients of an organ, else "pass" if every criterion is met.
+        criteria: the conditions, the number of patients first.
+        notes: sentences for the reader: the test, and what the verdict is about.
         gain: the candidate's gain over the baseline.
         comparisons: candidate, baseline and champion with each other, for the reader; they do not
             change the decision.
         champion: the model in use that the candidate was compared with, if any.
+        trial: the test set that it was made on.
     """
 
     status: Status
     criteria: tuple[Criterion, ...]
+    notes: tuple[str, ...]
     gain: Gain
     comparisons: tuple[Comparison, ...]
     champion: Champion | None
+    trial: Trial
 
 
 def judge(
     candidate: pd.DataFrame,
     baseline: pd.DataFrame,
     champion: Champion | None,
+    trial: Trial,
     params: RegisterParams,
 ) -> Verdict:
     """Return the verdict on a candidate.
 
     Args:
-        candidate: scores by case and organ, as `score_cases` returns them.
+        candidate: scores by case and organ, as `score_cases` returns them. With a column `seed` the
+            table has several trainings, and each Dice is the mean over them.
         baseline: scores of the baseline on the same cases.
         champion: the model in use; None without a champion, or if it is the candidate itself.
+        trial: the organs to judge, and the test set.
         params: the section `register` of params.yaml.
     """
     gain = paired_gain(candidate, baseline, params)
     criteria = [
-        _num_cases_criterion(candidate, params),
-        _dice_gain_criterion(gain, params),
-        *_organ_dice_criteria(candidate, baseline, params),
-        *(_slice_fpr_criterion(organ, rows, params) for organ, rows in candidate.groupby("organ")),
+        patients_criterion(candidate, baseline, trial.organs, params),
+        dice_gain_criterion(gain, params),
+        failures_criterion("failures", candidate, baseline, params.baseline, params),
     ]
+    for organ in trial.organs:
+        rows = of_organ(candidate, organ)
+        others = of_organ(baseline, organ)
+        criteria.append(organ_dice_criterion(organ, rows, params))
+        loss = paired_gain(rows, others, params)
+        criteria.append(
+            loss_criterion(
+                f"organ_loss/{organ}", f"{organ}: Dice", loss, params.baseline,
+                params.max_organ_dice_loss, params,
+            )
+        )  # fmt: skip
+        criteria.append(slice_fpr_criterion(organ, rows, params))
+        criteria += organ_free_criteria(organ, rows, params)
     tables = {params.candidate: candidate, params.baseline: baseline}
     if champion is not None:
-        criteria.append(_champion_criterion(candidate, champion, params))
-        tables[f"champion version {champion.version}"] = champion.scores
+        criteria += _champion_criteria(candidate, champion, trial, params)
+        tables[champion.title] = champion.scores
     if not criteria[0].passed:
         status: Status = "undecided"
     else:
         status = "pass" if all(criterion.passed for criterion in criteria) else "fail"
-    comparisons = tuple(compare_networks(tables, params))
-    return Verdict(status, tuple(criteria), gain, comparisons, champion)
-
-
-def _num_cases_criterion(candidate: pd.DataFrame, params: RegisterParams) -> Criterion:
-    num_cases = candidate["case"].nunique()
-    return Criterion(
-        "num_cases",
-        num_cases >= params.min_cases,
-        num_cases,
-        params.min_cases,
-        f"{num_cases} test cases of {candidate['patient'].nunique()} patients",
-        f"at least {params.min_cases} test cases",
+    return Verdict(
+        status,
+        tuple(criteria),
+        tuple(_notes(candidate, baseline, champion, trial, params)),
+        gain,
+        tuple(compare_networks(tables, params)),
+        champion,
+        trial,
     )
 
 
-def _dice_gain_criterion(gain: Gain, params: RegisterParams) -> Criterion:
-    return Criterion(
-        "dice_gain",
-        gain.low > params.min_dice_gain,
-        gain.low,
-        params.min_dice_gain,
-        f"{params.candidate} - {params.baseline}: {_format_gain(gain, params)}",
-        f"lower bound above {params.min_dice_gain:g}",
-    )
-
-
-def _organ_dice_criteria(
-    candidate: pd.DataFrame, baseline: pd.DataFrame, params: RegisterParams
+def _champion_criteria(
+    candidate: pd.DataFrame, champion: Champion, trial: Trial, params: RegisterParams
 ) -> list[Criterion]:
-    """Compare the mean Dice of each organ, so that a gain in one does not hide a loss in another.
-
-    Means are over the cases in which both networks have a Dice.
-    """
-    pairs = pair_scores(candidate, baseline)
-    criteria = []
-    for organ in sorted(set(candidate["organ"])):
-        rows = pairs[pairs["organ"] == organ]
-        mean, other = rows["dice"].mean(), rows["dice_other"].mean()
-        criteria.append(
-            Criterion(
-                f"organ_dice/{organ}",
-                # 1e-9: a loss of exactly the tolerance passes in spite of floating-point noise.
-                bool(mean - other >= -params.max_organ_dice_loss - 1e-9),
-                float(mean - other),
-                -params.max_organ_dice_loss,
-                f"{organ}: mean Dice {mean:.4f}, {params.baseline} {other:.4f} ({len(rows)} cases)"
-                if len(rows)
-                else f"{organ}: no case in which both networks have a Dice",
-                f"at most {params.max_organ_dice_loss:g} below {params.baseline}",
-            )
-        )
+    """Ask that the candidate is not worse than the champion, on the organs that it segments."""
+    common = [organ for organ in trial.organs if organ in champion.organs]
+    if not common:
+        return []
+    margin, title = params.champion_margin, champion.title
+    rows = candidate[candidate["organ"].isin(common)]
+    criteria = [
+        loss_criterion(
+            "champion", "Dice", paired_gain(rows, champion.scores, params), title, margin, params
+        ),
+        failures_criterion("champion_failures", rows, champion.scores, title, params),
+    ]
+    for organ in common:
+        gain = paired_gain(of_organ(rows, organ), of_organ(champion.scores, organ), params)
+        subject = f"{organ}: Dice"
+        criteria.append(loss_criterion(f"champion/{organ}", subject, gain, title, margin, params))
     return criteria
 
 
-def _slice_fpr_criterion(organ: object, rows: pd.DataFrame, params: RegisterParams) -> Criterion:
-    num_free = int(rows["num_free_slices"].sum())
-    num_false = int(rows["num_false_positive_slices"].sum())
-    rate = num_false / num_free if num_free else math.nan
-    return Criterion(
-        f"slice_fpr/{organ}",
-        rate <= params.max_slice_fpr,
-        rate,
-        params.max_slice_fpr,
-        f"{organ}: {num_false} of {num_free} organ-free slices"
-        + (f" ({rate:.4f})" if num_free else ", so no rate"),
-        f"at most {params.max_slice_fpr:g}",
+def _notes(
+    candidate: pd.DataFrame,
+    baseline: pd.DataFrame,
+    champion: Champion | None,
+    trial: Trial,
+    params: RegisterParams,
+) -> list[str]:
+    exact = candidate["patient"].nunique() <= MAX_EXACT_PATIENTS
+    how = "exact sign-flip test" if exact else f"sign-flip test ({NUM_DRAWN:,} random sign vectors)"
+    count = trial.num_verdicts
+    return [
+        f'"At least" and p are of the {how} over patients, one-sided at '
+        f'{percent(one_sided_level(params))}; "true rate at most" is the exact bound at '
+        f"{percent(1 - RATE_CONFIDENCE)}.",
+        _seeds_note(candidate, baseline, params),
+        *(_champion_notes(champion, trial, params) if champion is not None else ()),
+        f"First candidate judged on test set {trial.test_set}."
+        if count == 1
+        else f"Candidate number {count} judged on test set {trial.test_set}: with each one it is "
+        "more probable that one passes by chance.",
+    ]
+
+
+def _seeds_note(candidate: pd.DataFrame, baseline: pd.DataFrame, params: RegisterParams) -> str:
+    counts = count_seeds(candidate), count_seeds(baseline)
+    spread = seed_spread(candidate, baseline)
+    between = (
+        ""
+        if math.isnan(spread)
+        else f" The standard deviation of the gain between trainings is {spread:.4f}."
     )
-
-
-def _champion_criterion(
-    candidate: pd.DataFrame, champion: Champion, params: RegisterParams
-) -> Criterion:
-    gain = paired_gain(candidate, champion.scores, params)
-    test_set = digest_test_set(candidate["case"].unique())
-    return Criterion(
-        "champion",
-        gain.mean >= 0,
-        gain.mean,
-        0.0,
-        f"{params.candidate} - champion version {champion.version}: {_format_gain(gain, params)}"
-        + (
-            ""
-            if champion.test_set == test_set
-            else f"; it was registered on test set {champion.test_set}, both are scored on "
-            f"{test_set}"
-        ),
-        "mean not below 0",
-    )
-
-
-def _format_gain(gain: Gain, params: RegisterParams) -> str:
+    if min(counts) >= WANTED_SEEDS:
+        return (
+            f"Judged: {params.candidate} against {params.baseline}, {counts[0]} and {counts[1]} "
+            f"trainings.{between}"
+        )
     return (
-        f"{gain.mean:+.4f}, {params.confidence:.0%} interval {gain.low:+.4f} to {gain.high:+.4f}, "
-        f"Wilcoxon p {gain.p_value:.2g}"
+        f"Judged: these weights against those weights ({counts[0]} and {counts[1]} trainings; from "
+        f"{WANTED_SEEDS} each on, {params.candidate} against {params.baseline}).{between}"
     )
+
+
+def _champion_notes(champion: Champion, trial: Trial, params: RegisterParams) -> list[str]:
+    notes = []
+    if lacking := [organ for organ in trial.organs if organ not in champion.organs]:
+        notes.append(
+            f"Not compared, because {champion.title} lacks it: {enumerate_names(lacking)}."
+        )
+    if lost := [organ for organ in champion.organs if organ not in trial.organs]:
+        notes.append(
+            f"{champion.title.capitalize()} also segments {enumerate_names(lost)}, which "
+            f"{params.candidate} does not."
+        )
+    if champion.test_set != trial.test_set:
+        notes.append(
+            f"{champion.title.capitalize()} was registered on test set {champion.test_set}; both "
+            "are scored on this one."
+        )
+    return notes

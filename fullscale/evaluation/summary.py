@@ -10,7 +10,7 @@ import pandas as pd
 
 from fullscale.evaluation.calibration import ReliabilityCurve
 from fullscale.evaluation.case_scores import CLEANED, NO_CLASSIFIER, SOFT_CLASSIFIER, score_case
-from fullscale.evaluation.statistics import UNBOUNDED, Interval, mean_over_cases, pooled_mean
+from fullscale.evaluation.statistics import Interval, mean_over_cases, pooled_mean
 from fullscale.params import EvaluateParams, RegisterParams
 from fullscale.runtime.console import track
 from fullscale.runtime.errors import StageError
@@ -29,7 +29,7 @@ MEANS = {
     "mean_surface_distance_mm": (0.0, math.inf),
     "surface_dice_1mm": (0.0, 1.0),
     "surface_dice_3mm": (0.0, 1.0),
-    "volume_difference_ml": UNBOUNDED,
+    "volume_difference_ml": (-math.inf, math.inf),
 }
 """Metrics that are averaged over cases, with their lowest and highest possible value."""
 RATES = {
@@ -51,6 +51,7 @@ def score_cases(
     cohort: Cohort,
     settings: EvaluateParams,
     calibration: Mapping[str, ReliabilityCurve] | None = None,
+    organs: Mapping[str, Sequence[int]] | None = None,
 ) -> pd.DataFrame:
     """Score every annotated organ of every case, one scan at a time.
 
@@ -60,14 +61,17 @@ def score_cases(
         cohort: the cohort of the cases.
         settings: the section `evaluate` of params.yaml.
         calibration: organ to the curve to which its voxels are added.
+        organs: the organs to score, with their label ids in the annotation; None: those that the
+            network was trained with.
 
     Returns:
         One row per case and organ, as `score_case` makes them. Organs that a case does not
         annotate have no row.
     """
     rows = []
+    organs = predictor.description.organs if organs is None else organs
     for case in track(cases, f"scoring {predictor.description.name}", len(cases)):
-        rows += score_case(predictor, case, cohort, settings, calibration)
+        rows += score_case(predictor, case, cohort, organs, settings, calibration)
     return pd.DataFrame(rows)
 
 
@@ -88,9 +92,9 @@ def summarise(
             too similar.
 
     Returns:
-        For each organ the means over `num_cases` cases, the rates with the counts of slices or
-        voxels they are taken over, and the number of missed organs: those that only the prediction
-        or only the annotation holds.
+        For each organ the means over `num_cases` cases, of which `num_organ_free` do not have it,
+        the rates with the counts of slices or voxels they are taken over, and the number of missed
+        organs: those that only the prediction or only the annotation holds.
     """
     metrics: dict[str, float] = {
         "test/dice": float(scores["dice"].mean()),
@@ -104,6 +108,7 @@ def summarise(
         missed = (rows["num_true_voxels"] == 0) != (rows["num_predicted_voxels"] == 0)
         found = {
             "num_cases": int(rows["dice"].notna().sum()),
+            "num_organ_free": int((rows["num_true_voxels"] == 0).sum()),
             "num_missed": int(missed.sum()),
             "num_organ_slices": int(rows["num_organ_slices"].sum()),
             "num_free_slices": int(rows["num_free_slices"].sum()),
@@ -149,6 +154,7 @@ def evaluate_network(
     test_cases: Sequence[str],
     settings: EvaluateParams,
     calibration: Mapping[str, ReliabilityCurve] | None = None,
+    organs: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[Predictor, pd.DataFrame]:
     """Score a trained network on named cases of a cohort.
 
@@ -158,6 +164,7 @@ def evaluate_network(
         test_cases: names of the cases.
         settings: the section `evaluate` of params.yaml.
         calibration: organ to the curve to which its voxels are added.
+        organs: as `score_cases` takes them.
 
     Returns:
         The network ready to segment, and the scores as `score_cases` returns them.
@@ -180,7 +187,7 @@ def evaluate_network(
         trained, settings.threshold, settings.batch_size, precision=settings.precision
     )
     cases = [by_name[name] for name in test_cases]
-    return predictor, score_cases(predictor, cases, cohort, settings, calibration)
+    return predictor, score_cases(predictor, cases, cohort, settings, calibration, organs)
 
 
 def tabulate_calibration(calibration: Mapping[str, ReliabilityCurve]) -> pd.DataFrame:

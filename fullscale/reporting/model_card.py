@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from fullscale.evaluation.promotion_gate import VERDICT_WORDS
-from fullscale.reporting.numbers import NOT_MEASURED
+from fullscale.reporting.numbers import NOT_MEASURED, result_word, verdict_notes
 from fullscale.runtime.markdown import escape, format_table
 from fullscale.tracking.generated_text import sign
 
@@ -86,18 +86,19 @@ def make_model_page(organs: Sequence[str]) -> str:
 
 def _verdict(verdict: Mapping[str, Any], max_chars: int) -> str:
     heading, rule, *rows = format_table(
-        ("holds", "found", "wanted"),
+        ("result", "found", "wanted"),
         [
             (
-                "yes" if criterion["passed"] else "NO",
+                result_word(criterion),
                 escape(criterion["found"]) + GAP,
                 escape(criterion["wanted"]),
             )
             for criterion in verdict["criteria"]
         ],
     )
+    notes = [escape(note) for note in verdict_notes(verdict)]
     title = "\n".join([VERDICT_WORDS[verdict["status"]], "---", heading, rule])
-    note = "\nA candidate passes if all of these hold."
+    note = "\n" + " ".join(["A candidate passes if it meets all of these.", *notes])
     return "\n".join([title, *_cut(rows, max_chars - len(title) - len(note) - 1), note])
 
 

@@ -1,10 +1,11 @@
-"""Numbers as text, for all pages and tables."""
+"""Numbers and results as text, for all pages and tables."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fullscale.evaluation.score_files import Summary
@@ -84,6 +85,16 @@ def count(value: float | None) -> str:
 def p_value(value: float | None) -> str:
     """Format a p-value with 2 significant digits."""
     return NOT_MEASURED if value is None or not math.isfinite(value) else f"{value:.2g}"
+
+
+def result_word(criterion: Mapping[str, Any]) -> str:
+    """Return the result of a criterion of gate.json in a word."""
+    return "PASS" if criterion["passed"] else "FAIL"
+
+
+def verdict_notes(verdict: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the sentences below a verdict's criteria; a verdict of an older version has none."""
+    return tuple(verdict.get("notes", ()))
 
 
 def percent(value: float) -> str:

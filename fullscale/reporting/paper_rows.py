@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from fullscale.evaluation.paired import Gain, holm, paired_gain
 from fullscale.evaluation.score_files import read_scores, read_summary
-from fullscale.evaluation.statistics import Gain, holm, paired_gain
 from fullscale.params import Params
 from fullscale.runtime.console import track
 from fullscale.scans.volume import Volume

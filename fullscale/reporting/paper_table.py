@@ -119,7 +119,7 @@ def write_markdown(rows: Sequence[PaperRow], claims: Sequence[Claim], setting: S
     lines += format_table(
         (
             "what", "first", "second", f"gain in Dice ({confidence:.0%} interval)",
-            "Wilcoxon p", "Holm p", "patients",
+            "p", "Holm p", "patients",
         ),
         (
             (

@@ -19,7 +19,7 @@ from fullscale.reporting.charts import (
     draw_histories,
     draw_reliability,
 )
-from fullscale.reporting.numbers import Metric, percent
+from fullscale.reporting.numbers import Metric, percent, verdict_notes
 from fullscale.reporting.results import Results
 from fullscale.reporting.style import Picture, to_svg_uri
 from fullscale.reporting.tables import (
@@ -260,10 +260,11 @@ def verdict_section(results: Results, params: Params) -> ReportSection:
         "verdict",
         "Verdict",
         text=(
-            "The candidate passes if it meets every condition. Differences are means over "
-            f"patients, with the {percent(params.register_.confidence)} bootstrap interval over "
-            "patients and p of Wilcoxon's signed-rank test, also corrected for the number of tests "
-            "(Holm).",
+            "The candidate passes if it meets every condition.",
+            *verdict_notes(results.verdict),
+            "Paired differences are means over patients, with the "
+            f"{percent(params.register_.confidence)} interval and the two-sided p of the sign-flip "
+            "test over patients; p is also corrected for the number of tests (Holm).",
         ),
         tables=known_tables(criteria_table(results), comparisons),
         pictures=known_pictures(gain_charts(results.verdict)),

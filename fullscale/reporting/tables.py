@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fullscale.reporting.numbers import Metric, count, number, p_value, part_of, with_interval
+from fullscale.reporting.numbers import (
+    Metric,
+    count,
+    number,
+    p_value,
+    part_of,
+    result_word,
+    with_interval,
+)
 from fullscale.reporting.results import Results
 
 if TYPE_CHECKING:
@@ -50,10 +58,11 @@ def criteria_table(results: Results) -> Table:
     """Return the conditions of the promotion gate; no rows without a verdict."""
     criteria = results.verdict["criteria"] if results.verdict else ()
     rows = tuple(
-        (criterion["found"], criterion["wanted"], "yes" if criterion["passed"] else "no")
-        for criterion in criteria
+        (result_word(criterion), criterion["found"], criterion["wanted"]) for criterion in criteria
     )
-    return Table("Conditions of the promotion gate", ("found", "wanted", "holds"), rows)
+    return Table(
+        "Conditions of the promotion gate", ("result", "found", "wanted"), rows, num_names=3
+    )
 
 
 def comparison_table(results: Results) -> Table | None:
@@ -81,6 +90,7 @@ def score_table(results: Results) -> Table | None:
     """Return overlap and false positives of every organ and network."""
     counts = (
         Metric("num_cases", "cases", 0),
+        Metric("num_organ_free", "organ-free cases", 0),
         Metric("num_missed", "missed", 0),
         Metric("num_free_slices", "organ-free slices", 0),
     )

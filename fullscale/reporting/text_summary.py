@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fullscale.evaluation.promotion_gate import VERDICT_WORDS
-from fullscale.reporting.numbers import NOT_MEASURED
+from fullscale.reporting.numbers import NOT_MEASURED, result_word, verdict_notes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -74,14 +74,14 @@ def classifier_lines(results: Results) -> list[str]:
 
 
 def verdict_lines(verdict: VerdictContent) -> list[str]:
-    """Return the verdict and its criteria, a line each."""
+    """Return the verdict, its criteria and its notes, a line each."""
     return [
         f"Verdict: {VERDICT_WORDS[verdict['status']]}",
         *(
-            f"  {'yes' if criterion['passed'] else 'no '}  {criterion['found']} "
-            f"(wanted: {criterion['wanted']})"
+            f"  {result_word(criterion)}  {criterion['found']} (wanted: {criterion['wanted']})"
             for criterion in verdict["criteria"]
         ),
+        *(f"  {note}" for note in verdict_notes(verdict)),
     ]
 
 

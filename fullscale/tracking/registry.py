@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHALLENGER, CHAMPION = "challenger", "champion"
+TEST_SET_TAG, VERDICT_TAG = "fullscale.test_set", "fullscale.verdict"
 RESULTS_TAG = "fullscale.results_sha256"
 FILES_TAG = "fullscale.files_sha256"
 _WRITTEN_BY_DOWNLOAD = "registered_model_meta"
@@ -85,8 +86,36 @@ def add_test_results(store: Store, run_id: str, summary: Mapping[str, Any], fold
     ]
     client.log_batch(run_id, metrics=values)
     client.log_artifacts(run_id, str(folder), "test")
-    client.set_tag(run_id, "fullscale.test_set", str(summary["test_set"]))
+    client.set_tag(run_id, TEST_SET_TAG, str(summary["test_set"]))
     client.set_tag(run_id, RESULTS_TAG, digest)
+
+
+def add_verdict(store: Store, run_id: str, status: str) -> None:
+    """Tag the run of a candidate with the promotion gate's verdict on it."""
+    client, _ = connect(store)
+    client.set_tag(run_id, VERDICT_TAG, status)
+
+
+def count_judged(store: Store, test_set: str, weights_sha256: str) -> int:
+    """Return how many other candidates the promotion gate has judged on a test set.
+
+    Args:
+        store: all its runs are counted, also those whose verdict was not a pass.
+        test_set: digest of the test set.
+        weights_sha256: of the candidate that is not counted.
+    """
+    client, experiment_id = connect(store)
+    token, judged = None, set[str]()
+    while True:
+        runs = client.search_runs(
+            [experiment_id],
+            filter_string=f"tags.`{TEST_SET_TAG}` = '{test_set}' and tags.`{VERDICT_TAG}` != ''",
+            page_token=token,
+        )
+        judged |= {run.data.tags.get(WEIGHTS_TAG, run.info.run_id) for run in runs}
+        token = runs.token
+        if not token:
+            return len(judged - {weights_sha256})
 
 
 def add_files(store: Store, run_id: str, folder: Path, path: str) -> None:

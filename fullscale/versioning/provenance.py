@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
 import yaml
 
@@ -77,10 +79,29 @@ def stage_code(root: Path, stage: str) -> dict[str, str]:
     return found
 
 
-def digest_test_set(cases: Iterable[str]) -> str:
-    """Return a 16-digit identifier of a test set; the order of the cases does not matter."""
-    joined = "\n".join(sorted(cases))
-    return hashlib.sha256(joined.encode()).hexdigest()[:16]
+class AnnotatedCase(Protocol):
+    """What identifies a test case: its name, its patient and its annotation."""
+
+    @property
+    def name(self) -> str:
+        """Name of the case."""
+
+    @property
+    def patient(self) -> str:
+        """Identifier of the patient."""
+
+    @property
+    def label_sha256(self) -> str:
+        """Checksum of the label map's file."""
+
+
+def digest_test_set(cases: Iterable[AnnotatedCase]) -> str:
+    """Return a 16-digit identifier of a test set; the order of the cases does not matter.
+
+    A corrected annotation, or a scan that is found to be of another patient, is another test set.
+    """
+    rows = sorted([case.name, case.patient, case.label_sha256] for case in cases)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def library_versions() -> dict[str, str]:

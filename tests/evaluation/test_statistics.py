@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import numpy as np
@@ -9,13 +8,9 @@ from tiny import published
 
 from fullscale.evaluation.statistics import (
     bootstrap_mean,
-    compare_networks,
-    holm,
+    highest_rate,
     mean_over_cases,
-    pair_scores,
-    paired_gain,
     pooled_mean,
-    wilcoxon_p,
 )
 from fullscale.params import RegisterParams
 
@@ -29,22 +24,10 @@ def make_params(**changes):
     )
 
 
-def make_scores(dice, patients=None, organ="liver"):
-    numbers = range(len(dice))
-    return pd.DataFrame(
-        {
-            "case": [f"c{number}" for number in numbers],
-            "patient": patients or [f"p{number}" for number in numbers],
-            "organ": organ,
-            "dice": dice,
-        }
-    )
-
-
-def interval_of(values, weights=None, limits=(-math.inf, math.inf), **changes):
+def interval_of(values, weights=None, **changes):
     values = np.asarray(values, dtype=float)
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
-    return bootstrap_mean(values, weights, make_params(**changes), limits)
+    return bootstrap_mean(values, weights, make_params(**changes))
 
 
 # What the interval is centred on, and how it behaves at the edges.
@@ -88,14 +71,13 @@ def test_nothing_to_average_gives_no_number():
 
 
 def test_one_patient_bounds_nothing():
-    found = interval_of([0.9], limits=(0, 1))
-    assert (found.low, found.mean, found.high) == (0, 0.9, 1)
+    found = interval_of([0.9])
+    assert (found.low, found.mean, found.high) == (-math.inf, 0.9, math.inf)
 
 
 def test_two_patients_that_differ_bound_nothing():
-    found = interval_of([0.8, 0.9], limits=(0, 1))
-    assert (found.low, found.high) == (0, 1)
-    assert math.isinf(interval_of([0.8, 0.9]).high)
+    found = interval_of([0.8, 0.9])
+    assert (found.low, found.high) == (-math.inf, math.inf)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.9 - 0.8, 1 / 3])
@@ -111,15 +93,9 @@ def test_equal_but_for_rounding_is_equal():
 
 
 def test_mostly_tied_scores_keep_a_finite_end_on_the_safe_side():
-    found = interval_of([0.0] * 26 + [0.1, 0.2], limits=(-1, 1))
+    found = interval_of([0.0] * 26 + [0.1, 0.2])
     assert -0.05 < found.low < 0.01
-    assert found.high == 1
-
-
-def test_interval_ends_at_the_limits_of_the_score():
-    values = [0.99, 1.0, 0.98, 1.0, 0.7, 1.0]
-    assert interval_of(values).high > 1
-    assert interval_of(values, limits=(0, 1)).high == 1
+    assert math.isinf(found.high)
 
 
 def test_weighted_mean_is_the_mean_over_cases():
@@ -168,166 +144,19 @@ def test_cases_of_one_patient_are_not_more_patients():
     assert (once.low, once.high) == pytest.approx((twice.low, twice.high))
 
 
-# Paired differences.
+# Exact bounds of rates.
 
 
-def test_gain_leaves_out_pairs_without_a_dice():
-    gain = paired_gain(
-        make_scores([0.9, math.nan, 0.8]), make_scores([0.8, 0.9, math.nan]), make_params()
-    )
-    assert (gain.num_pairs, gain.num_patients) == (1, 1)
-    assert gain.mean == pytest.approx(0.1)
+@pytest.mark.parametrize("num_trials", [1, 8, 60, 122])
+def test_rate_of_no_event_is_bounded_by_the_probability_of_seeing_none(num_trials):
+    assert highest_rate(0, num_trials) == pytest.approx(1 - 0.05 ** (1 / num_trials))
 
 
-def test_gain_of_one_patient_is_anywhere():
-    patients = ["p", "p"]
-    gain = paired_gain(
-        make_scores([0.9, 0.7], patients), make_scores([0.8, 0.5], patients), make_params()
-    )
-    assert (gain.num_patients, gain.num_pairs) == (1, 2)
-    assert gain.mean == pytest.approx(0.15)
-    assert (gain.low, gain.high, gain.p_value) == (-1, 1, 1)
-
-
-def test_gain_counts_patient_with_two_scans_once():
-    patients = ["p0", "p0", "p1"]
-    gain = paired_gain(
-        make_scores([0.9, 0.9, 0.5], patients),
-        make_scores([0.7, 0.7, 0.5], patients),
-        make_params(),
-    )
-    assert gain.mean == pytest.approx(0.1)
-
-
-def test_gain_of_identical_predictions_is_nothing():
-    scores = make_scores([0.8, 0.9, 0.7, 0.6])
-    gain = paired_gain(scores, scores, make_params())
-    assert (gain.low, gain.mean, gain.high, gain.p_value) == (0, 0, 0, 1)
-
-
-def test_gain_without_pairs_is_no_number():
-    nothing = make_scores([math.nan] * 3)
-    gain = paired_gain(nothing, nothing, make_params())
-    assert gain.num_pairs == gain.num_patients == 0
-    assert all(math.isnan(each) for each in (gain.mean, gain.low, gain.high, gain.p_value))
-
-
-def test_gain_does_not_depend_on_the_order_of_rows():
-    rng = np.random.default_rng(0)
-    first, second = make_scores(rng.random(20)), make_scores(rng.random(20))
-    shuffled = second.sample(frac=1, random_state=0)
-    assert paired_gain(first, second, make_params()) == paired_gain(first, shuffled, make_params())
-
-
-def test_gain_changes_its_sign_with_the_order_of_networks():
-    rng = np.random.default_rng(1)
-    first, second = make_scores(rng.random(20)), make_scores(rng.random(20))
-    there, back = (paired_gain(*pair, make_params()) for pair in ((first, second), (second, first)))
-    assert (there.mean, there.low, there.high) == pytest.approx((-back.mean, -back.high, -back.low))
-    assert there.p_value == pytest.approx(back.p_value)
-
-
-def test_pairs_are_those_of_case_and_organ():
-    first = pd.concat([make_scores([0.9, 0.8]), make_scores([0.7, 0.6], organ="spleen")])
-    second = make_scores([0.1, 0.2], organ="spleen")
-    pairs = pair_scores(first, second)
-    assert pairs["organ"].tolist() == ["spleen", "spleen"]
-    assert (pairs["dice"] - pairs["dice_other"]).tolist() == pytest.approx([0.6, 0.4])
-
-
-def test_case_scored_twice_is_refused():
-    twice = pd.concat([make_scores([0.9])] * 2)
-    with pytest.raises(pd.errors.MergeError, match="not a one-to-one merge"):
-        pair_scores(twice, make_scores([0.8]))
-
-
-# Tests of significance.
-
-
-def exact_wilcoxon(differences):
-    """Two-sided p by going through all signs, for values without ties."""
-    ranks = stats.rankdata(np.abs(differences))
-    observed = ranks[np.asarray(differences) > 0].sum()
-    sums = np.array(
-        [np.dot(ranks, signs) for signs in itertools.product([0, 1], repeat=len(ranks))]
-    )
-    tail = min((sums <= observed).mean(), (sums >= observed).mean())
-    return min(1.0, 2 * tail)
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_wilcoxon_equals_all_signs_tried(seed):
-    differences = np.random.default_rng(seed).normal(0.3, 1, 9)
-    assert wilcoxon_p(differences) == pytest.approx(exact_wilcoxon(differences))
-
-
-@pytest.mark.parametrize(("num", "expected"), [(1, 1.0), (2, 0.5), (5, 2 / 32), (8, 2 / 256)])
-def test_wilcoxon_of_a_network_that_always_wins(num, expected):
-    assert wilcoxon_p(np.arange(1, num + 1) / 10) == pytest.approx(expected)
-
-
-def test_wilcoxon_with_ties_and_zeros():
-    """Equal differences share a rank, though rounding makes them differ; zeros are left out."""
-    rounded = np.array([0.9 - 0.8, 0.8 - 0.7, 0.0, -(0.3 - 0.2)])
-    assert rounded[0] != rounded[1]
-    assert wilcoxon_p(rounded) == pytest.approx(exact_wilcoxon([0.1, 0.1, -0.1]))
-
-
-def test_wilcoxon_without_differences():
-    assert wilcoxon_p(np.zeros(7)) == 1
-    assert math.isnan(wilcoxon_p(np.array([])))
-
-
-@pytest.mark.parametrize(
-    ("p_values", "expected"),
-    [
-        ([], []),
-        ([0.03], [0.03]),
-        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
-        ([0.04, 0.001, 0.2, 0.03], [0.09, 0.004, 0.2, 0.09]),
-        ([0.5, 0.6], [1.0, 1.0]),
-        ([0.02, 0.02], [0.04, 0.04]),
-    ],
-)
-def test_holm_matches_hand_computed_value(p_values, expected):
-    assert holm(p_values) == pytest.approx(expected)
-
-
-def test_holm_does_not_count_what_was_not_tested():
-    found = holm([0.01, math.nan, 0.03])
-    assert [found[0], found[2]] == pytest.approx([0.02, 0.03])
-    assert math.isnan(found[1])
-
-
-def test_comparison_holds_every_pair_of_networks_and_organ():
-    rng = np.random.default_rng(0)
-    tables = {
-        name: pd.concat([make_scores(rng.random(8)), make_scores(rng.random(8), organ="spleen")])
-        for name in ("a", "b", "c")
-    }
-    found = compare_networks(tables, make_params())
-    assert [(each.first, each.second, each.organ) for each in found] == [
-        (first, second, organ)
-        for first, second in (("a", "b"), ("a", "c"), ("b", "c"))
-        for organ in ("all", "liver", "spleen")
-    ]
-    corrected = holm([each.gain.p_value for each in found])
-    assert [each.p_holm for each in found] == pytest.approx(corrected)
-    assert found[0].gain == paired_gain(tables["a"], tables["b"], make_params())
-    assert found[0].gain.mean == pytest.approx((found[1].gain.mean + found[2].gain.mean) / 2)
-    assert [each.gain.num_pairs for each in found[:3]] == [16, 8, 8]
-
-
-def test_comparison_leaves_out_an_organ_that_one_network_lacks():
-    tables = {"a": make_scores([0.9, 0.8]), "b": make_scores([0.7, 0.6], organ="spleen")}
-    found = compare_networks(tables, make_params())
-    assert [each.organ for each in found] == ["all"]
-    assert found[0].gain.num_pairs == 0
-    assert math.isnan(found[0].p_holm)
-
-
-def test_one_network_is_compared_with_nothing():
-    assert compare_networks({"a": make_scores([0.9])}, make_params()) == []
+def test_rate_is_bounded_exactly():
+    """At the bound, so few events have a probability of 5 %."""
+    assert highest_rate(0, 8) == pytest.approx(0.3123, abs=1e-4)
+    assert stats.binom.cdf(3, 11, highest_rate(3, 11)) == pytest.approx(0.05)
+    assert highest_rate(8, 8) == 1
 
 
 # How often an interval holds the truth, measured.

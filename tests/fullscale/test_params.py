@@ -57,6 +57,17 @@ def test_published_params_are_valid():
         ({"register": {"model_name": "a/b"}}, r"register\.model_name: .*pattern"),
         ({"register": {"max_slice_fpr": 2}}, r"register\.max_slice_fpr: .*less than or equal to 1"),
         ({"register": {"max_organ_dice_loss": -0.1}}, r"max_organ_dice_loss: .*or equal to 0"),
+        ({"register": {"min_cases": 6}}, r"register\.min_cases: is now called register\.min_pat"),
+        ({"register": {"min_patients": 0}}, r"min_patients: .*greater than or equal to 1, found 0"),
+        (
+            {"register": {"min_organ_dice": 2}},
+            r"min_organ_dice: must be a number from 0 to 1, or one for each organ by name, found 2",
+        ),
+        ({"register": {"min_organ_dice": {"liver": "x", "spleen": 0}}}, r"must be a number from 0"),
+        (
+            {"register": {"min_organ_dice": {"liver": 0.5}}},
+            r"min_organ_dice names \['liver'\]; wanted one .* each of the organs \['liver', 'spl",
+        ),
         ({"networks": ["unet", "unet3plus", "vnet"]}, r"networks names 'vnet', but recipes holds"),
         ({"networks": ["unet", "unet", "unet3plus"]}, r"networks names one twice"),
         ({"networks": []}, r"networks: .*at least 1 item"),

@@ -4,6 +4,7 @@ from project import ROOT
 from fullscale.evaluation.score_files import read_summary, read_verdict
 from fullscale.params import load_params
 from fullscale.reporting.model_card import MAX_CHARS, PICTURES, make_model_page, make_version_page
+from fullscale.runtime.markdown import escape
 from fullscale.tracking.generated_text import is_ours
 from fullscale.workspace import open_workspace
 
@@ -43,7 +44,20 @@ def test_page_begins_with_the_verdict_and_every_reason(verdict, summaries):
     page = make_version_page(verdict, summaries, ORGANS, RUN_ID, list(PICTURES))
     assert page.startswith("PASS: the candidate may be promoted\n---\n")
     for criterion in verdict["criteria"]:
-        assert f"| yes | {criterion['found']}&nbsp; | {criterion['wanted']} |" in page
+        assert f"| PASS | {escape(criterion['found'])}&nbsp; | {criterion['wanted']} |" in page
+
+
+def test_page_has_the_notes_of_the_verdict(verdict, summaries):
+    verdict["notes"] = ["First candidate judged on test set 1234."]
+    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, list(PICTURES))
+    wanted = "A candidate passes if it meets all of these. First candidate judged on test set 1234."
+    assert wanted in page
+
+
+def test_page_of_an_older_verdict_has_no_notes(verdict, summaries):
+    verdict.pop("notes", None)
+    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, list(PICTURES))
+    assert "\nA candidate passes if it meets all of these.\n" in page
 
 
 def test_page_compares_candidate_baseline_and_champion(verdict, summaries):
@@ -118,6 +132,7 @@ def test_page_of_many_organs_fits_and_counts_what_it_leaves_out(verdict, summari
         {**criterion, "found": f"{organ}: mean Dice 0.9308, unet 0.9106 (8 cases)"}
         for organ in organs
     ]
+    verdict["notes"] = ["Judged: these weights against those weights."] * 5
     verdict["champion"] = CHAMPION
     page = make_version_page(verdict, summaries, organs, RUN_ID, list(PICTURES))
     assert MAX_CHARS - 200 < len(page) <= MAX_CHARS
@@ -138,7 +153,7 @@ def test_page_of_many_organs_fits_and_counts_what_it_leaves_out(verdict, summari
 CHANGES = (
     lambda page: f"{page} ",
     lambda page: f"Mine. {page}",
-    lambda page: page.replace("yes", "no"),
+    lambda page: page.replace("| PASS |", "| FAIL |"),
     lambda page: "Mine.",
 )
 

@@ -15,7 +15,7 @@ from quick_project import REMOTE
 
 from fullscale.params import load_params
 from fullscale.runtime.files import file_sha256
-from fullscale.scans.cohort import read_cohort, safe_name
+from fullscale.scans.cohort import Case, read_cohort, safe_name
 from fullscale.tracking.registry import CHALLENGER
 from fullscale.tracking.store import Store, use_tracking_uri
 from fullscale.versioning.git import SCANS_BRANCH, git
@@ -61,7 +61,7 @@ def verify(soak: Soak, received: list[dict]) -> dict[str, object]:
     weights, test_sets, statuses = verify_branches(elsewhere, made)
     split = load_params(soak.root / "params.yaml").split
     first = read_cohort(soak.root / "data").cases  # its checkout is as it was in the beginning
-    frozen = digest_test_set(each.name for each in first if is_test_patient(each.patient, split))
+    frozen = digest_test_set(each for each in first if is_test_patient(each.patient, split))
     assert test_sets == {frozen}, f"test sets {test_sets}, wanted {frozen}"
     versions = verify_registry(soak.services.mlflow_url, weights, made, frozen)
     soak.say("verified", f"{len(weights)} branches, {versions} versions, {names} cases landed")
@@ -115,10 +115,11 @@ def verify_data(elsewhere: Project, sent: list[Sent]) -> int:
     return len(landed)
 
 
-def tested_cases(elsewhere: Project) -> list[str]:
+def tested_cases(elsewhere: Project) -> list[Case]:
     """The test cases of the split that is checked out."""
     table = (elsewhere.root / "artifacts/split.csv").read_text().split()
-    return [line.split(",")[0] for line in table[1:] if line.endswith(",test")]
+    names = {line.split(",")[0] for line in table[1:] if line.endswith(",test")}
+    return [case for case in read_cohort(elsewhere.root / "data").cases if case.name in names]
 
 
 def verify_branches(

@@ -13,7 +13,11 @@ from fullscale.tracking.store import Store
 TINY = {
     "slice": {"size_px": 32, "pixel_mm": 12, "neighbour_mm": 8},
     "train": {"width": 4, "num_epochs": 2, "batch_size": 8, "num_picture_slices": 2},
-    "register": {"num_bootstrap": 200, "min_cases": 2},
+    "register": {
+        "num_bootstrap": 200,
+        "min_patients": 2,
+        "confidence": 0.7,  # 15 %, one-sided: three test patients reach 12.5 %
+    },
 }
 ANNOTATED = ["liver;spleen"] * 6 + ["liver", "spleen"]
 CASES = "".join(f"case_{i:02d},patient_{i:02d},{names}\n" for i, names in enumerate(ANNOTATED))

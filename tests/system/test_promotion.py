@@ -63,7 +63,7 @@ def add_network(root: Path, name: str, params: Params, cohort: Cohort, seed: int
     reports = root / "reports" / name
     scores.to_csv(reports / "cases.csv", index=False)
     summary = {
-        "test_set": digest_test_set(cases),
+        "test_set": digest_test_set(cohort.cases),
         **summarise(scores, tuple(params.organs), params.register_),
     }
     (reports / "summary.json").write_text(json.dumps(summary))
@@ -87,7 +87,7 @@ def registered(tmp_path_factory, server) -> Registered:
     project.environment["MLFLOW_TRACKING_URI"] = server.uri
     project.change_params("slice", size_px=32, pixel_mm=12)
     project.change_params("train", width=4)
-    project.change_params("register", num_bootstrap=200, min_cases=2)
+    project.change_params("register", num_bootstrap=200, min_patients=2, confidence=0.7)
     project.run("git", "commit", "--all", "--quiet", "--message", "Smaller")
     root, params = project.root, load_params(project.root / "params.yaml")
     ingest(write_nnunet(folder / "source", 3), root / "data")

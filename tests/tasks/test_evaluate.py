@@ -280,16 +280,30 @@ def make_rows(**columns):
         "num_predicted_voxels": [40, 0, 60],
         "patient": ["a", "b", "c"],
     }
-    dice = [0.5, math.nan, 0.7]
+    dice = [0.5, 1.0, 0.7]
     return pd.DataFrame({"organ": "liver", "dice": dice, **counts, **columns})
 
 
-def test_summary_leaves_empty_pairs_out_of_the_mean_and_says_so():
+def test_summary_counts_organ_free_cases_and_says_so():
     summary = summarise(make_rows(hd95_mm=[3.0, math.nan, 5.0]), ["liver"])
-    assert summary["test/dice/liver"] == pytest.approx(0.6)
+    assert summary["test/dice/liver"] == pytest.approx(2.2 / 3)
     assert summary["test/hd95_mm/liver"] == pytest.approx(4)
-    assert summary["test/num_cases/liver"] == summary["test/num_pairs"] == 2
+    assert summary["test/num_cases/liver"] == summary["test/num_pairs"] == 3
+    assert summary["test/num_organ_free/liver"] == 1
     assert summary["test/num_missed/liver"] == 0
+
+
+def test_annotation_is_read_with_the_label_ids_asked_for(predictor, tiny_cohort, score_drawn):
+    """A network whose spleen is label 2, where the annotation now has the spleen as label 1."""
+    annotator = Annotator(predictor, tiny_cohort, lambda organ, mask: mask, None)
+    scores = score_cases(
+        annotator, tiny_cohort.cases, tiny_cohort, SETTINGS, organs={"spleen": (1,)}
+    )
+    own = score_drawn(classifier=None)
+    assert set(scores["organ"]) == {"spleen"}
+    liver = own.loc[own["organ"] == "liver", "num_true_voxels"].tolist()
+    assert scores["num_true_voxels"].tolist() == liver
+    assert (scores["dice"] < 0.1).all()
 
 
 def test_summary_pools_rates_over_cases():

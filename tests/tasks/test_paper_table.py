@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from project import ROOT
 
-from fullscale.evaluation.statistics import Gain
+from fullscale.evaluation.paired import Gain
 from fullscale.reporting.paper_rows import (
     CLAIMS,
     CRF_REASON,
@@ -92,7 +92,7 @@ def test_markdown_tells_what_networks_cost(setting):
 
 
 def test_markdown_tells_how_sure_a_claim_is(setting):
-    gain = Gain(0.01, -0.02, 0.04, 0.3, 8, 17)
+    gain = Gain(0.01, -0.02, 0.04, 0.15, 0.3, 8, 17)
     text = write_markdown([RUN], [Claim("CGM", "with", "without", gain, 0.9)], setting)
     (line,) = lines_of(text, "What the paper says is better")[2:]
     for part in ("CGM", "+0.0100", "-0.0200", "+0.0400", "| 0.3 |", "| 0.9 |", "| 8 |"):

@@ -22,6 +22,7 @@ from fullscale.prediction.network_files import (
     Trained,
     build,
     describe_network,
+    load_trained,
     save_trained,
 )
 from fullscale.reporting.model_card import make_model_page
@@ -36,12 +37,18 @@ from fullscale.reporting.text_summary import (
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256
 from fullscale.tracking import store as tracking_store
-from fullscale.tracking.registry import CHALLENGER, CHAMPION, find_alias, find_training_run
+from fullscale.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    count_judged,
+    find_alias,
+    find_training_run,
+)
 from fullscale.tracking.run_record import RunDescription
 from fullscale.tracking.runs import training_run
 from fullscale.tracking.store import WEIGHTS_TAG, use_tracking_uri
 from fullscale.training.history import write_history
-from fullscale.versioning.provenance import Provenance
+from fullscale.versioning.provenance import Provenance, digest_test_set
 from fullscale.workspace import open_workspace
 from tasks.register import (
     LIBRARIES,
@@ -50,6 +57,7 @@ from tasks.register import (
     ensure_run,
     record_verdict,
     register,
+    score_champion,
 )
 
 PROVENANCE = Provenance(git_commit="c" * 40, data_version="d" * 32 + ".dir")
@@ -70,7 +78,8 @@ def add_network(root, name, params, cohort, seed, dice):
     reports = root / "reports" / name
     reports.mkdir(parents=True)
     scores.to_csv(reports / "cases.csv", index=False)
-    summary = {"test_set": "x" * 16, **summarise(scores, tuple(params.organs))}
+    test_set = digest_test_set(case for case in cohort.cases if case.name in TEST_CASES)
+    summary = {"test_set": test_set, **summarise(scores, tuple(params.organs))}
     (reports / "summary.json").write_text(json.dumps(summary))
 
 
@@ -113,10 +122,12 @@ def test_pass_registers_first_version_with_both_aliases(project, tiny_params, em
     assert tags["fullscale.data_version"] == PROVENANCE.data_version
     assert tags["fullscale.git_commit"] == PROVENANCE.git_commit
     assert tags["fullscale.test_set"] == content["test_set"]
-    assert "interval" in tags["fullscale.verdict.dice_gain"]
+    assert "at least +0.1000" in tags["fullscale.verdict.dice_gain"]
+    assert content["notes"][-1] == f"First candidate judged on test set {content['test_set']}."
 
-    _, again = run_stage(project, tiny_params, empty_store)
+    content, again = run_stage(project, tiny_params, empty_store)
     assert again == "1"
+    assert content["num_verdicts"] == 1
     client = mlflow.MlflowClient(empty_store.uri)
     assert len(client.search_model_versions(f"name = '{name}'")) == 1
 
@@ -181,12 +192,14 @@ def check_better_candidate(project, params, store):
     description = describe_network("unet3plus", params)
     save_trained(project / "artifacts/train/unet3plus", build(description), description)
     content, version = run_stage(project, params, store)
-    assert [criterion["name"] for criterion in content["criteria"]][-1] == "champion"
+    assert [criterion["name"] for criterion in content["criteria"]][-4:] == [
+        *("champion", "champion_failures", "champion/liver", "champion/spleen")
+    ]
     assert version == "2"
+    assert content["num_verdicts"] == 2
     name = params.register_.model_name
-    champion = content["criteria"][-1]
-    assert champion["found"].startswith("unet3plus - champion version 1: ")
-    assert "test set" not in champion["found"]
+    assert content["criteria"][-4]["found"].startswith("Dice against champion version 1 +")
+    assert not any("was registered on" in note for note in content["notes"])
     assert {"unet3plus", "unet", "champion version 1"} == {
         name for each in content["comparisons"] for name in (each["first"], each["second"])
     }
@@ -213,9 +226,9 @@ def check_other_test_set(project, params, store):
     client.set_model_version_tag(
         params.register_.model_name, "1", "fullscale.test_set", "feedfeedfeedfeed"
     )
-    criterion = decide(params, open_workspace(project), store).criteria[-1]
-    here = read_verdict(open_workspace(project))["test_set"]
-    assert f"registered on test set feedfeedfeedfeed, both are scored on {here}" in criterion.found
+    verdict = decide(params, open_workspace(project), store)
+    assert verdict.trial.test_set == read_verdict(open_workspace(project))["test_set"]
+    assert any("registered on test set feedfeedfeedfeed; both" in note for note in verdict.notes)
 
 
 def test_verdict_is_json_where_nothing_could_be_measured(project, tiny_params, mlflow_store):
@@ -229,7 +242,7 @@ def test_verdict_is_json_where_nothing_could_be_measured(project, tiny_params, m
         raise AssertionError(f"{constant} is no JSON")
 
     content = json.loads(text, parse_constant=refuse)
-    assert content["status"] == "fail"
+    assert content["status"] == "undecided"
     assert content["dice_gain"]["mean"] is None
     assert content["dice_gain"]["num_pairs"] == 0
     assert all(each["p_holm"] is None for each in content["comparisons"] if each["organ"] == "all")
@@ -247,7 +260,47 @@ def test_failed_gate_registers_nothing_and_says_why(project, tiny_params, mlflow
     assert registry_line(params, content, mlflow_store).endswith("the promotion gate did not pass")
     lines = verdict_lines(content)
     assert lines[0].startswith("Verdict: FAIL")
-    assert any(line.startswith("  no ") and "-0.1000" in line for line in lines)
+    assert any(line.startswith("  FAIL  ") and "-0.1000" in line for line in lines)
+    assert lines[-len(content["notes"]) :] == [f"  {note}" for note in content["notes"]]
+
+
+def test_failed_verdicts_count_as_verdicts_on_the_test_set(project, tiny_params, empty_store):
+    workspace = open_workspace(project)
+    name = workspace.trained("unet3plus")
+    description = describe_network("unet3plus", tiny_params)
+    rescale(project, "unet3plus", 0.7)
+    for seed in (21, 22):
+        torch.manual_seed(seed)
+        save_trained(name, build(description), description)
+        content, _ = run_stage(project, tiny_params, empty_store)
+        assert content["status"] == "fail"
+    assert content["num_verdicts"] == 2
+    test_set, weights = content["test_set"], content["weights_sha256"]
+    assert count_judged(empty_store, test_set, weights) == 1
+    assert count_judged(empty_store, test_set, "f" * 64) == 2
+    assert count_judged(empty_store, "f" * 16, weights) == 0
+
+
+def test_champion_keeps_its_threshold_and_is_scored_on_todays_labels(
+    project, tiny_params, tiny_cohort, mlflow_store
+):
+    settings = tiny_params.register_.model_copy(update={"model_name": "relabelled"})
+    params = tiny_params.model_copy(update={"register_": settings})
+    assert run_stage(project, params, mlflow_store)[1] == "1"
+    today = params.model_copy(
+        update={
+            "organs": {"liver": (2,), "bone": (1,)},
+            "evaluate": params.evaluate.model_copy(update={"threshold": 0.999}),
+        }
+    )
+    champion = score_champion(today, tiny_cohort, mlflow_store, TEST_CASES, "other weights")
+    assert champion.organs == ("liver", "spleen")
+    trained = load_trained(project / "artifacts/train/unet3plus")
+    plain = params.evaluate.model_copy(update={"ablate_slice_classifier": False})
+    _, wanted = evaluate_network(trained, tiny_cohort, TEST_CASES, plain, organs={"liver": (2,)})
+    pd.testing.assert_frame_equal(champion.scores, wanted)
+    assert set(wanted["organ"]) == {"liver"}
+    assert wanted["num_predicted_voxels"].any()  # at 0.999 there would be none
 
 
 def test_test_results_are_added_to_the_run_once(project, tiny_params, mlflow_store):
@@ -303,6 +356,15 @@ def test_scores_on_different_cases_are_refused(project, tiny_params, mlflow_stor
     table = pd.read_csv(path)
     table[table["case"] != "case_00"].to_csv(path, index=False)
     with pytest.raises(StageError, match="scored on different test cases"):
+        decide(tiny_params, open_workspace(project), mlflow_store)
+
+
+def test_scores_on_another_annotation_are_refused(project, tiny_params, mlflow_store):
+    path = project / "data/cases.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table.loc[table["case"] == TEST_CASES[0], "label_sha256"] = "0" * 64
+    table.to_csv(path, index=False)
+    with pytest.raises(StageError, match=r"unet3plus was scored on test set .*run `dvc repro`"):
         decide(tiny_params, open_workspace(project), mlflow_store)
 
 

@@ -17,7 +17,7 @@ from tiny import TINY, changed
 from typer.testing import CliRunner
 
 from fullscale.evaluation.calibration import ReliabilityCurve
-from fullscale.evaluation.promotion_gate import judge
+from fullscale.evaluation.promotion_gate import Trial, judge
 from fullscale.evaluation.score_files import write_calibration, write_scores, write_summary
 from fullscale.evaluation.slice_pictures import choose_slices
 from fullscale.evaluation.summary import (
@@ -83,7 +83,7 @@ from fullscale.tracking.run_record import RunDescription
 from fullscale.tracking.runs import training_run
 from fullscale.tracking.store import WEIGHTS_TAG
 from fullscale.training.history import write_history
-from fullscale.versioning.provenance import Provenance, digest_test_set, library_versions
+from fullscale.versioning.provenance import Provenance, library_versions
 from fullscale.workspace import open_workspace
 from tasks.cli import app
 from tasks.register import record_verdict
@@ -91,6 +91,7 @@ from tasks.report import track_report, write_report
 
 ORGANS = ("liver", "spleen")
 NETWORKS = ("unet", "unet3plus")
+TEST_SET = "1234567890abcdef"
 CASES = [f"case_{place:02d}" for place in range(8)]
 ABSENT = {"case_06": "spleen", "case_07": "liver"}
 PROVENANCE = Provenance("c" * 40, "aaaa.dir")
@@ -189,8 +190,9 @@ def finished(tmp_path_factory, tiny_params):
         write_calibration(workspace, name, tabulate_calibration(curves))
         metrics = summarise(tables[name], ORGANS, tiny_params.register_)
         metrics |= summarise_calibration(curves)
-        write_summary(workspace, name, digest_test_set(CASES), metrics)
-    verdict = judge(tables["unet3plus"], tables["unet"], None, tiny_params.register_)
+        write_summary(workspace, name, TEST_SET, metrics)
+    trial = Trial(ORGANS, TEST_SET)
+    verdict = judge(tables["unet3plus"], tables["unet"], None, trial, tiny_params.register_)
     record_verdict(verdict, tiny_params, workspace, PROVENANCE)
     return root
 
@@ -366,12 +368,13 @@ def test_scores_of_another_test_set_are_pointed_out(project, tiny_params):
 # Tables
 
 
-def test_clause_table_says_what_the_verdict_says(results):
-    table = criteria_table(results)
+def test_criteria_table_says_what_the_verdict_says(results):
     criteria = results.verdict["criteria"]
-    assert len(table.rows) == len(criteria) == 6
-    for row, criterion in zip(table.rows, criteria, strict=True):
-        assert row == (criterion["found"], criterion["wanted"], "yes")
+    criteria[1]["passed"] = False
+    table = criteria_table(results)
+    assert len(table.rows) == len(criteria) == 9
+    for place, (row, criterion) in enumerate(zip(table.rows, criteria, strict=True)):
+        assert row == ("FAIL" if place == 1 else "PASS", criterion["found"], criterion["wanted"])
 
 
 def test_comparison_table_has_every_organ_and_all(results):
@@ -716,7 +719,8 @@ def test_every_picture_says_in_words_what_it_shows(page):
 def test_page_starts_with_the_verdict(page):
     assert "PASS" in page.text[""]
     assert "the candidate may be promoted" in page.text[""]
-    assert "at least 2 test cases" in page.text["verdict"]
+    assert "at least 2 for each organ" in page.text["verdict"]
+    assert f"First candidate judged on test set {TEST_SET}." in page.text["verdict"]
     assert list(page.text) == [
         "", "verdict", "scores", "surfaces", "cases", "classifier", "learning", "calibration",
         "provenance",
@@ -763,9 +767,18 @@ def test_verdict_that_is_no_pass_says_so(results, tiny_params, status):
     results.verdict["criteria"][1]["passed"] = False
     page = rendered(results, verdict_section(results, tiny_params))
     assert status.upper() in page.text[""]
-    shown = [a["class"] for tag, a in page.tags if tag == "td" and a.get("class")]
-    assert shown.count("no") == 1
-    assert shown.count("yes") == 5
+    shown = [a["class"] for tag, a in page.tags if tag == "th" and a.get("class")]
+    assert shown.count("name fail") == 1
+    assert shown.count("name pass") == 8
+
+
+def test_page_of_an_older_verdict_has_no_notes(results, tiny_params):
+    with_notes = rendered(results, verdict_section(results, tiny_params))
+    assert "First candidate judged" in with_notes.text["verdict"]
+    del results.verdict["notes"]
+    older = rendered(results, verdict_section(results, tiny_params))
+    assert "First candidate judged" not in older.text["verdict"]
+    assert "unet3plus - unet" in older.text["verdict"]
 
 
 def test_without_a_verdict_the_page_says_how_to_get_one(project, tiny_params):
@@ -803,7 +816,7 @@ def test_results_of_an_older_version_give_a_page_with_notes(project):
     page, notes = written(project)
     assert len(notes) == 2
     assert "Paired differences by organ: Not available" in page.text["verdict"]
-    assert "Not in these results: IoU, missed." in page.text["scores"]
+    assert "Not in these results: IoU, organ-free cases, missed." in page.text["scores"]
     assert "Distances: Not available" in page.text["surfaces"]
     assert (
         "Comparison with and without the slice classifier: Not available: an older version"
