@@ -5,8 +5,8 @@ Both operations are linear, so with t running over the nine taps
     conv(up(x)) = sum over t of shift_t(up(W_t x)),
 
 where W_t x is a 1x1 convolution at the low resolution. Bilinear upsampling is separable, and
-"upsample, then shift, zeros coming in" is a small matrix per axis and tap: the three horizontal taps
-are summed by products with w x (scale w) matrices, the three vertical ones by products with
+"upsample, then shift, zeros coming in" is one small matrix per axis and tap: the three horizontal
+taps are summed by products with w x (scale w) matrices, the three vertical ones by products with
 (scale h) x h matrices. The zeros that come in are the convolution's padding, so borders are exact.
 
 Shapes: B batch, C channels, O output channels, h w pixels before and H W pixels after upsampling,
@@ -69,10 +69,10 @@ def conv_then_upsample(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, scal
     is copied from one layout to another in between.
     """
     batch, in_channels, height, width = x_BCHW.shape
-    rows, columns = (shifted_upsampling(size, scale, x_BCHW) for size in (height, width))
     x = x_BCHW.permute(0, 2, 3, 1).reshape(-1, in_channels)  # (B h w), C
     taps = weight.permute(3, 2, 0, 1).reshape(-1, in_channels)  # (u v O), C
     x = torch.mm(taps, x.T).view(3, -1, width)  # u, (v O B h), w
+    rows, columns = (shifted_upsampling(size, scale, x) for size in (height, width))
     x = sum_of_products(x, columns.mT).view(3, -1, height, scale * width)  # v, (O B), h, W
     x = sum_of_products(rows.unsqueeze(1).expand(-1, x.shape[1], -1, -1), x)  # (O B), H, W
     x = x.view(-1, batch, scale * height, scale * width)
@@ -83,11 +83,10 @@ def conv_then_upsample(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, scal
 
 def sum_of_products(a: Tensor, b: Tensor) -> Tensor:
     """Return a[0] @ b[0] + a[1] @ b[1] + ... for stacks of matrices or of batches of matrices."""
-    pairs = list(zip(a.unbind(0), b.unbind(0), strict=True))
-    total = torch.matmul(*pairs[0])
-    add_product = torch.addmm if total.ndim == 2 else torch.baddbmm
-    for first, second in pairs[1:]:
-        total = add_product(total, first, second)
+    first, *others = zip(a.unbind(0), b.unbind(0), strict=True)
+    total = torch.matmul(*first)
+    for pair in others:
+        total = total.addmm_(*pair) if total.ndim == 2 else total.baddbmm_(*pair)
     return total
 
 
