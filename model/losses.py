@@ -10,23 +10,15 @@ Shapes: S side outputs, B batch, K organs, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from model.output import Output
-
-# Wang et al., Asilomar 2003: weights of the five scales, then the usual constants of SSIM.
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-SSIM_C1 = 0.01**2
-SSIM_C2 = 0.03**2
-SSIM_SIGMA = 1.5
-LARGEST_WINDOW = 11
-SMALLEST_WINDOW = 3
-SMALLEST_SIDE = 32
-CONTRAST_FLOOR = 1e-4
+from model.similarity import ms_ssim, repeat_channels
 
 
 class Loss(NamedTuple):
@@ -60,14 +52,37 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0) -> Tensor:
 
     Args:
         logits: ... x H x W.
-        target: ... x H x W in [0, 1], broadcast against logits.
+        target: 0 and 1, ... x H x W; it gets no gradient.
         gamma: down-weighting of pixels that are already right; 0 = cross-entropy.
     """
-    target = target.to(logits.dtype).expand_as(logits)
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    p = torch.sigmoid(logits)
-    p_wrong = p + target - 2 * p * target
-    return (p_wrong**gamma * cross_entropy).mean(dim=(-2, -1))
+    return cast(Callable[..., Tensor], MeanFocal.apply)(logits, target, gamma)
+
+
+class MeanFocal(torch.autograd.Function):
+    """Focal loss, mean over pixels, in few passes.
+
+    With u = -logit inside the mask and u = logit outside, 1 - p_t is q = sigmoid(u), and -log p_t
+    is softplus(u).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+        """Arguments of `focal_loss` -> its result."""
+        sign = 1 - 2 * target.to(logits.dtype)
+        u = logits * sign
+        q = torch.sigmoid(u)
+        cross_entropy = F.softplus(u)
+        ctx.save_for_backward(sign, q, cross_entropy)
+        ctx.gamma = gamma
+        return (q**gamma).mul_(cross_entropy).mean(dim=(-2, -1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of the logits: sign q^gamma (gamma (1 - q) cross_entropy + q)."""
+        sign, q, cross_entropy = ctx.saved_tensors
+        slope = (1 - q).mul_(cross_entropy).mul_(ctx.gamma).add_(q).mul_(q**ctx.gamma).mul_(sign)
+        return slope.mul_(grad[..., None, None] / q.shape[-2:].numel()), None, None
 
 
 def iou_loss(p: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
@@ -87,95 +102,7 @@ def iou_loss(p: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
     return 1 - (intersection + smooth) / (union + smooth)
 
 
-def ms_ssim_window(side: int) -> tuple[int, int]:
-    """Return window (pixels) and number of scales of MS-SSIM for images with this smaller side.
-
-    From 176 px on the window is the published 11 px. For smaller images it is the largest odd
-    window that fits the fifth scale (sides halve, rounding up), at least 3 px. Below 33 px even
-    that does not fit: the fifth scale is left out and the other weights are scaled to sum to 1.
-
-    Raises:
-        ValueError: the side is below 32 px.
-    """
-    if side < SMALLEST_SIDE:
-        raise ValueError(
-            f"MS-SSIM needs images of at least {SMALLEST_SIDE} pixels a side, got {side}: "
-            "use larger slices, or leave ms_ssim out of the loss's terms"
-        )
-    coarsest = -(-side // 2 ** (len(MS_SSIM_WEIGHTS) - 1))
-    if coarsest < SMALLEST_WINDOW:
-        return SMALLEST_WINDOW, len(MS_SSIM_WEIGHTS) - 1
-    return min(LARGEST_WINDOW, coarsest - 1 + coarsest % 2), len(MS_SSIM_WEIGHTS)
-
-
-def ms_ssim(p: Tensor, target: Tensor) -> Tensor:
-    """Return the multi-scale structural similarity of maps in [0, 1] (Wang et al., 2003).
-
-    Gaussian window with sigma 1.5; window size and number of scales as in `ms_ssim_window`.
-
-    Args:
-        p: ... x H x W.
-        target: ... x H x W, broadcast against p, so that its moments are computed only once.
-
-    Returns:
-        ..., in (0, 1].
-    """
-    window, num_scales = ms_ssim_window(min(p.shape[-2:]))
-    target = target.to(p.dtype)
-    similarity = torch.ones((), dtype=p.dtype, device=p.device)
-    weights = MS_SSIM_WEIGHTS[:num_scales]
-    for scale, weight in enumerate(weights):
-        luminance, contrast = _ssim_maps(p, target, window)
-        term = (
-            contrast.mean(dim=(-2, -1))
-            if scale < num_scales - 1
-            else ((luminance * contrast).mean(dim=(-2, -1)))
-        )
-        # The term can be negative, and its power then NaN.
-        similarity = similarity * term.clamp(min=CONTRAST_FLOOR) ** (weight / sum(weights))
-        if scale < num_scales - 1:
-            p, target = _halve(p), _halve(target)
-    return similarity
-
-
-def _ssim_maps(p: Tensor, g: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Return luminance and contrast-structure terms at every position where the window fits."""
-    # The window is separable: two products with band matrices instead of a large convolution.
-    rows, columns = (_gaussian_band(side, window, p) for side in p.shape[-2:])
-
-    def smooth(x: Tensor) -> Tensor:
-        return rows @ x @ columns.mT
-
-    mean_p, mean_g = smooth(p), smooth(g)
-    variance_p = smooth(p * p) - mean_p**2
-    variance_g = smooth(g * g) - mean_g**2
-    covariance = smooth(p * g) - mean_p * mean_g
-    luminance = (2 * mean_p * mean_g + SSIM_C1) / (mean_p**2 + mean_g**2 + SSIM_C1)
-    contrast = (2 * covariance + SSIM_C2) / (variance_p + variance_g + SSIM_C2)
-    return luminance, contrast
-
-
-def _gaussian_band(side: int, window: int, like: Tensor) -> Tensor:
-    """Return a matrix, (side - window + 1) x side, whose rows are shifted Gaussian windows."""
-    offset = torch.arange(side, device=like.device) - torch.arange(
-        side - window + 1, device=like.device
-    ).unsqueeze(1)
-    weight = torch.exp(-((offset - window // 2) ** 2) / (2 * SSIM_SIGMA**2))
-    weight = weight * ((offset >= 0) & (offset < window))
-    return (weight / weight.sum(dim=1, keepdim=True)).to(like.dtype)
-
-
-def _halve(x: Tensor) -> Tensor:
-    """Average 2 x 2 pixels; an odd last row or column is averaged alone."""
-    halved = F.avg_pool2d(x.flatten(0, -3), 2, ceil_mode=True)
-    return halved.view(*x.shape[:-2], *halved.shape[-2:])
-
-
-SEGMENTATION_TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "focal": focal_loss,
-    "ms_ssim": lambda logits, target: 1 - ms_ssim(torch.sigmoid(logits), target),
-    "iou": lambda logits, target: iou_loss(torch.sigmoid(logits), target),
-}
+SEGMENTATION_TERMS = ("focal", "ms_ssim", "iou")
 
 
 def segmentation_values(
@@ -183,7 +110,7 @@ def segmentation_values(
     target_BKHW: Tensor,
     annotated_BK: Tensor | None = None,
     *,
-    terms: Sequence[str] = ("focal", "ms_ssim", "iou"),
+    terms: Sequence[str] = SEGMENTATION_TERMS,
 ) -> dict[str, Tensor]:
     """Return each segmentation term for every side output, image and organ.
 
@@ -208,13 +135,25 @@ def segmentation_values(
             else f"no loss terms: use some of {', '.join(SEGMENTATION_TERMS)}"
         )
     check_shapes(logits[0], target_BKHW, annotated_BK)
+    batch, num_organs = target_BKHW.shape[:2]
     with torch.autocast(logits[0].device.type, enabled=False):
-        stacked_SBKHW = torch.stack([each.float() for each in logits])
         target = target_BKHW.float()
         if annotated_BK is not None:
             # Unread masks may hold anything, and NaN * 0 would still be NaN in the mean.
             target = torch.where(annotated_BK[..., None, None], target, 0)
-        return {term: SEGMENTATION_TERMS[term](stacked_SBKHW, target[None]) for term in terms}
+        # Channels are the organs of the first side output, then those of the next, and so on.
+        maps = torch.cat([each.float() for each in logits], dim=1)
+        maps, target = (
+            each.contiguous(memory_format=torch.channels_last) for each in (maps, target)
+        )
+        repeated, p = repeat_channels(target, maps), torch.sigmoid(maps)
+        compute: dict[str, Callable[[], Tensor]] = {
+            "focal": lambda: focal_loss(maps, repeated),
+            "ms_ssim": lambda: 1 - ms_ssim(p, target),
+            "iou": lambda: iou_loss(p, repeated),
+        }
+        shape = (batch, len(logits), num_organs)
+        return {term: compute[term]().view(shape).transpose(0, 1) for term in terms}
 
 
 def classification_loss(
@@ -244,7 +183,7 @@ def total_loss(
     target_BKHW: Tensor,
     annotated_BK: Tensor | None = None,
     *,
-    terms: Sequence[str] = ("focal", "ms_ssim", "iou"),
+    terms: Sequence[str] = SEGMENTATION_TERMS,
 ) -> Loss:
     """Return the loss of UNet 3+: segmentation terms on every side output, and the classifier's.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -44,9 +45,16 @@ DILATED_TO_16 = {"plain": 16, "resnet101": 16}
 
 NETWORKS: dict[str, NetworkInfo] = {
     "unet": NetworkInfo(
-        "UNet",
+        "UNet, batch norm also in its decoder",
         "Ronneberger et al., MICCAI 2015",
         UNet,
+        U_SHAPED,
+        projected=True,
+    ),
+    "unet_official": NetworkInfo(
+        "UNet",
+        "Ronneberger et al., MICCAI 2015",
+        partial(UNet, norm=False),
         U_SHAPED,
         projected=True,
         published_parameters_m={"plain": 39.39, "resnet101": 55.90},

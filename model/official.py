@@ -96,7 +96,7 @@ class Official(NamedTuple):
 
 
 OFFICIAL = {
-    "unet": Official("unet", {}, UNET),
+    "unet": Official("unet_official", {}, UNET),
     "unetplusplus": Official(
         "unetplusplus",
         {"deep_supervision": True},

@@ -126,7 +126,8 @@ def pad_to_multiple(x_BCHW: Tensor, multiple: int) -> tuple[Tensor, Frame]:
 
 def restore(x_BCHW: Tensor, frame: Frame) -> Tensor:
     """Resample a map of the padded image, at any resolution, to the image's own pixels."""
-    x_BCHW = resize(x_BCHW, frame.padded_size)
+    # One map after the other in memory: upsampling so few channels is twice as fast.
+    x_BCHW = resize(x_BCHW.contiguous(), frame.padded_size)
     if frame.size == frame.padded_size:
         return x_BCHW
     height, width = frame.size

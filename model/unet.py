@@ -1,4 +1,4 @@
-"""UNet as the UNet 3+ authors' program has it (Ronneberger et al., MICCAI 2015), Attention UNet.
+"""UNet (Ronneberger et al., MICCAI 2015), in two forms, and Attention UNet.
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -18,13 +18,16 @@ from model.segmentation import SegmentationNetwork
 
 
 class UNet(SegmentationNetwork):
-    """Plain skip connections; the decoder has 4x4 transposed convolutions and no batch norm."""
+    """Plain skip connections; the decoder upsamples by 4x4 transposed convolutions.
 
-    def __init__(self, encoder: Encoder, *, num_organs: int) -> None:
+    Without `norm` the decoder has no batch norm, as in the UNet 3+ authors' program.
+    """
+
+    def __init__(self, encoder: Encoder, *, num_organs: int, norm: bool = True) -> None:
         super().__init__(encoder, num_organs)
         pairs = list(pairwise(encoder.channels))
         self.ups = nn.ModuleList(Up(deep, fine) for fine, deep in pairs)
-        self.blocks = nn.ModuleList(DoubleConv(2 * fine, fine, norm=False) for fine, _ in pairs)
+        self.blocks = nn.ModuleList(DoubleConv(2 * fine, fine, norm=norm) for fine, _ in pairs)
         self.head = nn.Conv2d(encoder.channels[0], num_organs, 3, padding=1)
 
     def decode(self, maps: list[Tensor], *, all_heads: bool) -> list[Tensor]:
@@ -59,10 +62,13 @@ class AttentionGate(nn.Module):
 
 
 class AttentionUNet(UNet):
-    """UNet with attention gates on its skip connections: Oktay et al., MIDL 2018."""
+    """UNet with attention gates on its skip connections: Oktay et al., MIDL 2018.
+
+    The decoder has no batch norm.
+    """
 
     def __init__(self, encoder: Encoder, *, num_organs: int) -> None:
-        super().__init__(encoder, num_organs=num_organs)
+        super().__init__(encoder, num_organs=num_organs, norm=False)
         self.gates = nn.ModuleList(AttentionGate(fine) for fine in encoder.channels[:-1])
 
     def skip(self, level: int, x_BCHW: Tensor, decoded_BCHW: Tensor) -> Tensor:

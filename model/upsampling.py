@@ -5,9 +5,9 @@ Both operations are linear, so with t running over the nine taps
     conv(up(x)) = sum over t of shift_t(up(W_t x)),
 
 where W_t x is a 1x1 convolution at the low resolution. Bilinear upsampling is separable, and
-"upsample, then shift, zeros coming in" is one small matrix per axis: the three vertical taps are
-summed by a (scale h) x (3 h) matrix along rows, the three horizontal ones by a (scale w) x (3 w)
-matrix along columns. The zeros that come in are the convolution's padding, so borders are exact.
+"upsample, then shift, zeros coming in" is one small matrix per axis and tap: the three horizontal
+taps are summed by products with w x (scale w) matrices, the three vertical ones by products with
+(scale h) x h matrices. The zeros that come in are the convolution's padding, so borders are exact.
 
 Shapes: B batch, C channels, O output channels, h w pixels before and H W pixels after upsampling,
 v the vertical and u the horizontal tap.
@@ -63,21 +63,31 @@ def upsample_then_conv(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, scal
 
 
 def conv_then_upsample(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, scale: int) -> Tensor:
-    """Convolve, then upsample, as three matrix products; shapes as for `upsample_conv`."""
-    batch, in_channels, height, width = x_BCHW.shape
-    out_channels = weight.shape[0]
-    rows = shifted_upsampling(height, scale, x_BCHW).permute(1, 0, 2).flatten(1)
-    columns = shifted_upsampling(width, scale, x_BCHW).permute(1, 2, 0).flatten(1)
+    """Convolve, then upsample, as matrix products; shapes as for `upsample_conv`.
 
-    x = x_BCHW.permute(2, 0, 3, 1).reshape(1, -1, in_channels)  # 1, (h B w), C
-    taps = weight.permute(2, 1, 3, 0).reshape(3, in_channels, -1)  # v, C, (u O)
-    x = torch.bmm(x.expand(3, -1, -1), taps)  # v, (h B w), (u O)
-    x = torch.mm(rows, x.reshape(3 * height, -1))  # H, (B w u O)
-    x = x.view(-1, 3 * width, out_channels)  # (H B), (w u), O
-    x = torch.bmm(columns.expand(len(x), -1, -1), x)  # (H B), W, O
+    In memory the result is O x B x H x W. In this order each product is a large one, and no map
+    is copied from one layout to another in between.
+    """
+    batch, in_channels, height, width = x_BCHW.shape
+    x = x_BCHW.permute(0, 2, 3, 1).reshape(-1, in_channels)  # (B h w), C
+    taps = weight.permute(3, 2, 0, 1).reshape(-1, in_channels)  # (u v O), C
+    x = torch.mm(taps, x.T).view(3, -1, width)  # u, (v O B h), w
+    rows, columns = (shifted_upsampling(size, scale, x) for size in (height, width))
+    x = sum_of_products(x, columns.mT).view(3, -1, height, scale * width)  # v, (O B), h, W
+    x = sum_of_products(rows.unsqueeze(1).expand(-1, x.shape[1], -1, -1), x)  # (O B), H, W
+    x = x.view(-1, batch, scale * height, scale * width)
     if bias is not None:
-        x = x.add_(bias)
-    return x.view(-1, batch, scale * width, out_channels).permute(1, 3, 0, 2)
+        x = x.add_(bias[:, None, None, None])
+    return x.transpose(0, 1)
+
+
+def sum_of_products(a: Tensor, b: Tensor) -> Tensor:
+    """Return a[0] @ b[0] + a[1] @ b[1] + ... for stacks of matrices or of batches of matrices."""
+    first, *others = zip(a.unbind(0), b.unbind(0), strict=True)
+    total = torch.matmul(*first)
+    for pair in others:
+        total = total.addmm_(*pair) if total.ndim == 2 else total.baddbmm_(*pair)
+    return total
 
 
 def shifted_upsampling(size: int, scale: int, like: Tensor) -> Tensor:

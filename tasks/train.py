@@ -28,6 +28,7 @@ from fullscale.runtime.cpu_kernels import fix_cpu_kernels
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256
 from fullscale.runtime.locks import acquire_lock
+from fullscale.runtime.memory import keep_freed_memory
 from fullscale.runtime.processes import die_with_parent
 from fullscale.runtime.signals import StopRequest, stop_on_signal
 from fullscale.scans.slice_store import SliceStore
@@ -271,6 +272,7 @@ def main() -> None:
     import pandas as pd
 
     die_with_parent()
+    keep_freed_memory()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     workspace, params, name = parse_network_command("train", sys.argv[1:])
     fix_cpu_kernels(params.train.cpu_kernels, params.train.num_threads)

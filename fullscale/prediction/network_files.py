@@ -188,8 +188,12 @@ def load_trained(folder: Path) -> Trained:
                 "network can be compared with it: remove its alias in the MLflow UI"
             )
         description = NetworkDescription.model_validate_json(text)
+        state = load_file(folder / WEIGHTS_NAME)
+        # Before unet had batch norm in its decoder, unet_official was called unet.
+        if description.architecture == "unet" and "blocks.0.0.norm.weight" not in state:
+            description = description.model_copy(update={"architecture": "unet_official"})
         network = build(description)
-        network.load_state_dict(load_file(folder / WEIGHTS_NAME))
+        network.load_state_dict(state)
     except (ValidationError, SafetensorError, RuntimeError) as error:
         reason = shorten(error, 300)
         raise StageError(f"the trained network in {folder} is damaged: {reason}; {cure}") from None

@@ -75,7 +75,8 @@ def make_optimizer(network: nn.Module, params: TrainParams) -> Optimizer:
     """Return the optimiser of `params` over all weights of a network."""
     rate, decay = params.learning_rate, params.weight_decay
     if params.optimizer == "adamw":
-        return AdamW(network.parameters(), lr=rate, weight_decay=decay)
+        # fused: one pass over all weights instead of a dozen, many of them tiny
+        return AdamW(network.parameters(), lr=rate, weight_decay=decay, fused=True)
     return SGD(network.parameters(), lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch_msssim import ms_ssim as library_ms_ssim
 
 from model.losses import (
     SEGMENTATION_TERMS,
@@ -14,8 +13,6 @@ from model.losses import (
     classification_loss,
     focal_loss,
     iou_loss,
-    ms_ssim,
-    ms_ssim_window,
     segmentation_values,
     total_loss,
 )
@@ -79,71 +76,12 @@ def test_iou_loss_by_hand(p: list[float], g: list[float], smooth: float, expecte
     assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("side", "window", "num_scales"),
-    [
-        (32, 3, 4),
-        (33, 3, 5),
-        (47, 3, 5),
-        (48, 3, 5),
-        (64, 3, 5),
-        (65, 5, 5),
-        (80, 5, 5),
-        (96, 5, 5),
-        (97, 7, 5),
-        (128, 7, 5),
-        (144, 9, 5),
-        (160, 9, 5),
-        (161, 11, 5),
-        (176, 11, 5),
-        (320, 11, 5),
-        (512, 11, 5),
-    ],
-)
-def test_ms_ssim_window_fits_the_coarsest_scale(side: int, window: int, num_scales: int) -> None:
-    assert ms_ssim_window(side) == (window, num_scales)
-    coarsest = side
-    for _ in range(num_scales - 1):
-        coarsest = (coarsest + 1) // 2
-    assert window <= coarsest
-
-
-@pytest.mark.parametrize("side", [31, 16, 1])
-def test_ms_ssim_refuses_images_that_are_too_small(side: int) -> None:
-    with pytest.raises(ValueError, match=rf"at least 32 pixels a side, got {side}"):
-        ms_ssim(torch.rand(1, side, 64), torch.rand(1, side, 64))
-
-
-@pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 96), (96, 80), (176, 192)])
-def test_ms_ssim_agrees_with_the_library(height: int, width: int) -> None:
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 3.5])
+def test_focal_loss_passes_gradcheck(gamma: float) -> None:
     torch.manual_seed(0)
-    g = (torch.rand(3, 1, height, width) > 0.5).float()
-    p = (0.7 * g + 0.3 * torch.rand_like(g)).clamp(0, 1)
-    window = ms_ssim_window(min(height, width))[0]
-    expected = library_ms_ssim(p, g, data_range=1, size_average=False, win_size=window)
-    torch.testing.assert_close(ms_ssim(p, g).squeeze(1), expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("p", "g"), [(0.2, 0.6), (0.5, 0.0), (1.0, 0.0), (0.3, 0.3)])
-def test_ms_ssim_of_constant_images_is_the_luminance_of_the_last_scale(p: float, g: float) -> None:
-    value = ms_ssim(torch.full((1, 64, 64), p, dtype=torch.float64), torch.full((1, 64, 64), g))
-    luminance = (2 * p * g + 1e-4) / (p * p + g * g + 1e-4)
-    assert value.item() == pytest.approx(max(luminance, 1e-4) ** 0.1333, rel=1e-3)
-
-
-@pytest.mark.parametrize("side", [32, 33, 34, 35, 48, 63, 100])
-def test_ms_ssim_of_an_image_with_itself_is_one(side: int) -> None:
-    image = torch.rand(2, side, side + 3)
-    torch.testing.assert_close(ms_ssim(image, image), torch.ones(2))
-
-
-def test_ms_ssim_with_negative_contrast_stays_a_number() -> None:
-    board = (torch.arange(64).unsqueeze(0) + torch.arange(64).unsqueeze(1)) % 2
-    p = (1.0 - board).unsqueeze(0).requires_grad_()
-    value = ms_ssim(p, board.unsqueeze(0))
-    value.sum().backward()
-    assert 0 < value.item() < 0.9
-    assert torch.isfinite(p.grad).all()
+    logits = (3 * torch.randn(2, 4, 5, dtype=torch.float64)).requires_grad_()
+    target = torch.rand(2, 4, 5) > 0.5
+    assert torch.autograd.gradcheck(lambda x: focal_loss(x, target, gamma=gamma), logits)
 
 
 MASKS = {
@@ -224,7 +162,7 @@ def test_sides_are_the_terms_of_each_head_alone(annotated: torch.Tensor | None) 
     heads = [torch.randn(2, 2, 32, 32, requires_grad=True) for _ in range(3)]
     target = torch.rand(2, 2, 32, 32) > 0.5
     loss = total_loss(Output(heads, None), target, annotated)
-    assert loss.sides.keys() == SEGMENTATION_TERMS.keys()
+    assert loss.sides.keys() == set(SEGMENTATION_TERMS)
     for s, head in enumerate(heads):
         single = total_loss(Output([head], None), target, annotated)
         for term, values in loss.sides.items():

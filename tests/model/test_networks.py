@@ -16,7 +16,7 @@ from model.segmentation import SegmentationNetwork
 from model.unet import AttentionGate
 
 PUBLISHED_PARAMETERS = [
-    ("unet", {}, 39_396_033),
+    ("unet_official", {}, 39_396_033),
     ("unetplusplus", {}, 47_176_132),
     ("unet3plus", {"deep_supervision": False, "cgm": False}, 26_971_777),
     ("unet3plus", {"deep_supervision": True, "cgm": False}, 26_989_637),
@@ -236,8 +236,8 @@ def test_description_counts_parameters_and_multiplications() -> None:
     for row in rows.values():
         if row.encoder == "plain" and row.published_parameters_m is not None:
             assert row.parameters / 1e6 == pytest.approx(row.published_parameters_m, abs=0.02)
-    assert rows["unet", "plain"].parameters == 39_396_033
-    assert rows["unet", "plain"].gmac == pytest.approx(85, abs=1)
+    assert rows["unet_official", "plain"].parameters == 39_396_033
+    assert rows["unet_official", "plain"].gmac == pytest.approx(85, abs=1)
     assert rows["unet3plus", "plain"].gmac < 0.6 * 309
 
 

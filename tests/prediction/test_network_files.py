@@ -89,6 +89,17 @@ def test_network_of_the_older_geometry_is_refused_with_the_ways_on(saved):
         load_trained(saved[0])
 
 
+def test_unet_of_the_time_without_decoder_norms_loads_as_the_official_one(tiny_params, tmp_path):
+    content = tiny_params.model_dump(by_alias=True)
+    content["recipes"]["unet"]["architecture"] = "unet_official"
+    description = describe_network("unet", Params.model_validate(content))
+    network = build(description)
+    save_trained(tmp_path, network, description.model_copy(update={"architecture": "unet"}))
+    trained = load_trained(tmp_path)
+    assert trained.description == description
+    assert trained.network.state_dict().keys() == network.state_dict().keys()
+
+
 def test_distance_of_neighbours_is_known_only_after_training(saved):
     unknown = saved[2].slice.model_copy(update={"neighbour_mm": "auto"})
     description = saved[2].model_copy(update={"slice": unknown})
