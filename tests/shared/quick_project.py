@@ -37,7 +37,13 @@ def make_quick_project(folder: Path) -> Project:
     project.change_params("slice", size_px=32, pixel_mm=12)
     project.change_params("split", salt=SALT)
     project.change_params(
-        "train", width=4, num_epochs=1, batch_size=4, learning_rate=0.01, num_picture_slices=0
+        "train",
+        width=4,
+        num_epochs=1,
+        batch_size=4,
+        learning_rate=0.01,
+        num_picture_slices=0,
+        num_threads=1,  # tests run side by side, one to a core
     )
     favour_unet3plus(project, num_bootstrap=200)
     ingest(write_nnunet(folder / "cohort", NUM_CASES), project.root / "data")
