@@ -5,10 +5,15 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+MATRIX_SIDE = 8192
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -28,6 +33,24 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         found["cuda"] = torch.version.cuda
         found["cudnn"] = torch.backends.cudnn.version()
     return found
+
+
+def measure_peak_tflops(
+    device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """10^12 operations a second of a large matrix product; `clock` gives seconds."""
+    side = MATRIX_SIDE if device.type == "cuda" else MATRIX_SIDE // 4
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    taken = []
+    for _ in range(10):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = clock()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(clock() - start)
+    return 2 * side**3 / statistics.median(taken) / 1e12
 
 
 def _processor() -> str:

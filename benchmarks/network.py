@@ -23,18 +23,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, measure_peak_tflops
+from fullscale.runtime.memory import keep_freed_memory
 from model.inference import InferenceSettings, adjacent_slices, predict_slices, prepare
 from model.losses import total_loss
+from model.networks import count_flop
 from model.official import from_official
 from model.output import Output, organ_present, probabilities
 from model.segmentation import SegmentationNetwork
 from tests.shared.literal_networks import State, random_state, unet3plus
 
 NETWORK = "unet3plus_ds_cgm"
-MATRIX_SIDE = 8192
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -288,36 +288,29 @@ def _status_kib(key: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {key}")
 
 
-def count_tflop(args: argparse.Namespace) -> dict[str, float]:
-    """10^12 operations for one image at inference, counted without computing."""
+def count_tflop(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """10^12 operations for one image, of inference and of a training step, without computing.
+
+    A step is counted as three forward passes with every head; the loss is left out.
+    """
     state = {
         key: value.to("meta") for key, value in random_state(NETWORK, width=args.width).items()
     }
     with torch.device("meta"):
         x = torch.empty(1, 3, args.side, args.side)
         net: SegmentationNetwork = from_official(NETWORK, state).eval()
-    counts = {}
-    for name, form in {"plain": lambda: unet3plus(state, x, False), "ours": lambda: net(x)}.items():
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            form()
-        counts[name] = counter.get_total_flops() / 1e12
-    return counts
-
-
-def measure_peak_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    """10^12 operations a second of a large matrix product."""
-    side = MATRIX_SIDE if device.type == "cuda" else MATRIX_SIDE // 4
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    taken = []
-    for _ in range(10):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
-    return 2 * side**3 / statistics.median(taken) / 1e12
+    forms: dict[str, Callable[[bool], Output]] = {
+        "plain": lambda every_head: unet3plus(state, x, False),
+        "ours": lambda every_head: net(x, all_heads=every_head),
+    }
+    with torch.no_grad():
+        return {
+            name: {
+                "inference": count_flop(lambda form=form: form(False)) / 1e12,
+                "step": 3 * count_flop(lambda form=form: form(True)) / 1e12,
+            }
+            for name, form in forms.items()
+        }
 
 
 def run_precision(args: argparse.Namespace, precision: str) -> dict[str, Any]:
@@ -354,15 +347,18 @@ def run_precision(args: argparse.Namespace, precision: str) -> dict[str, Any]:
         name: {"plain": plain, "ours": ours, "ratio": plain / ours if ours else None}
         for name, (plain, ours) in pairs.items()
     }
-    peak = measure_peak_tflops(bench.device, bench.precision)
+    peak = measure_peak_tflops(bench.device, bench.precision, bench.clock)
     result["matrix_product_tflops"] = peak
     for form in ("plain", "ours"):
-        rate = args.batch / result["measures"]["forward_s"][form]
+        rate, step_rate = (
+            args.batch / result["measures"][name][form] for name in ("forward_s", "training_step_s")
+        )
         result[f"forward_{form}"] = {
             "images_per_s": rate,
-            "tflops": rate * tflop[form],
-            "share_of_matrix_product": rate * tflop[form] / peak,
-            "training_images_per_s": args.batch / result["measures"]["training_step_s"][form],
+            "tflops": rate * tflop[form]["inference"],
+            "share_of_matrix_product": rate * tflop[form]["inference"] / peak,
+            "training_images_per_s": step_rate,
+            "training_share_of_matrix_product": step_rate * tflop[form]["step"] / peak,
         }
     return result
 
@@ -375,7 +371,7 @@ def show(precision: str, result: dict[str, Any], console: Console) -> None:
     for name, row in result["measures"].items():
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         table.add_row(name, f"{row['plain']:.3f}", f"{row['ours']:.3f}", ratio)
-    for name in ("images_per_s", "tflops", "share_of_matrix_product", "training_images_per_s"):
+    for name in result["forward_ours"]:
         plain, ours = (result[f"forward_{form}"][name] for form in ("plain", "ours"))
         table.add_row(name, f"{plain:.3f}", f"{ours:.3f}", "")
     for name, value in result["errors"].items():
@@ -406,6 +402,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the result")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     device = torch.device(args.device)
     console = Console(width=110)
     settings = {key: value for key, value in vars(args).items() if key != "json"}

@@ -5,8 +5,9 @@
 Needs data/ and params.yaml, so run `dvc pull` first. The sample is sliced with the size of
 params.yaml and with 320 px. For each size and network, in a separate process: slices a second of
 the loader alone, of a plain loader (one file a slice, read one by one), and of training;
-the share of the training's time that is spent outside forward, backward and optimiser; the peak of
-memory. Rates are medians over epochs or repeats.
+the share of a large matrix product's rate that training reaches, a step being counted as three
+forward passes with every head; the share of its time that is spent outside forward, backward and
+optimiser; the peak of memory. Rates are medians over epochs or repeats.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, measure_peak_tflops
 from fullscale.params import Params, load_params
 from fullscale.prediction.network_files import build, describe_network
 from fullscale.runtime.markdown import format_table
+from fullscale.runtime.memory import keep_freed_memory
 from fullscale.scans.slice_store import SliceStore
 from fullscale.training.dataset import BatchSharding, SliceDataset, TrainingSlices, training_batches
 from fullscale.training.loop import Training, TrainingHooks, TrainingTask
+from model.networks import count_flop
+from model.preprocessing import NUM_ADJACENT_SLICES
 from tasks.slice import slice_cohort
 from tasks.train import make_fabric
 
@@ -73,6 +77,7 @@ def measure(
 ) -> dict[str, Any]:
     """All figures of one network on one slice store."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    keep_freed_memory()
     store = SliceStore(root)
     cases = store.cases["case"].tolist()
     train = params.train.model_copy(update={"num_epochs": num_epochs})
@@ -111,6 +116,11 @@ def measure(
     )
     training.run()
 
+    with torch.device("meta"), torch.no_grad():
+        network_alone = build(describe_network(network, params))
+        x = torch.empty(1, NUM_ADJACENT_SLICES, store.size_px, store.size_px)
+        tflop = 3 * count_flop(lambda: network_alone(x, all_heads=True)) / 1e12
+
     def median(key: str) -> float:
         return statistics.median(epoch[key] for epoch in epochs[1:] or epochs)
 
@@ -120,6 +130,9 @@ def measure(
         "loader": statistics.median(loader),
         "plain_loader": statistics.median(plain_loader),
         "step": median("time/training_slices_per_s"),
+        "share_of_matrix_product": median("time/training_slices_per_s")
+        * tflop
+        / measure_peak_tflops(torch.device("cpu"), torch.float32),
         "outside_share": median("time/outside_share"),
         "waiting_share": median("time/waiting_share"),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB,
@@ -130,7 +143,8 @@ def format_markdown(rows: list[dict[str, Any]]) -> str:
     """The table of docs/benchmarks.md."""
     headings = (
         "slices", "network", "loader, slices/s", "plain loader", "loader / plain",
-        "training, slices/s", "loader / training", "time outside", "of it waiting", "peak, MiB",
+        "training, slices/s", "of matrix rate", "loader / training", "time outside",
+        "of it waiting", "peak, MiB",
     )  # fmt: skip
     cells = [
         (
@@ -140,6 +154,7 @@ def format_markdown(rows: list[dict[str, Any]]) -> str:
             f"{row['plain_loader']:.0f}",
             f"{row['loader'] / row['plain_loader']:.1f}",
             f"{row['step']:.1f}",
+            f"{100 * row['share_of_matrix_product']:.0f} %",
             f"{row['loader'] / row['step']:.0f}",
             f"{100 * row['outside_share']:.1f} %",
             f"{100 * row['waiting_share']:.1f} %",

@@ -215,13 +215,27 @@ def compute_cost(build: Callable[[], SegmentationNetwork], in_channels: int, sid
         in_channels: adjacent slices in the input.
         side_px: slice height and width.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     with torch.device("meta"), torch.no_grad():
         net = build().eval()
-        with FlopCounterMode(display=False) as counter:
-            net(torch.empty(1, in_channels, side_px, side_px))
-    return Cost(sum(each.numel() for each in net.parameters()), counter.get_total_flops() / 2e9)
+        flop = count_flop(lambda: net(torch.empty(1, in_channels, side_px, side_px)))
+    return Cost(sum(each.numel() for each in net.parameters()), flop / 2e9)
+
+
+def count_flop(run: Callable[[], object]) -> int:
+    """Count the operations of convolutions and matrix products while `run` runs.
+
+    A multiplication and its addition are two.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def count(total: torch.Size, a: torch.Size, b: torch.Size, **_: object) -> int:
+        return 2 * a.numel() * b[-1]
+
+    # The counter alone does not know the products that are added in place.
+    in_place = {torch.ops.aten.addmm_: count, torch.ops.aten.baddbmm_: count}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        run()
+    return int(counter.get_total_flops())
 
 
 def _make_row(name: str, encoder: str, side_px: int) -> NetworkRow:
