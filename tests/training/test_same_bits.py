@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).parents[1] / "shared/short_training.py"
-AUGMENTATION = "AUGMENTATION_DIGEST"
-WEIGHTS = {"unet": "UNET_DIGEST", "unet3plus": "UNET3PLUS_DIGEST"}
+AUGMENTATION = "f32993e802ba6db4"
+WEIGHTS = {"unet": "711ceaec95d84be7", "unet3plus": "faffd7ba05a76f58"}
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64 processors have these kernels")
