@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fullscale.ingestion.arrivals import Arrivals
-from fullscale.ingestion.inbox import Inbox, InboxFile
+from fullscale.inbox.arrivals import Arrivals
+from fullscale.inbox.inbox import Inbox, InboxFile
 from fullscale.ingestion.ingest import IngestOptions, ingest
 from fullscale.runtime.errors import ScanError, StageError
 from fullscale.runtime.files import write_json

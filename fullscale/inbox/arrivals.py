@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from fullscale.ingestion.inbox import IMAGE_ENDING, LABEL_ENDING, TABLES, Inbox, InboxFile
+from fullscale.inbox.inbox import IMAGE_ENDING, LABEL_ENDING, TABLES, Inbox, InboxFile
 from fullscale.runtime.errors import ScanError, StageError
 from fullscale.scans.cohort import CASE_NAME, read_source_rows
 
