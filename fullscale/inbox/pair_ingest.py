@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fullscale.inbox.arrivals import Arrivals
 from fullscale.inbox.inbox import Inbox, InboxFile
-from fullscale.ingestion.ingest import IngestOptions, ingest
+from fullscale.ingestion.cohort_writer import IngestOptions
+from fullscale.ingestion.ingest import ingest
 from fullscale.runtime.errors import ScanError, StageError
 from fullscale.runtime.files import write_json
 from fullscale.scans.cohort import (

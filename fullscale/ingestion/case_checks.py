@@ -104,6 +104,8 @@ def inspect_case(
         *_check_mirrored(result.scan, result.labels),
         *_check_text(result.scan, result.labels),
     ]
+    if case.origin and case.name != case.origin:
+        found.append(("case_renamed", f"{case.origin!r}, here {case.name}"))
     findings = [Finding.from_check(case.name, code, text) for code, text in found]
     if strict:
         findings = [finding.refuse_warning() for finding in findings]

@@ -14,9 +14,9 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
+from fullscale.ingestion.names import name_case
 from fullscale.ingestion.source import Source, SourceCase, paint_masks
 from fullscale.scans.checks import failure
-from fullscale.scans.cohort import safe_name
 from fullscale.scans.dicom import (
     READ_ERRORS,
     SeriesOrder,
@@ -49,8 +49,10 @@ def read_ircadb(folder: Path) -> Source:
     labels = {organ: number for number, organ in enumerate(names, start=1)}
     cases = []
     for case, organs in masks.items():
-        number = re.search(r"(\d+)$", case.name)
-        name = f"ircadb_{int(number[1]):02d}" if number else safe_name(case.name)
+        # 3D-IRCADb-01 has the folders 3Dircadb1.1 to 3Dircadb1.20, 3D-IRCADb-02 3Dircadb2.1.
+        number = re.fullmatch(r"(?:3Dircadb1\.)?([1-9]\d*)", case.name)
+        origin = f"ircadb_{int(number[1]):02d}" if number else f"ircadb_{case.name}"
+        name = name_case(origin)
         scan = dicom_files(case / "PATIENT_DICOM")
         drawn = {labels[organ]: tuple(paths) for organ, paths in organs.items()}
         files = (
@@ -58,7 +60,7 @@ def read_ircadb(folder: Path) -> Source:
             *(p for paths in drawn.values() for path in paths for p in dicom_files(path)),
         )
         load = partial(_load_ircadb, name, scan, drawn)
-        cases.append(SourceCase(name, name, tuple(organs), files, load))
+        cases.append(SourceCase(name, name, tuple(organs), files, load, origin))
     return Source("ircadb", "3D-IRCADb", labels, tuple(sorted(cases, key=lambda case: case.name)))
 
 
@@ -114,11 +116,14 @@ def read_chaos(folder: Path) -> Source:
     """Read one folder per patient; the n-th picture belongs to the n-th slice by file name."""
     cases = []
     for case in _chaos_cases(folder):
-        name = f"chaos_{safe_name(case.name)}"
+        # The published folders are CT/1, CT/2, ...; another CT2/1 is another patient.
+        place = case.relative_to(folder).as_posix() if case != folder else case.resolve().name
+        origin = f"chaos_{place.removeprefix('CT/')}"
+        name = name_case(origin)
         scan = dicom_files(case / "DICOM_anon")
         pictures = tuple(sorted((case / "Ground").glob("*.png")))
         load = partial(_load_chaos, name, scan, pictures)
-        cases.append(SourceCase(name, name, ("liver",), (*scan, *pictures), load))
+        cases.append(SourceCase(name, name, ("liver",), (*scan, *pictures), load, origin))
     return Source(
         "chaos",
         "CHAOS CT",

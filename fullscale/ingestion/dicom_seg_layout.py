@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
+from fullscale.ingestion.names import name_case
 from fullscale.ingestion.source import Source, SourceCase, paint_masks
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import failure
@@ -56,9 +57,13 @@ def read_dicom_seg(folder: Path) -> Source:
     names = {label for series in index.series.values() for label in series.segments}
     labels = {label: number for number, label in enumerate(sorted(names), start=1)}
     cases, case_of_patient, taken = list[SourceCase](), dict[str, str](), set[str]()
-    for uid, series in sorted(index.series.items(), key=lambda item: str(item[1].first_file)):
-        name = _free_name(series.first_file.relative_to(folder), taken)
-        taken.add(name)
+    for uid, series in sorted(index.series.items(), key=_usable_first):
+        first = series.first_file.relative_to(folder)
+        top = first.parts[0] if len(first.parts) > 1 else first.stem
+        # Several series of one folder are told apart by the path of their first file.
+        origin = top if top not in taken else first.as_posix()
+        taken.add(top)
+        name = name_case(origin)
         if not series.files:
             error = failure("file_missing", f"{name}: no CT series {uid or 'that it refers to'}")
             index.refused.append((name, error))
@@ -70,8 +75,15 @@ def read_dicom_seg(folder: Path) -> Source:
             files = (*series.files, *series.segmentations)
             load = partial(_load, name, tuple(series.files), drawn)
             patient = case_of_patient.setdefault(series.patient_id or name, name)
-            cases.append(SourceCase(name, patient, tuple(series.segments), files, load))
+            cases.append(SourceCase(name, patient, tuple(series.segments), files, load, origin))
+    cases.sort(key=lambda case: case.name)
     return Source("dicom-seg", folder.name, labels, tuple(cases), tuple(index.refused))
+
+
+def _usable_first(item: tuple[str, _Series]) -> tuple[bool, str]:
+    """Sort series by path, those with segmentations first, so that they get the plain names."""
+    _, series = item
+    return not (series.files and series.segments), str(series.first_file)
 
 
 @dataclass
@@ -174,13 +186,3 @@ def _text(header: pydicom.Dataset, tag: str) -> str:
         return str(header.get(tag, ""))
     except READ_ERRORS as error:
         raise failure("unreadable", f"the element {tag}: {error}") from error
-
-
-def _free_name(path: Path, taken: set[str]) -> str:
-    """Return the name of the top folder, numbered if it is taken."""
-    base = safe_name(path.parts[0] if len(path.parts) > 1 else path.stem)
-    name, count = base, 1
-    while name in taken:
-        count += 1
-        name = f"{base}_{count}"
-    return name

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fullscale.ingestion import dicom_layouts, dicom_seg_layout, nifti_layouts
-from fullscale.ingestion.source import Source
+from fullscale.ingestion.source import Source, SourceCase
 from fullscale.scans.checks import failure
 
 
@@ -120,5 +120,17 @@ def read_source(folder: Path, layout: str | None = None) -> Source:
     with warnings.catch_warnings(action="ignore"):
         for candidate in known:
             if layout or candidate.matches(folder):
-                return candidate.read(folder)
+                return _refuse_second_names(candidate.read(folder))
     raise failure("layout_unknown", f"none of {', '.join(LAYOUTS)} in {folder}")
+
+
+def _refuse_second_names(source: Source) -> Source:
+    """Refuse every case whose name another case of the source has, apart from letter case."""
+    cases: dict[str, SourceCase] = {}
+    refused = list(source.refused)
+    for case in source.cases:
+        first = cases.setdefault(case.name.casefold(), case)
+        if first is not case:
+            found = f"{first.origin!r} and {case.origin!r}, both named {case.name}"
+            refused.append((case.origin, failure("name_twice", found)))
+    return replace(source, cases=tuple(cases.values()), refused=tuple(refused))

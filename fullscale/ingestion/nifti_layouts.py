@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from fullscale.scans.cohort import (
     parse_labels,
     read_json,
     read_source_rows,
-    safe_name,
     split_names,
 )
 
@@ -88,7 +87,7 @@ def read_nnunet(folder: Path) -> Source:
 
 def matches_lits(folder: Path) -> bool:
     """Return True if any subfolder holds a volume-N.nii or volume-N.nii.gz."""
-    return any(_LITS_IMAGE.fullmatch(path.name) for path in folder.rglob("volume-*.nii*"))
+    return any(_LITS_IMAGE.fullmatch(path.name) for path in folder.rglob("*.*"))
 
 
 def read_lits(folder: Path) -> Source:
@@ -97,17 +96,22 @@ def read_lits(folder: Path) -> Source:
     if not images:
         raise failure("file_missing", f"{folder} without volume-N.nii or volume-N.nii.gz")
     labels = {"liver": 1, "tumour": 2}
-    cases = []
+    cases, refused = list[SourceCase](), Refused()
     for number in sorted({*images, *masks}):
         name = f"lits_{number:03d}"
-        image = images.get(number, folder / f"volume-{number}.nii")
-        label = masks.get(number, folder / f"segmentation-{number}.nii")
-        cases.append(nifti_case(name, name, tuple(labels), image, label))
+        found = [*images.get(number, ()), *masks.get(number, ())]
+        if len(images.get(number, ())) > 1 or len(masks.get(number, ())) > 1:
+            refused.append((name, failure("file_twice", _join_paths(found, folder))))
+            continue
+        (image,) = images.get(number, (folder / f"volume-{number}.nii",))
+        (label,) = masks.get(number, (folder / f"segmentation-{number}.nii",))
+        cases.append(nifti_case(name, "", tuple(labels), image, label))
     return Source(
         "lits",
         "LiTS",
         labels,
         tuple(cases),
+        tuple(refused),
         licence="CC BY-NC-ND 4.0",
         reference="Bilic et al., The Liver Tumor Segmentation Benchmark (LiTS)",
     )
@@ -133,7 +137,7 @@ def read_totalsegmentator(folder: Path) -> Source:
     for case, files in masks.items():
         image = next(iter(sorted(case.glob("ct.nii*"))))
         if files:
-            cases.append(masks_case(safe_name(case.name), image, files, labels))
+            cases.append(masks_case(case.name, image, files, labels))
         else:
             error = failure("file_missing", f"no mask in {case / 'segmentations'}")
             refused.append((case.name, error))
@@ -158,7 +162,7 @@ def _from_dataset(
         except ScanError as error:
             refused.append((name, error))
         else:
-            cases.append(nifti_case(name, row.get("patient") or name, annotated, image, label))
+            cases.append(nifti_case(name, row.get("patient", ""), annotated, image, label))
     return Source(
         layout,
         str(dataset.get("name", folder.name)),
@@ -198,12 +202,14 @@ def _within(folder: Path, name: str) -> Path:
     return path
 
 
-def _lits_files(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
-    found: dict[int, Path] = {}
-    for path in sorted(folder.rglob("*.nii*")):
+def _lits_files(folder: Path, pattern: re.Pattern[str]) -> dict[int, list[Path]]:
+    """Return the files of each number."""
+    found: dict[int, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
         if match := pattern.fullmatch(path.name):
-            number = int(match[1])
-            if number in found:
-                raise failure("layout_unknown", f"number {number} twice: {found[number]}, {path}")
-            found[number] = path
+            found.setdefault(int(match[1]), []).append(path)
     return found
+
+
+def _join_paths(paths: Iterable[Path], folder: Path) -> str:
+    return " and ".join(str(path.relative_to(folder)) for path in paths)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fullscale.ingestion.names import name_case
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.geometry import check_aligned
 from fullscale.scans.volume import Volume, read_image, read_labels
@@ -20,11 +21,12 @@ class SourceCase:
     """One case of a source.
 
     Attributes:
-        name: name in the source; not yet checked to be safe as a file name.
+        name: result of `name_case`, unique in the source after `read_source`.
         patient: identifier of the patient.
         annotated: names of the labels drawn in this case.
         files: all files of the case, for its checksum.
         load: reads scan and label map on one grid, with the source's label ids.
+        origin: name in the source, where `name` is another.
     """
 
     name: str
@@ -32,6 +34,7 @@ class SourceCase:
     annotated: tuple[str, ...]
     files: tuple[Path, ...]
     load: Callable[[], tuple[Volume, Volume]]
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,18 @@ class Source:
 def nifti_case(
     name: str, patient: str, annotated: Sequence[str], image: Path, label: Path
 ) -> SourceCase:
-    """Return a case of one NIfTI scan and one NIfTI label map."""
-    load = partial(_load_pair, name, image, label)
-    return SourceCase(name, patient, tuple(annotated), (image, label), load)
+    """Return a case of one NIfTI scan and one NIfTI label map.
+
+    Args:
+        name: name in the source.
+        patient: identifier of the patient; empty for one with this case only.
+        annotated: names of the labels drawn.
+        image: file of the scan.
+        label: file of the label map.
+    """
+    safe = name_case(name)
+    load = partial(_load_pair, safe, image, label)
+    return SourceCase(safe, patient or safe, tuple(annotated), (image, label), load, name)
 
 
 def masks_case(
@@ -71,14 +83,14 @@ def masks_case(
     """Return a case of one NIfTI scan and one NIfTI mask per organ.
 
     Args:
-        name: name of the case, and of its patient.
+        name: name in the source; the patient has the name of the case.
         image: file of the scan.
         masks: mask file by label name.
         labels: label id by name.
     """
-    files = (image, *masks.values())
-    load = partial(_load_masks, name, image, {labels[key]: path for key, path in masks.items()})
-    return SourceCase(name, name, tuple(masks), files, load)
+    files, safe = (image, *masks.values()), name_case(name)
+    load = partial(_load_masks, safe, image, {labels[key]: path for key, path in masks.items()})
+    return SourceCase(safe, safe, tuple(masks), files, load, name)
 
 
 def paint_masks(

@@ -53,6 +53,13 @@ _TABLE = (
         "fill the folder with `fullscale ingest SOURCE`, or restore it with `dvc checkout`",
     ),
     Check(
+        "cohort_incomplete",
+        "refused",
+        "The cohort does not hold what was written to it",
+        "every case of the source in the cohort, or refused with a reason",
+        "run the command again, and let no other program write to the folder",
+    ),
+    Check(
         "layout_unknown",
         "refused",
         "The layout of the source is unknown",
@@ -79,6 +86,13 @@ _TABLE = (
         "A file that the layout requires is missing",
         "an image and a label for every case",
         "add the missing file, or remove the case from the source",
+    ),
+    Check(
+        "file_twice",
+        "refused",
+        "Two files could be the same part of a case",
+        "one image and one label for every case, and one mask for every organ",
+        "compare the files, and move one of them out of the source",
     ),
     Check(
         "unreadable",
@@ -289,6 +303,20 @@ _TABLE = (
         "The case's name cannot be used as a file name",
         "letters, digits, '-' and '_', at most 64, starting with a letter or digit",
         "rename the files of the case",
+    ),
+    Check(
+        "name_twice",
+        "refused",
+        "Two cases of the source have one name",
+        "a name of its own for every case",
+        "rename the files or the folder of one of the two",
+    ),
+    Check(
+        "case_renamed",
+        "note",
+        "The case has another name in the cohort than in the source",
+        "letters, digits, '-' and '_', at most 64; the digits at the end keep similar names apart",
+        "nothing to do: the name stays the same when the source is ingested again",
     ),
     Check(
         "case_exists",

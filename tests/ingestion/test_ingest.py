@@ -23,7 +23,8 @@ from cohorts import (
 )
 from test_layouts import WRITERS
 
-from fullscale.ingestion.ingest import IngestOptions, ingest
+from fullscale.ingestion.cohort_writer import IngestOptions
+from fullscale.ingestion.ingest import ingest
 from fullscale.runtime.errors import ScanError
 from fullscale.runtime.files import file_sha256
 from fullscale.scans.cohort import image_path, label_path, read_cohort
@@ -219,16 +220,82 @@ def test_ingest_refuses_new_content_under_an_old_name_unless_told(tmp_path):
     assert kept.read_bytes() == image_path(tmp_path / "fresh/data", "case_00").read_bytes()
 
 
-def test_ingest_refuses_names_that_are_no_file_names(tmp_path):
+def test_ingest_gives_safe_names_and_says_so(tmp_path):
     source = write_nnunet(tmp_path / "in", 1)
-    hu, labels = make_body(seed=9)
-    for name in ("a b", "-x", "a" * 70):
+    for seed, name in enumerate(("a b", "a.b", "-x", "a" * 70), start=9):
+        hu, labels = make_body(seed=seed)
         save_nifti(source / f"imagesTr/{name}_0000.nii.gz", hu, SPACING_MM)
         save_nifti(source / f"labelsTr/{name}.nii.gz", labels, SPACING_MM)
     report = ingest(source, tmp_path / "data")
-    assert report.accepted == ["case_00"]
-    assert {finding.code for finding in report.refused} == {"case_name"}
-    assert len(report.refused) == 3
+    assert len(set(report.accepted)) == 5
+    told = [finding.found for finding in report.warnings if finding.code == "case_renamed"]
+    assert len(told) == 4
+    assert any(found.startswith("'a b', here a_b_") for found in told)
+    assert ingest(source, tmp_path / "data").skipped == report.accepted
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize(
+    "names", [("patient 1", "patient_1"), ("张三01", "李四01"), ("Müller", "Möller")]
+)
+def test_ingest_keeps_folders_of_similar_names_apart(tmp_path, names, num_workers):
+    source = write_totalsegmentator(tmp_path / "in", 2)
+    for number, name in enumerate(names):
+        (source / f"s{number:04d}").rename(source / name)
+    report = ingest(source, tmp_path / "data", num_workers=num_workers)
+    assert report.num_found == len(report.accepted) == 2
+    for case in read_cohort(tmp_path / "data").cases:
+        assert file_sha256(case.image) == case.image_sha256
+        assert file_sha256(case.label) == case.label_sha256
+
+
+def test_ingest_refuses_a_name_that_differs_from_a_case_in_letter_case_only(tmp_path):
+    ingest(write_nnunet(tmp_path / "in", 1), tmp_path / "data")
+    other = write_nnunet(tmp_path / "other", 1, prefix="CASE", seed=50)
+    report = ingest(other, tmp_path / "data", IngestOptions(replace_changed=True))
+    assert [finding.code for finding in report.refused] == ["case_exists"]
+    assert "CASE_00; case_00 came from" in report.refused[0].found
+
+
+def test_ingest_counts_each_case_once_however_many_findings_refuse_it(tmp_path):
+    source = write_nnunet(tmp_path / "in", 2)
+    hu = np.zeros((4, 24, 28), np.int16)
+    save_nifti(source / "imagesTr/case_00_0000.nii.gz", hu, SPACING_MM)
+    save_nifti(source / "labelsTr/case_00.nii.gz", hu.astype(np.uint8), SPACING_MM)
+    report = ingest(source, tmp_path / "data")
+    assert len(report.refused) > 1
+    assert (report.num_found, len(report.accepted), report.num_refused) == (2, 1, 1)
+
+
+def test_ingest_that_loses_a_case_fails(tmp_path):
+    source = write_nnunet(tmp_path / "in", 2)
+
+    def forgetful(items, *_):
+        yield from list(items)[:1]
+
+    with pytest.raises(ScanError, match="cohort_incomplete: found 2 cases, 1 outcomes"):
+        ingest(source, tmp_path / "data", progress=forgetful)
+    assert ingest(source, tmp_path / "data").num_usable == 2
+
+
+def test_two_ingests_at_once_keep_the_cases_of_both(tmp_path):
+    sources = [
+        write_nnunet(tmp_path / name, 4, prefix=name, seed=seed)
+        for name, seed in (("first", 0), ("second", 50))
+    ]
+    command = (
+        "import sys; from pathlib import Path; from fullscale.ingestion.ingest import ingest;"
+        "ingest(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", command, str(source), str(tmp_path / "data")],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        for source in sources
+    ]
+    assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    assert len(read_cohort(tmp_path / "data").cases) == 8
 
 
 def test_ingest_leaves_private_text_behind_and_lists_it(tmp_path):

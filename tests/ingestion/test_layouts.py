@@ -12,6 +12,7 @@ from cohorts import (
     write_lits,
     write_msd,
     write_nnunet,
+    write_series,
     write_totalsegmentator,
 )
 
@@ -84,12 +85,54 @@ def test_lits_has_liver_and_tumour(tmp_path):
     assert np.count_nonzero(labels_ZYX == 2) == 1
 
 
-def test_lits_with_one_number_twice_is_refused(tmp_path):
-    write_lits(tmp_path, numbers=(3,))
+def test_lits_with_one_number_twice_refuses_that_case(tmp_path):
+    write_lits(tmp_path, numbers=(3, 4))
     hu, _ = make_body()
     save_nifti(tmp_path / "batch 2/volume-3.nii", hu, SPACING_MM)
-    with pytest.raises(ScanError, match="number 3 twice"):
-        read_source(tmp_path)
+    source = read_source(tmp_path)
+    assert [case.name for case in source.cases] == ["lits_004"]
+    ((name, error),) = source.refused
+    assert (name, error.code) == ("lits_003", "file_twice")
+    assert "batch 1/volume-3.nii.gz and batch 2/volume-3.nii" in error.found
+
+
+def test_ircadb_01_and_02_are_different_patients(tmp_path):
+    write_ircadb(tmp_path, 1)
+    (tmp_path / "3Dircadb1.1").rename(tmp_path / "3Dircadb2.1")
+    write_ircadb(tmp_path, 1)
+    first, second = [case.name for case in read_source(tmp_path).cases]
+    assert first.startswith("ircadb_")
+    assert second.startswith("ircadb_")
+    assert "ircadb_01" in (first, second)
+    assert first != second
+
+
+def test_chaos_folders_of_one_number_are_different_cases(tmp_path):
+    write_chaos(tmp_path, 1)
+    (tmp_path / "CT").rename(tmp_path / "CT2")
+    write_chaos(tmp_path, 1)
+    names = [case.name for case in read_source(tmp_path).cases]
+    assert len(set(names)) == 2
+    assert "chaos_1" in names
+    assert [case.name for case in read_source(tmp_path / "CT").cases] == ["chaos_1"]
+
+
+def test_names_alike_but_for_letter_case_refuse_the_second(tmp_path):
+    write_totalsegmentator(tmp_path)
+    (tmp_path / "s0001").rename(tmp_path / "S0000")
+    source = read_source(tmp_path)
+    assert [case.name for case in source.cases] == ["S0000"]
+    assert [(name, error.code) for name, error in source.refused] == [("s0000", "name_twice")]
+
+
+def test_dicom_seg_series_of_one_folder_keep_their_names_when_one_is_added(tmp_path):
+    write_dicom_seg(tmp_path, 2)
+    (tmp_path / "subject-2").rename(tmp_path / "subject-1/second")
+    before = [case.name for case in read_source(tmp_path).cases]
+    assert len(set(before)) == 2
+    assert "subject-1" in before
+    write_series(tmp_path / "subject-1/aaa", make_body()[0])
+    assert [case.name for case in read_source(tmp_path).cases] == before
 
 
 def test_ircadb_joins_numbered_tumours_and_keeps_them_on_the_liver(tmp_path):
