@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +41,50 @@ def read_msd(folder: Path) -> Source:
     listed = dataset.get("training")
     if not isinstance(listed, list):
         raise failure("dataset_json", f"{folder / 'dataset.json'} without a list `training`")
-    pairs: Pairs = {}
+    found = list[tuple[Path, Path]]()
     refused: Refused = []
     for entry in listed:
         if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
             raise failure("dataset_json", f"{folder / 'dataset.json'} with training entry {entry}")
-        name = _NIFTI.sub("", Path(str(entry["label"])).name)
         try:
             image, label = (_within(folder, str(entry[key])) for key in ("image", "label"))
         except ScanError as error:
-            refused.append((name, error))
+            refused.append((_stem(Path(str(entry["label"]))), error))
             continue
         if not image.is_file():
             # Old nnU-Net lists the name without the channel number that the file has.
             with_channel = image.with_name(_NIFTI.sub(r"_0000\g<0>", image.name))
             image = with_channel if with_channel.is_file() else image
-        pairs[name] = (image, label)
+        found.append((image, label))
+    pairs = _name_pairs(folder, found, refused)
     return _from_dataset("msd", folder, dataset, pairs, refused)
+
+
+def _name_pairs(folder: Path, found: Iterable[tuple[Path, Path]], refused: Refused) -> Pairs:
+    """Name each pair after its label file; after its image or their paths where names repeat."""
+    counts = Counter(found)
+    refused += [
+        (_stem(pair[1]), failure("file_twice", f"{count} entries of {_join_paths(pair, folder)}"))
+        for pair, count in counts.items()
+        if count > 1
+    ]
+    pairs: Pairs = {}
+    unnamed = [pair for pair, count in counts.items() if count == 1]
+    rules: tuple[Callable[[tuple[Path, Path]], str], ...] = (
+        lambda pair: _stem(pair[1]),
+        lambda pair: _stem(pair[0]).removesuffix("_0000"),
+        lambda pair: _NIFTI.sub("", pair[1].relative_to(folder).as_posix()),
+        lambda pair: _join_paths(pair, folder),
+    )
+    for rule in rules:
+        names = {pair: rule(pair) for pair in unnamed}
+        uses = Counter(names.values())
+        named = {
+            name: pair for pair, name in names.items() if uses[name] == 1 and name not in pairs
+        }
+        pairs |= named
+        unnamed = [pair for pair in unnamed if names[pair] not in named]
+    return pairs
 
 
 def matches_nnunet(folder: Path) -> bool:
@@ -188,6 +216,10 @@ def _visible(folder: Path, pattern: str) -> list[Path]:
     Archives made on macOS hold a hidden `._NAME` for each file.
     """
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
+def _stem(path: Path) -> str:
+    return _NIFTI.sub("", path.name)
 
 
 def _within(folder: Path, name: str) -> Path:

@@ -309,3 +309,42 @@ def test_safe_name(text, name):
 
 def test_labels_of_bodies_are_what_the_tests_assume():
     assert LABELS == {"background": 0, "liver": 1, "spleen": 2}
+
+
+def write_listed(folder, pairs):
+    """Write a Decathlon folder whose files have the names in `pairs`."""
+    for seed, (image, label) in enumerate(pairs, start=100):
+        hu, labels = make_body(seed=seed)
+        save_nifti(folder / image, hu, SPACING_MM)
+        if not (folder / label).exists():
+            save_nifti(folder / label, (labels == 2).astype(np.uint8), SPACING_MM)
+    training = [{"image": f"./{image}", "label": f"./{label}"} for image, label in pairs]
+    labels = {"0": "background", "1": "spleen"}
+    write_dataset_json(folder, labels=labels, training=training)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pairs", "names"),
+    [
+        ([(f"{n}/ct.nii.gz", f"{n}/label.nii.gz") for n in "ab"], ["a_label", "b_label"]),
+        ([(f"i/{n}.nii.gz", f"{n}/label.nii.gz") for n in "ab"], ["a", "b"]),
+        ([("i/a_0000.nii.gz", "x/l.nii"), ("i/b_0000.nii.gz", "y/l.nii")], ["a", "b"]),
+        ([("a.nii.gz", "l.nii.gz"), ("b.nii.gz", "l.nii.gz")], ["a", "b"]),
+        ([("x/i.nii.gz", "l.nii.gz"), ("y/i.nii.gz", "l.nii.gz")], ["x_i", "y_i"]),
+    ],
+)
+def test_msd_names_pairs_apart_whose_files_have_one_name(tmp_path, pairs, names):
+    source = read_source(write_listed(tmp_path, pairs))
+    assert source.refused == ()
+    assert len(source.cases) == len(pairs)
+    for name, case in zip(names, source.cases, strict=True):
+        assert name in case.name
+    assert {case.files[0] for case in source.cases} == {tmp_path / image for image, _ in pairs}
+
+
+def test_msd_with_an_entry_twice_refuses_it(tmp_path):
+    pairs = [("a.nii.gz", "l/a.nii.gz"), ("b.nii.gz", "l/b.nii.gz"), ("a.nii.gz", "l/a.nii.gz")]
+    source = read_source(write_listed(tmp_path, pairs))
+    assert [case.name for case in source.cases] == ["b"]
+    assert [(name, error.code) for name, error in source.refused] == [("a", "file_twice")]
