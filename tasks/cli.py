@@ -132,6 +132,8 @@ def validate(
         for row in found.rows:
             for finding in row.findings:
                 typer.echo(f"{finding.severity} {finding.case}: {finding}")
+        for finding in found.findings:
+            typer.echo(f"{finding.severity} {finding.case}: {finding}")
     if found.num_refused:
         raise typer.Exit(1)
 

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 
 from fullscale.ingestion.names import name_case
@@ -22,6 +21,7 @@ from fullscale.scans.dicom import (
     SeriesOrder,
     dicom_files,
     order_series,
+    read_dataset,
     read_series,
 )
 from fullscale.scans.volume import Volume
@@ -61,7 +61,13 @@ def read_ircadb(folder: Path) -> Source:
         )
         load = partial(_load_ircadb, name, scan, drawn)
         cases.append(SourceCase(name, name, tuple(organs), files, load, origin))
-    return Source("ircadb", "3D-IRCADb", labels, tuple(sorted(cases, key=lambda case: case.name)))
+    return Source(
+        "ircadb",
+        "3D-IRCADb",
+        labels,
+        tuple(sorted(cases, key=lambda case: case.name)),
+        ignored_folders=("LABELLED_DICOM", "MESHES_VTK"),
+    )
 
 
 def _ircadb_cases(folder: Path) -> list[Path]:
@@ -95,7 +101,7 @@ def _read_mask_folder(folder: Path, order: SeriesOrder) -> NDArray[np.bool_]:
         if not path.is_file():
             raise failure("file_missing", f"no mask {path}")
         try:
-            plane = pydicom.dcmread(path).pixel_array
+            plane = read_dataset(path).pixel_array
         except READ_ERRORS as error:
             raise failure("unreadable", f"{path}: {error}") from error
         if plane.shape != order.geometry.own_shape[1::-1]:
@@ -121,7 +127,11 @@ def read_chaos(folder: Path) -> Source:
         origin = f"chaos_{place.removeprefix('CT/')}"
         name = name_case(origin)
         scan = dicom_files(case / "DICOM_anon")
-        pictures = tuple(sorted((case / "Ground").glob("*.png")))
+        pictures = tuple(
+            path
+            for path in sorted((case / "Ground").iterdir())
+            if path.suffix.lower() == ".png" and not path.name.startswith(".")
+        )
         load = partial(_load_chaos, name, scan, pictures)
         cases.append(SourceCase(name, name, ("liver",), (*scan, *pictures), load, origin))
     return Source(

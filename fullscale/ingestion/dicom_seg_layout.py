@@ -21,10 +21,13 @@ from fullscale.scans.checks import failure
 from fullscale.scans.cohort import safe_name
 from fullscale.scans.dicom import (
     CT_CLASSES,
+    DIRECTORY_NAME,
     READ_ERRORS,
     SeriesOrder,
+    is_damaged,
     is_dicom,
     order_series,
+    read_dataset,
     read_header,
     read_series,
 )
@@ -62,22 +65,42 @@ def read_dicom_seg(folder: Path) -> Source:
         top = first.parts[0] if len(first.parts) > 1 else first.stem
         # Several series of one folder are told apart by the path of their first file.
         origin = top if top not in taken else first.as_posix()
+        if not series.segments:
+            index.left_out |= dict.fromkeys(series.files, "a CT series without a segmentation")
+            continue
         taken.add(top)
         name = name_case(origin)
-        if not series.files:
-            error = failure("file_missing", f"{name}: no CT series {uid or 'that it refers to'}")
+        files = (*series.files, *series.segmentations)
+        if error := _find_fault(name, uid, series, index.damaged):
             index.refused.append((name, error))
-        elif not series.segments:
-            error = failure("file_missing", f"{name}: no segmentation of CT series {uid}")
-            index.refused.append((name, error))
-        else:
-            drawn = {labels[label]: parts for label, parts in series.segments.items()}
-            files = (*series.files, *series.segmentations)
-            load = partial(_load, name, tuple(series.files), drawn)
-            patient = case_of_patient.setdefault(series.patient_id or name, name)
-            cases.append(SourceCase(name, patient, tuple(series.segments), files, load, origin))
+            index.refused_files += files
+            continue
+        drawn = {labels[label]: parts for label, parts in series.segments.items()}
+        load = partial(_load, name, tuple(series.files), drawn)
+        patient = case_of_patient.setdefault(series.patient_id or name, name)
+        cases.append(SourceCase(name, patient, tuple(series.segments), files, load, origin))
     cases.sort(key=lambda case: case.name)
-    return Source("dicom-seg", folder.name, labels, tuple(cases), tuple(index.refused))
+    damaged = [(str(path.relative_to(folder)), error) for path, error in index.damaged.items()]
+    return Source(
+        "dicom-seg",
+        folder.name,
+        labels,
+        tuple(cases),
+        (*index.refused, *damaged),
+        refused_files=(*index.refused_files, *index.damaged),
+        left_out=index.left_out,
+    )
+
+
+def _find_fault(
+    name: str, uid: str, series: _Series, damaged: Mapping[Path, ScanError]
+) -> ScanError | None:
+    """Return why a series with segmentations cannot be used; None if it can."""
+    if not series.files:
+        return failure("file_missing", f"{name}: no CT series {uid or 'that it refers to'}")
+    # A damaged file beside the slices may be one of them.
+    folders = {path.parent for path in series.files}
+    return next((error for path, error in damaged.items() if path.parent in folders), None)
 
 
 def _usable_first(item: tuple[str, _Series]) -> tuple[bool, str]:
@@ -102,28 +125,37 @@ class _Series:
 
 @dataclass
 class _FolderIndex:
-    """All CT series of a folder by SeriesInstanceUID, and the files that cannot be used."""
+    """All CT series of a folder by SeriesInstanceUID, and the files that are not used."""
 
     series: defaultdict[str, _Series] = field(default_factory=lambda: defaultdict(_Series))
     refused: list[tuple[str, ScanError]] = field(default_factory=list)
+    refused_files: list[Path] = field(default_factory=list)
+    damaged: dict[Path, ScanError] = field(default_factory=dict)
+    left_out: dict[Path, str] = field(default_factory=dict)
 
 
 def _index_folder(folder: Path) -> _FolderIndex:
     index = _FolderIndex()
     for path in sorted(folder.rglob("*")):
-        if not is_dicom(path):
+        if path.name == DIRECTORY_NAME or not (is_dicom(path) or is_damaged(path)):
             continue
         try:
             header = read_header(path)
             kind = _text(header, "SOPClassUID")
             if kind == SEG_CLASS:
                 _add_segmentation(index, path, header)
+            elif kind in CT_CLASSES and "LOCALIZER" in _text(header, "ImageType").upper():
+                index.left_out[path] = "a scout view"
             elif kind in CT_CLASSES:
                 series = index.series[_text(header, "SeriesInstanceUID")]
                 series.files.append(path)
                 series.patient_id = series.patient_id or _text(header, "PatientID")
+            elif kind:
+                index.left_out[path] = f"modality {_text(header, 'Modality') or 'unknown'}"
+            else:
+                raise failure("unreadable", f"{path} without SOPClassUID")
         except ScanError as error:
-            index.refused.append((str(path.relative_to(folder)), error))
+            index.damaged[path] = error
     return index
 
 
@@ -163,7 +195,7 @@ def _read_segment(path: Path, number: int, order: SeriesOrder) -> NDArray[np.boo
     import highdicom
 
     try:
-        segmentation = highdicom.seg.segread(path)
+        segmentation = highdicom.seg.Segmentation.from_dataset(read_dataset(path), copy=False)
         sources = {str(uids[2]) for uids in segmentation.get_source_image_uids()}
         pixels = segmentation.get_pixels_by_source_instance(
             source_sop_instance_uids=list(order.instance_uids),

@@ -96,6 +96,7 @@ def _ingest(
     report = IngestReport(str(source), parsed.layout, remapped=remapped)
     report.num_found = len(parsed.cases) + len(parsed.refused)
     report.num_refused = len(parsed.refused)
+    report.warnings += parsed.findings
     report.refused += [Finding.from_error(case, error) for case, error in parsed.refused]
     incoming = data_dir / ".incoming"
     prepare = partial(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fullscale.ingestion import dicom_layouts, dicom_seg_layout, nifti_layouts
 from fullscale.ingestion.source import Source, SourceCase
+from fullscale.ingestion.unread import find_unread
 from fullscale.scans.checks import failure
 
 
@@ -120,17 +121,25 @@ def read_source(folder: Path, layout: str | None = None) -> Source:
     with warnings.catch_warnings(action="ignore"):
         for candidate in known:
             if layout or candidate.matches(folder):
-                return _refuse_second_names(candidate.read(folder))
+                source = _refuse_second_names(candidate.read(folder))
+                unread = find_unread(folder, source)
+                return replace(source, findings=(*source.findings, *unread))
     raise failure("layout_unknown", f"none of {', '.join(LAYOUTS)} in {folder}")
 
 
 def _refuse_second_names(source: Source) -> Source:
     """Refuse every case whose name another case of the source has, apart from letter case."""
     cases: dict[str, SourceCase] = {}
-    refused = list(source.refused)
+    refused, files = list(source.refused), list[Path]()
     for case in source.cases:
         first = cases.setdefault(case.name.casefold(), case)
         if first is not case:
             found = f"{first.origin!r} and {case.origin!r}, both named {case.name}"
             refused.append((case.origin, failure("name_twice", found)))
-    return replace(source, cases=tuple(cases.values()), refused=tuple(refused))
+            files += case.files
+    return replace(
+        source,
+        cases=tuple(cases.values()),
+        refused=tuple(refused),
+        refused_files=(*source.refused_files, *files),
+    )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fullscale.ingestion.names import label_key
 from fullscale.ingestion.source import Source, SourceCase, masks_case, nifti_case
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import failure
@@ -21,11 +23,24 @@ from fullscale.scans.cohort import (
 )
 
 _NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+_CT = re.compile(r"ct\.nii(\.gz)?", re.IGNORECASE)
 _LITS_IMAGE = re.compile(r"volume-(\d+)\.nii(\.gz)?", re.IGNORECASE)
 _LITS_LABEL = re.compile(r"segmentation-(\d+)\.nii(\.gz)?", re.IGNORECASE)
 
 Pairs = dict[str, tuple[Path, Path]]
-Refused = list[tuple[str, ScanError]]
+
+
+@dataclass
+class Refused:
+    """Cases that cannot be used, and their files."""
+
+    cases: list[tuple[str, ScanError]] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+    def add(self, name: str, error: ScanError, files: Iterable[Path]) -> None:
+        """Refuse one case."""
+        self.cases.append((name, error))
+        self.files += files
 
 
 def matches_msd(folder: Path) -> bool:
@@ -42,14 +57,14 @@ def read_msd(folder: Path) -> Source:
     if not isinstance(listed, list):
         raise failure("dataset_json", f"{folder / 'dataset.json'} without a list `training`")
     found = list[tuple[Path, Path]]()
-    refused: Refused = []
+    refused = Refused()
     for entry in listed:
         if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
             raise failure("dataset_json", f"{folder / 'dataset.json'} with training entry {entry}")
         try:
             image, label = (_within(folder, str(entry[key])) for key in ("image", "label"))
         except ScanError as error:
-            refused.append((_stem(Path(str(entry["label"]))), error))
+            refused.add(_stem(Path(str(entry["label"]))), error, ())
             continue
         if not image.is_file():
             # Old nnU-Net lists the name without the channel number that the file has.
@@ -63,11 +78,10 @@ def read_msd(folder: Path) -> Source:
 def _name_pairs(folder: Path, found: Iterable[tuple[Path, Path]], refused: Refused) -> Pairs:
     """Name each pair after its label file; after its image or their paths where names repeat."""
     counts = Counter(found)
-    refused += [
-        (_stem(pair[1]), failure("file_twice", f"{count} entries of {_join_paths(pair, folder)}"))
-        for pair, count in counts.items()
-        if count > 1
-    ]
+    for pair, count in counts.items():
+        if count > 1:
+            error = failure("file_twice", f"{count} entries of {_join_paths(pair, folder)}")
+            refused.add(_stem(pair[1]), error, pair)
     pairs: Pairs = {}
     unnamed = [pair for pair, count in counts.items() if count == 1]
     rules: tuple[Callable[[tuple[Path, Path]], str], ...] = (
@@ -96,21 +110,19 @@ def read_nnunet(folder: Path) -> Source:
     """Read the pairs of equal name in imagesTr and labelsTr; missing files are found later."""
     dataset = read_json(folder / "dataset.json")
     ending = str(dataset.get("file_ending", ".nii.gz"))
-    images = {
-        path.name.removesuffix("_0000" + ending): path
-        for path in _visible(folder / "imagesTr", "*_0000" + ending)
-    }
-    labels = {
-        path.name.removesuffix(ending): path for path in _visible(folder / "labelsTr", "*" + ending)
-    }
-    pairs = {
-        name: (
-            images.get(name, folder / "imagesTr" / f"{name}_0000{ending}"),
-            labels.get(name, folder / "labelsTr" / f"{name}{ending}"),
+    images = _files_by_name(folder / "imagesTr", "_0000" + ending)
+    labels = _files_by_name(folder / "labelsTr", ending)
+    pairs: Pairs = {}
+    refused = Refused()
+    for name in {*images, *labels}:
+        found = (
+            images.get(name, [folder / "imagesTr" / f"{name}_0000{ending}"]),
+            labels.get(name, [folder / "labelsTr" / f"{name}{ending}"]),
         )
-        for name in {*images, *labels}
-    }
-    return _from_dataset("nnunet", folder, dataset, pairs, [])
+        if _is_twice(name, found, folder, refused):
+            continue
+        pairs[name] = (found[0][0], found[1][0])
+    return _from_dataset("nnunet", folder, dataset, pairs, refused)
 
 
 def matches_lits(folder: Path) -> bool:
@@ -127,49 +139,72 @@ def read_lits(folder: Path) -> Source:
     cases, refused = list[SourceCase](), Refused()
     for number in sorted({*images, *masks}):
         name = f"lits_{number:03d}"
-        found = [*images.get(number, ()), *masks.get(number, ())]
-        if len(images.get(number, ())) > 1 or len(masks.get(number, ())) > 1:
-            refused.append((name, failure("file_twice", _join_paths(found, folder))))
-            continue
-        (image,) = images.get(number, (folder / f"volume-{number}.nii",))
-        (label,) = masks.get(number, (folder / f"segmentation-{number}.nii",))
-        cases.append(nifti_case(name, "", tuple(labels), image, label))
+        found = (
+            images.get(number, [folder / f"volume-{number}.nii"]),
+            masks.get(number, [folder / f"segmentation-{number}.nii"]),
+        )
+        if not _is_twice(name, found, folder, refused):
+            cases.append(nifti_case(name, "", tuple(labels), found[0][0], found[1][0]))
     return Source(
         "lits",
         "LiTS",
         labels,
         tuple(cases),
-        tuple(refused),
+        tuple(refused.cases),
         licence="CC BY-NC-ND 4.0",
         reference="Bilic et al., The Liver Tumor Segmentation Benchmark (LiTS)",
+        refused_files=tuple(refused.files),
     )
 
 
 def matches_totalsegmentator(folder: Path) -> bool:
     """Return True if there is a <case>/ct.nii.gz next to a folder `segmentations`."""
-    return any((path.parent / "segmentations").is_dir() for path in folder.glob("*/ct.nii*"))
+    return any(_ct_files(case) for case in folder.glob("*") if (case / "segmentations").is_dir())
 
 
 def read_totalsegmentator(folder: Path) -> Source:
-    """Read one folder per case; every file in `segmentations` is one organ."""
-    masks = {
-        image.parent: {
-            _NIFTI.sub("", path.name): path
-            for path in _visible(image.parent / "segmentations", "*.nii*")
-        }
-        for image in sorted(folder.glob("*/ct.nii*"))
-    }
-    names = sorted({organ for files in masks.values() for organ in files})
-    labels = {organ: number for number, organ in enumerate(names, start=1)}
+    """Read one folder per case; every file in `segmentations` is one organ.
+
+    Organs whose file names differ in letter case only are one organ.
+    """
+    masks: dict[Path, dict[str, list[Path]]] = {}
+    for case in sorted(path for path in folder.glob("*") if path.is_dir()):
+        if _ct_files(case) or (case / "segmentations").is_dir():
+            found = masks.setdefault(case, {})
+            for path in _visible(case / "segmentations"):
+                if _NIFTI.search(path.name):
+                    found.setdefault(label_key(_stem(path)), []).append(path)
+    spelled = {label_key(_stem(path)): _stem(path) for path in _sorted_by_name(masks.values())}
+    labels = {organ: number for number, organ in enumerate(sorted(spelled.values()), start=1)}
     cases, refused = list[SourceCase](), Refused()
     for case, files in masks.items():
-        image = next(iter(sorted(case.glob("ct.nii*"))))
-        if files:
-            cases.append(masks_case(case.name, image, files, labels))
+        images = _ct_files(case)
+        if _is_twice(case.name, (images, *files.values()), folder, refused):
+            continue
+        if images and files:
+            drawn = {spelled[key]: paths[0] for key, paths in sorted(files.items())}
+            cases.append(masks_case(case.name, images[0], drawn, labels))
         else:
-            error = failure("file_missing", f"no mask in {case / 'segmentations'}")
-            refused.append((case.name, error))
-    return Source("totalsegmentator", folder.name, labels, tuple(cases), tuple(refused))
+            missing = f"mask in {case / 'segmentations'}" if images else f"ct.nii.gz in {case}"
+            refused.add(case.name, failure("file_missing", f"no {missing}"), _visible(case, "**"))
+    return Source(
+        "totalsegmentator",
+        folder.name,
+        labels,
+        tuple(cases),
+        tuple(refused.cases),
+        refused_files=tuple(refused.files),
+    )
+
+
+def _ct_files(case: Path) -> list[Path]:
+    return [path for path in _visible(case) if _CT.fullmatch(path.name)]
+
+
+def _sorted_by_name(masks: Iterable[Mapping[str, list[Path]]]) -> list[Path]:
+    """Return all masks so that of several spellings the first in the alphabet comes last."""
+    paths = (path for found in masks for each in found.values() for path in each)
+    return sorted(paths, key=lambda path: path.name, reverse=True)
 
 
 def _from_dataset(
@@ -178,7 +213,7 @@ def _from_dataset(
     path = folder / "dataset.json"
     labels = {k: v for k, v in parse_labels(path, dataset).items() if k != BACKGROUND}
     _check_modality(path, dataset)
-    if not pairs and not refused:
+    if not pairs and not refused.cases:
         raise failure("file_missing", f"{folder} without a scan")
     rows = read_source_rows(folder) or {}
     cases = list[SourceCase]()
@@ -188,7 +223,7 @@ def _from_dataset(
         try:
             check_annotated(name, annotated, {BACKGROUND: 0, **labels})
         except ScanError as error:
-            refused.append((name, error))
+            refused.add(name, error, (image, label))
         else:
             cases.append(nifti_case(name, row.get("patient", ""), annotated, image, label))
     return Source(
@@ -196,9 +231,11 @@ def _from_dataset(
         str(dataset.get("name", folder.name)),
         labels,
         tuple(cases),
-        tuple(refused),
+        tuple(refused.cases),
         str(dataset.get("licence", dataset.get("license", ""))),
         str(dataset.get("reference", "")),
+        refused_files=tuple(refused.files),
+        ignored_folders=("imagesTs", "labelsTs"),
     )
 
 
@@ -210,12 +247,35 @@ def _check_modality(path: Path, dataset: Mapping[str, Any]) -> None:
         raise failure("modality", f"{path} with channel {channel!r}")
 
 
-def _visible(folder: Path, pattern: str) -> list[Path]:
+def _visible(folder: Path, pattern: str = "*") -> list[Path]:
     """Return the files of a folder in order, without hidden ones.
 
     Archives made on macOS hold a hidden `._NAME` for each file.
     """
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    return sorted(
+        path
+        for path in folder.glob(pattern + "/*" if pattern == "**" else pattern)
+        if not path.name.startswith(".") and not path.is_dir()
+    )
+
+
+def _files_by_name(folder: Path, ending: str) -> dict[str, list[Path]]:
+    """Return the files with an ending in any letter case, by the rest of their names."""
+    found: dict[str, list[Path]] = {}
+    for path in _visible(folder):
+        if path.name.lower().endswith(ending.lower()):
+            found.setdefault(path.name[: len(path.name) - len(ending)], []).append(path)
+    return found
+
+
+def _is_twice(name: str, groups: Iterable[Sequence[Path]], folder: Path, refused: Refused) -> bool:
+    """Refuse a case that has two files for one part of it; return True if it has."""
+    groups = list(groups)
+    twice = [path for paths in groups if len(paths) > 1 for path in paths]
+    if twice:
+        files = [path for paths in groups for path in paths]
+        refused.add(name, failure("file_twice", _join_paths(twice, folder)), files)
+    return bool(twice)
 
 
 def _stem(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fullscale.ingestion.names import name_case
 from fullscale.runtime.errors import ScanError
+from fullscale.scans.checks import Finding
 from fullscale.scans.geometry import check_aligned
 from fullscale.scans.volume import Volume, read_image, read_labels
 
@@ -49,6 +50,10 @@ class Source:
         refused: cases that cannot be used, as (case, reason).
         licence: licence that the source states.
         reference: publication that the source states.
+        refused_files: files of the refused cases.
+        left_out: reason for each file that the layout leaves out on purpose.
+        ignored_folders: names of folders that belong to the layout and hold no annotated scan.
+        findings: warnings and notes that belong to no case, such as files that were not read.
     """
 
     layout: str
@@ -58,6 +63,10 @@ class Source:
     refused: tuple[tuple[str, ScanError], ...] = ()
     licence: str = ""
     reference: str = ""
+    refused_files: tuple[Path, ...] = ()
+    left_out: Mapping[Path, str] = field(default_factory=dict)
+    ignored_folders: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 def nifti_case(

@@ -235,6 +235,13 @@ _TABLE = (
         "export the series again, completely",
     ),
     Check(
+        "series_split",
+        "refused",
+        "The slices of one series lie in several folders",
+        "all slices of a series in one folder",
+        "move the slices of the series into one folder",
+    ),
+    Check(
         "slices_uneven",
         "refused",
         "Slices of a series are unevenly spaced",
@@ -303,6 +310,20 @@ _TABLE = (
         "The case's name cannot be used as a file name",
         "letters, digits, '-' and '_', at most 64, starting with a letter or digit",
         "rename the files of the case",
+    ),
+    Check(
+        "file_unused",
+        "warning",
+        "Files that may be parts of a scan were not read",
+        "every part of a scan under a name and in a folder of the layout",
+        "rename, unzip or convert what is missing in a case, and move the rest out of the source",
+    ),
+    Check(
+        "file_ignored",
+        "note",
+        "Files without an annotated scan were not read",
+        "scans, labels, dataset.json and cases.csv",
+        "nothing to do if no scan is among them",
     ),
     Check(
         "name_twice",

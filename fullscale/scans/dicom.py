@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from fullscale.runtime.errors import ScanError, shorten
 from fullscale.scans.checks import failure
@@ -46,6 +47,7 @@ READ_ERRORS = (Exception,)
 theirs."""
 # SOP classes: CT Image Storage, Enhanced CT Image Storage.
 CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")
+DIRECTORY_NAME = "DICOMDIR"  # the table of contents of a DICOM medium
 _TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM coordinates are LPS, ours are NIfTI's RAS
 
 
@@ -65,28 +67,61 @@ class SeriesOrder:
 
 
 def dicom_files(folder: Path) -> tuple[Path, ...]:
-    """Return the files of a folder that are DICOM by content, sorted by name.
+    """Return the files of a folder that are DICOM by content or damaged DICOM, sorted by name.
 
     Raises:
         ScanError: the folder is missing.
     """
     if not folder.is_dir():
         raise failure("file_missing", f"no folder {folder}")
-    return tuple(path for path in sorted(folder.iterdir()) if is_dicom(path))
+    return tuple(
+        path
+        for path in sorted(folder.iterdir())
+        if path.name != DIRECTORY_NAME and (is_dicom(path) or is_damaged(path))
+    )
 
 
 def is_dicom(path: Path) -> bool:
-    """Return True if a file has the DICOM prefix, or cannot be opened.
+    """Return True if a file is DICOM by content, with or without preamble, or cannot be opened.
 
     A file without read permission counts as DICOM, so that reading it reports the error.
     """
     if not path.is_file():
         return False
     try:
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
+        begin = _read_begin(path)
     except OSError:
         return True
+    return begin[128:] == b"DICM" or _begins_with_element(begin)
+
+
+def is_damaged(path: Path) -> bool:
+    """Return True if a file has the name of a DICOM file, but its content is empty or another.
+
+    Reading such a file reports it; leaving it out would shorten a scan in silence.
+    """
+    if path.name.startswith(".") or not path.is_file() or is_dicom(path):
+        return False
+    suffix = path.suffix.lower()
+    if suffix in (".dcm", ".dicom", ".ima"):
+        return True
+    # Slices without such an ending are called image_12, or by a UID that ends in a number.
+    return path.stat().st_size == 0 and (not suffix or suffix[1:].isdigit())
+
+
+def read_dataset(path: Path, *, with_pixels: bool = True) -> pydicom.Dataset:
+    """Read a DICOM file, also one without preamble.
+
+    Raises:
+        READ_ERRORS: the file cannot be read.
+    """
+    force = _begins_with_element(_read_begin(path))
+    dataset = pydicom.dcmread(path, stop_before_pixels=not with_pixels, force=force)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        is_implicit, is_little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
+    return dataset
 
 
 def read_header(path: Path) -> pydicom.Dataset:
@@ -96,7 +131,11 @@ def read_header(path: Path) -> pydicom.Dataset:
         ScanError: the file cannot be read.
     """
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
+        if not path.stat().st_size:
+            raise failure("unreadable", f"{path}: an empty file")
+        return read_dataset(path, with_pixels=False)
+    except ScanError:
+        raise
     except READ_ERRORS as error:
         raise _unreadable(path, error) from error
 
@@ -146,7 +185,7 @@ def read_series(order: SeriesOrder, name: str) -> Volume:
     text_fields = set[str]()
     for k, path in enumerate(order.files):
         try:
-            slice_ = pydicom.dcmread(path)
+            slice_ = read_dataset(path)
             plane = slice_.pixel_array
             slope = float(slice_.get("RescaleSlope", 1))
             intercept = float(slice_.get("RescaleIntercept", 0))
@@ -212,8 +251,21 @@ def _read_plane(path: Path) -> _Plane | None:
         raise _unreadable(path, error) from error
 
 
+def _read_begin(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(132)
+
+
+def _begins_with_element(begin: bytes) -> bool:
+    """Return True if bytes begin with a data element of group 2 or 8, as without a preamble."""
+    if len(begin) < 8 or begin[:2] not in (b"\x02\x00", b"\x08\x00") or begin[3] != 0:
+        return False
+    is_explicit = begin[4:6].isalpha() and begin[4:6].isupper()
+    return is_explicit or int.from_bytes(begin[4:8], "little") <= 128
+
+
 def _is_scout(header: pydicom.Dataset) -> bool:
-    return "LOCALIZER" in [str(part).upper() for part in header.get("ImageType", [])]
+    return "LOCALIZER" in [str(part).upper() for part in header.get("ImageType") or []]
 
 
 def _check_same_plane(planes: Iterable[_Plane], name: str) -> None:

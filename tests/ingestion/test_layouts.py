@@ -161,12 +161,40 @@ def test_dicom_seg_without_its_series_is_refused_by_name(tmp_path):
     assert error.code == "file_missing"
 
 
-def test_dicom_seg_with_a_series_nobody_segmented_refuses_it_by_name(tmp_path):
+def test_dicom_seg_names_what_it_leaves_out(tmp_path):
     write_dicom_seg(tmp_path, 2)
     (tmp_path / "subject-2/seg.dcm").unlink()
+    write_series(
+        tmp_path / "subject-1/scout", make_body()[0][:1], ImageType=["A", "B", "LOCALIZER"]
+    )
+    kind = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.3", "Modality": "RTSTRUCT"}
+    write_series(tmp_path / "subject-1/plan", make_body()[0][:1], **kind)
     source = read_source(tmp_path)
     assert [case.name for case in source.cases] == ["subject-1"]
-    assert "subject-2: no segmentation of CT series" in source.refused[0][1].found
+    assert source.refused == ()
+    told = {finding.case: finding.found for finding in source.findings}
+    assert "16 files not read (a CT series without a segmentation)" in told["subject-2/ct"]
+    assert "(a scout view)" in told["subject-1/scout"]
+    assert "(modality RTSTRUCT)" in told["subject-1/plan"]
+
+
+def test_dicom_seg_with_a_damaged_file_beside_the_slices_refuses_the_series(tmp_path):
+    write_dicom_seg(tmp_path, 2)
+    sorted((tmp_path / "subject-1/ct").iterdir())[0].write_bytes(b"")
+    source = read_source(tmp_path)
+    assert [case.name for case in source.cases] == ["subject-2"]
+    assert {error.code for _, error in source.refused} == {"unreadable"}
+    assert {name for name, _ in source.refused} == {"subject-1", "subject-1/ct/i00000.dcm"}
+
+
+def test_dicom_seg_finds_series_without_preamble(tmp_path):
+    write_dicom_seg(tmp_path, 1)
+    whole, _ = read_source(tmp_path).cases[0].load()
+    for path in [*(tmp_path / "subject-1/ct").iterdir(), tmp_path / "subject-1/seg.dcm"]:
+        path.write_bytes(path.read_bytes()[132:])
+    bare, labels = read_source(tmp_path).cases[0].load()
+    np.testing.assert_array_equal(bare.values_ZYX, whole.values_ZYX)
+    assert labels.values_ZYX.any()
 
 
 def test_dicom_seg_drawn_on_slices_that_are_gone_is_refused(tmp_path):
@@ -348,3 +376,111 @@ def test_msd_with_an_entry_twice_refuses_it(tmp_path):
     source = read_source(write_listed(tmp_path, pairs))
     assert [case.name for case in source.cases] == ["b"]
     assert [(name, error.code) for name, error in source.refused] == [("a", "file_twice")]
+
+
+def unused(source):
+    return {
+        f"{finding.case}/{finding.code}": finding.found
+        for finding in source.findings
+        if finding.code in ("file_unused", "file_ignored")
+    }
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_layouts_name_nothing_unread_in_a_plain_source(tmp_path, layout):
+    assert read_source(WRITERS[layout](tmp_path)).findings == ()
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("extra.nrrd", "file_unused"),
+        ("more/scan.NII.GZ", "file_unused"),
+        ("more.zip", "file_unused"),
+        ("README.txt", "file_ignored"),
+        (".DS_Store", "file_ignored"),
+        ("__MACOSX/._x.nii", "file_ignored"),
+    ],
+)
+def test_layouts_name_files_that_they_do_not_read(tmp_path, layout, name, code):
+    WRITERS[layout](tmp_path)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"something")
+    told = unused(read_source(tmp_path))
+    place = str(path.parent.relative_to(tmp_path))
+    assert path.name in told[f"{place}/{code}"]
+
+
+@pytest.mark.parametrize("layout", [name for name in WRITERS if name != "msd"])
+def test_layouts_read_files_whose_endings_are_in_upper_case(tmp_path, layout):
+    before = read_source(WRITERS[layout](tmp_path))
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        stem, dot, ending = path.name.partition(".")
+        if ending in ("nii", "nii.gz", "png", "dcm"):
+            path.rename(path.with_name(stem + dot + ending.upper()))
+    after = read_source(tmp_path)
+    assert [case.name for case in after.cases] == [case.name for case in before.cases]
+    assert after.labels == before.labels
+    assert after.findings == ()
+    after.cases[0].load()
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "lits", "totalsegmentator"])
+@pytest.mark.parametrize("part", ["image", "label"])
+def test_a_second_file_of_one_part_is_refused_or_named(tmp_path, layout, part):
+    WRITERS[layout](tmp_path)
+    case = read_source(tmp_path).cases[0]
+    path = case.files[0] if part == "image" else case.files[1]
+    twin = path.with_name(
+        path.name.removesuffix(".gz") if path.suffix == ".gz" else f"{path.name}.gz"
+    )
+    twin.write_bytes(path.read_bytes())
+    source = read_source(tmp_path)
+    if layout == "nnunet":  # dataset.json tells which of the two
+        assert source.refused == ()
+        assert twin.name in "".join(unused(source).values())
+    else:
+        ((_, error),) = source.refused
+        assert error.code == "file_twice"
+        assert path.name in error.found
+        assert twin.name in error.found
+        assert source.findings == ()
+
+
+def test_totalsegmentator_folder_without_a_scan_is_refused(tmp_path):
+    write_totalsegmentator(tmp_path)
+    (tmp_path / "s0001/ct.nii.gz").rename(tmp_path / "s0001/scan.nii.gz")
+    source = read_source(tmp_path)
+    assert [case.name for case in source.cases] == ["s0000"]
+    assert [(name, error.code) for name, error in source.refused] == [("s0001", "file_missing")]
+
+
+def test_chaos_with_hidden_twins_of_pictures_is_read(tmp_path):
+    write_chaos(tmp_path, 1)
+    for path in list(tmp_path.rglob("*.png")):
+        path.with_name("._" + path.name).write_bytes(b"not a picture")
+    source = read_source(tmp_path)
+    assert source.cases[0].load()[1].values_ZYX.any()
+    assert unused(source)["CT/1/Ground/file_ignored"].startswith("16 files not read")
+
+
+@pytest.mark.parametrize("layout", ["ircadb", "chaos"])
+def test_dicom_layouts_refuse_an_empty_slice(tmp_path, layout):
+    WRITERS[layout](tmp_path)
+    folder = next(
+        path for path in tmp_path.rglob("*") if path.name in ("PATIENT_DICOM", "DICOM_anon")
+    )
+    sorted(folder.iterdir())[0].write_bytes(b"")
+    source = read_source(tmp_path)
+    case = next(case for case in source.cases if any(folder in path.parents for path in case.files))
+    with pytest.raises(ScanError, match=r"unreadable: found .* an empty file"):
+        case.load()
+
+
+def test_link_to_a_folder_that_is_not_read_is_named(tmp_path):
+    write_totalsegmentator(tmp_path / "in")
+    write_nnunet(tmp_path / "other", 1)
+    (tmp_path / "in/linked").symlink_to(tmp_path / "other")
+    assert "linked" in unused(read_source(tmp_path / "in"))["./file_unused"]
