@@ -118,4 +118,5 @@ def _complete_tables(landing: Path, cases: list[str], name: str, labels: dict[st
     write_json(path, {**content, "file_ending": FILE_ENDING})
     rows = read_source_rows(landing)
     if rows is not None:
-        write_source_rows(landing, [row for case, row in rows.items() if case in cases])
+        kept = [row for case, found in rows.items() if case in cases for row in found]
+        write_source_rows(landing, kept)

@@ -104,6 +104,7 @@ def inspect_case(
         *_check_mirrored(result.scan, result.labels),
         *_check_text(result.scan, result.labels),
     ]
+    found += case.doubts
     if case.origin and case.name != case.origin:
         found.append(("case_renamed", f"{case.origin!r}, here {case.name}"))
     findings = [Finding.from_check(case.name, code, text) for code, text in found]
@@ -127,14 +128,17 @@ class CrossChecks:
         patients: Mapping[str, list[str]] | None = None,
     ) -> None:
         self._voxels = dict(voxels or {})
-        self._patients = {patient: list(cases) for patient, cases in (patients or {}).items()}
+        self._patients: dict[str, list[str]] = {}
+        for patient, cases in (patients or {}).items():
+            self._patients.setdefault(patient.casefold(), []).extend(cases)
 
     def check(self, case: str, patient: str, voxels_sha256: str) -> list[Finding]:
         """Compare one more case and return the findings; remember the case unless it is refused."""
+        patient_key = patient.casefold()
         first = self._voxels.setdefault(voxels_sha256, case)
         if first != case:
             return [Finding.from_check(case, "content_twice", f"{case} with the voxels of {first}")]
-        others = self._patients.setdefault(patient, [])
+        others = self._patients.setdefault(patient_key, [])
         if case in others:
             return []
         others.append(case)

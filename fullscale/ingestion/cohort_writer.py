@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import hmac
+import secrets
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,8 @@ from fullscale.scans.cohort import (
     read_json,
     write_cases,
 )
+
+PATIENTS_NAME = "patients.json"
 
 
 @dataclass
@@ -84,6 +90,7 @@ class PreparedCase:
     case: str
     patient: str
     annotated: tuple[str, ...]
+    patient_id: str = field(default="", repr=False)
     findings: tuple[Finding, ...] = ()
     is_unchanged: bool = False
     source_sha256: str = ""
@@ -97,6 +104,59 @@ class PreparedCase:
     def is_refused(self) -> bool:
         """True if a finding refuses the case."""
         return any(finding.severity == "refused" for finding in self.findings)
+
+
+class PatientRegister:
+    """Find the patient of a case: by spelling, or by the id that a DICOM header gives.
+
+    The file patients.json of the cohort holds a random key, and the name of each patient by the
+    HMAC-SHA256 of the header's id under that key; it never holds the id.
+
+    Args:
+        root: the cohort.
+        patients: names of its patients.
+    """
+
+    def __init__(self, root: Path, patients: Iterable[str]) -> None:
+        self._path = root / PATIENTS_NAME
+        content = read_json(self._path) if self._path.is_file() else {}
+        self._key = str(content.get("key") or secrets.token_hex(32))
+        self._named = {str(key): str(name) for key, name in content.get("patients", {}).items()}
+        self._spelled = {name.casefold(): name for name in patients}
+
+    def find_name(self, patient: str, header_id: str, before: str = "") -> str:
+        """Return the name under which the cohort has a patient, or a free one for a new patient.
+
+        Args:
+            patient: name in the source; letter case makes no other patient.
+            header_id: PatientID of the DICOM header, or empty.
+            before: patient of the row that the case replaces, or empty.
+        """
+        known = self._spelled.get(patient.casefold())
+        if not header_id:
+            return known or patient
+        digest = self._digest(header_id)
+        if digest in self._named:
+            return self._named[digest]
+        # A source names its patients after cases, so equal names need not be one patient.
+        is_free = known is None or known == before
+        return patient if is_free else f"{patient}_{digest[:8]}"
+
+    def remember(self, patient: str, header_id: str) -> bool:
+        """Note the name of a patient; return True if the file must be written."""
+        self._spelled.setdefault(patient.casefold(), patient)
+        if not header_id or self._digest(header_id) in self._named:
+            return False
+        self._named[self._digest(header_id)] = patient
+        return True
+
+    def write(self) -> None:
+        """Write patients.json atomically."""
+        write_json(self._path, {"key": self._key, "patients": dict(sorted(self._named.items()))})
+
+    def _digest(self, header_id: str) -> str:
+        text = unicodedata.normalize("NFKC", header_id).casefold().strip()
+        return hmac.new(bytes.fromhex(self._key), text.encode(), "sha256").hexdigest()
 
 
 class CohortWriter:
@@ -119,18 +179,22 @@ class CohortWriter:
         for case in cohort.cases:
             patients.setdefault(case.patient, []).append(case.name)
         voxels = {case.voxels_sha256: case.name for case in cohort.cases if case.voxels_sha256}
+        self.patients = PatientRegister(root, patients)
         self.cross_checks = CrossChecks(voxels, patients)
 
     def add(self, prepared: PreparedCase, report: IngestReport) -> None:
         """Add one case, or report why it is refused."""
         findings = list(prepared.findings)
+        old = self.cases.get(prepared.case)
+        before = old.patient if old else ""
         if prepared.is_unchanged:
             report.skipped.append(prepared.case)
+            self._remember(before, prepared.patient_id)
             return
+        patient = self.patients.find_name(prepared.patient, prepared.patient_id, before)
+        prepared = replace(prepared, patient=patient)
         if not prepared.is_refused:
-            findings += self.cross_checks.check(
-                prepared.case, prepared.patient, prepared.voxels_sha256
-            )
+            findings += self.cross_checks.check(prepared.case, patient, prepared.voxels_sha256)
         refused = [finding for finding in findings if finding.severity == "refused"]
         report.refused += refused
         if refused:
@@ -138,6 +202,7 @@ class CohortWriter:
             return
         report.warnings += findings
         report.accepted.append(prepared.case)
+        self._remember(patient, prepared.patient_id)
         if not self.options.dry_run:
             self._write(prepared)
 
@@ -155,6 +220,11 @@ class CohortWriter:
         rows = {case.name for case in read_cohort(self.root).cases}
         if lost := sorted({*report.accepted, *report.skipped} - rows):
             raise failure("cohort_incomplete", f"no row for {', '.join(lost[:10])}")
+
+    def _remember(self, patient: str, header_id: str) -> None:
+        """Note a patient, in the cohort before the row that names it."""
+        if self.patients.remember(patient, header_id) and not self.options.dry_run:
+            self.patients.write()
 
     def _write(self, prepared: PreparedCase) -> None:
         row = Case(

@@ -77,8 +77,10 @@ def read_dicom_seg(folder: Path) -> Source:
             continue
         drawn = {labels[label]: parts for label, parts in series.segments.items()}
         load = partial(_load, name, tuple(series.files), drawn)
-        patient = case_of_patient.setdefault(series.patient_id or name, name)
-        cases.append(SourceCase(name, patient, tuple(series.segments), files, load, origin))
+        header_id = series.patient_id
+        patient = case_of_patient.setdefault(header_id, name) if header_id else name
+        organs = tuple(series.segments)
+        cases.append(SourceCase(name, patient, organs, files, load, origin, header_id))
     cases.sort(key=lambda case: case.name)
     damaged = [(str(path.relative_to(folder)), error) for path, error in index.damaged.items()]
     return Source(
@@ -149,7 +151,7 @@ def _index_folder(folder: Path) -> _FolderIndex:
             elif kind in CT_CLASSES:
                 series = index.series[_text(header, "SeriesInstanceUID")]
                 series.files.append(path)
-                series.patient_id = series.patient_id or _text(header, "PatientID")
+                series.patient_id = series.patient_id or _text(header, "PatientID").strip()
             elif kind:
                 index.left_out[path] = f"modality {_text(header, 'Modality') or 'unknown'}"
             else:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fullscale.ingestion.case_checks import inspect_case
 from fullscale.ingestion.cohort_writer import (
+    PATIENTS_NAME,
     CohortWriter,
     IngestOptions,
     IngestReport,
@@ -132,7 +133,7 @@ def _prepare(
     strict: bool,
 ) -> PreparedCase:
     """Read, check and write one case to the folder .incoming; runs in a worker process."""
-    blank = PreparedCase(case.name, case.patient, case.annotated)
+    blank = PreparedCase(case.name, case.patient, case.annotated, case.patient_id)
     try:
         check_annotated(case.name, case.annotated, labels)
         digest = _source_digest(case, source, labels)
@@ -193,7 +194,7 @@ def _open_cohort(data_dir: Path, source: Source) -> Cohort:
     if data_dir.is_dir():
         # A killed first run leaves these; anything else is somebody's data.
         own = {"dataset.json", "dataset.json.part", "cases.csv.part"}
-        own |= {"imagesTr", "labelsTr", ".incoming"}
+        own |= {"imagesTr", "labelsTr", ".incoming", PATIENTS_NAME, f"{PATIENTS_NAME}.part"}
         if foreign := sorted(path.name for path in data_dir.iterdir() if path.name not in own):
             raise failure("not_a_cohort", f"{data_dir} holding {', '.join(foreign[:5])}")
     return Cohort(data_dir, source.name, {BACKGROUND: 0}, ())

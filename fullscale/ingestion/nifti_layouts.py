@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fullscale.ingestion.names import label_key
 from fullscale.ingestion.source import Source, SourceCase, masks_case, nifti_case
 from fullscale.runtime.errors import ScanError
-from fullscale.scans.checks import failure
+from fullscale.scans.checks import Finding, failure
 from fullscale.scans.cohort import (
     BACKGROUND,
     check_annotated,
@@ -215,17 +215,18 @@ def _from_dataset(
     _check_modality(path, dataset)
     if not pairs and not refused.cases:
         raise failure("file_missing", f"{folder} without a scan")
-    rows = read_source_rows(folder) or {}
+    table = _PatientTable(read_source_rows(folder))
     cases = list[SourceCase]()
     for name, (image, label) in sorted(pairs.items()):
-        row = rows.get(name, {})
-        annotated = split_names(row["annotated"]) if "annotated" in row else tuple(labels)
         try:
+            row, doubts = table.take(name)
+            annotated = split_names(row["annotated"]) if row else tuple(labels)
             check_annotated(name, annotated, {BACKGROUND: 0, **labels})
         except ScanError as error:
             refused.add(name, error, (image, label))
-        else:
-            cases.append(nifti_case(name, row.get("patient", ""), annotated, image, label))
+            continue
+        case = nifti_case(name, row.get("patient", ""), annotated, image, label)
+        cases.append(replace(case, doubts=doubts))
     return Source(
         layout,
         str(dataset.get("name", folder.name)),
@@ -236,7 +237,41 @@ def _from_dataset(
         str(dataset.get("reference", "")),
         refused_files=tuple(refused.files),
         ignored_folders=("imagesTs", "labelsTs"),
+        findings=table.find_unused({name for name, _ in refused.cases}),
     )
+
+
+class _PatientTable:
+    """The rows of a source's cases.csv, each taken by its case."""
+
+    def __init__(self, rows: Mapping[str, list[dict[str, str]]] | None) -> None:
+        self._exists = rows is not None
+        self._left = dict(rows or {})
+
+    def take(self, name: str) -> tuple[dict[str, str], tuple[tuple[str, str], ...]]:
+        """Return the row of a case, and the doubts about it; letter case counts only if it must.
+
+        Raises:
+            ScanError: the case has rows that contradict each other.
+        """
+        alike = [key for key in self._left if key.casefold() == name.casefold()]
+        key = name if name in self._left or len(alike) != 1 else alike[0]
+        rows = self._left.pop(key, [])
+        if len(rows) > 1:
+            raise failure("row_twice", f"{len(rows)} rows of case {name} that differ")
+        if not rows and self._exists:
+            return {}, (("row_missing", f"case {name} without a row"),)
+        if rows and not rows[0]["patient"]:
+            return rows[0], (("row_missing", f"the row of case {name} without a patient"),)
+        return (rows[0] if rows else {}), ()
+
+    def find_unused(self, refused: Container[str]) -> tuple[Finding, ...]:
+        """Return a finding for each row of no case; `refused` names further cases."""
+        return tuple(
+            Finding.from_check(name or "cases.csv", "row_unused", f"a row of {name!r} without scan")
+            for name in self._left
+            if name not in refused
+        )
 
 
 def _check_modality(path: Path, dataset: Mapping[str, Any]) -> None:

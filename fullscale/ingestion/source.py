@@ -28,6 +28,9 @@ class SourceCase:
         files: all files of the case, for its checksum.
         load: reads scan and label map on one grid, with the source's label ids.
         origin: name in the source, where `name` is another.
+        patient_id: PatientID of the DICOM header, to find the patient's other cases; empty if
+            unknown. It is never written, and not part of the object's text.
+        doubts: code and values found of the checks that the source's tables failed.
     """
 
     name: str
@@ -36,6 +39,8 @@ class SourceCase:
     files: tuple[Path, ...]
     load: Callable[[], tuple[Volume, Volume]]
     origin: str = ""
+    patient_id: str = field(default="", repr=False)
+    doubts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fullscale.ingestion.source import Source
 from fullscale.scans.checks import Finding
 from fullscale.scans.dicom import is_dicom
 
-TABLES = ("dataset.json", "cases.csv")
+TABLES = ("dataset.json", "cases.csv", "patients.json")
 _SCAN_ENDINGS = (
     *(".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mgz"),
     *(".dcm", ".dicom", ".ima", ".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar"),

@@ -326,6 +326,28 @@ _TABLE = (
         "nothing to do if no scan is among them",
     ),
     Check(
+        "row_twice",
+        "refused",
+        "A case has several rows in cases.csv that differ",
+        "one row for every case",
+        "remove the wrong rows from cases.csv",
+    ),
+    Check(
+        "row_missing",
+        "warning",
+        "A case has no row in cases.csv, or one without a patient",
+        "a row with case, patient and annotated for every case",
+        "complete cases.csv; until then the case counts as a separate patient, and without a row "
+        "with every label drawn",
+    ),
+    Check(
+        "row_unused",
+        "warning",
+        "A row of cases.csv names no case of the source",
+        "names as in imagesTr and labelsTr, without ending",
+        "correct the name in cases.csv, or remove the row",
+    ),
+    Check(
         "name_twice",
         "refused",
         "Two cases of the source have one name",

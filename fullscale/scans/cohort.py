@@ -200,11 +200,13 @@ def write_cases(root: Path, cases: Iterable[Case]) -> None:
     write_atomically(root / "cases.csv", text.getvalue())
 
 
-def read_source_rows(folder: Path) -> dict[str, dict[str, str]] | None:
+def read_source_rows(folder: Path) -> dict[str, list[dict[str, str]]] | None:
     """Read the cases.csv that a source may bring, with at least `SOURCE_COLUMNS`.
 
+    Blanks around the cells do not count, nor does the ending of a file in the column case.
+
     Returns:
-        The row of each case, or None if the source has no such table.
+        The rows of each case, several only if they differ; None if the source has no such table.
 
     Raises:
         ScanError: unreadable, or a column is missing.
@@ -212,7 +214,17 @@ def read_source_rows(folder: Path) -> dict[str, dict[str, str]] | None:
     path = folder / "cases.csv"
     if not path.is_file():
         return None
-    return {row["case"]: row for row in _read_table(path, SOURCE_COLUMNS)}
+    rows: dict[str, list[dict[str, str]]] = {}
+    for cells in _read_table(path, SOURCE_COLUMNS):
+        row = {column: " ".join(cells[column].split()) for column in SOURCE_COLUMNS}
+        if not any(row.values()):
+            continue
+        row["case"] = re.sub(r"(_0000)?\.nii(\.gz)?$", "", row["case"], flags=re.IGNORECASE)
+        row["annotated"] = ";".join(split_names(row["annotated"]))
+        found = rows.setdefault(row["case"], [])
+        if row not in found:
+            found.append(row)
+    return rows
 
 
 def write_source_rows(folder: Path, rows: Iterable[Mapping[str, str]]) -> None:

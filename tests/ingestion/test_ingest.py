@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from bodies import make_body, save_nifti
 from cohorts import (
@@ -322,6 +324,65 @@ def test_ingest_of_dicom_keeps_no_patient_data(tmp_path):
     text = (tmp_path / "data/cases.csv").read_text() + (tmp_path / "quarantine.json").read_text()
     for private in ("Doe", "Jane", "ID-17", "Roe"):
         assert private not in text
+
+
+def header_ids(folder, header_id):
+    for path in folder.rglob("*.dcm"):
+        ds = pydicom.dcmread(path)
+        ds.PatientID = header_id
+        ds.save_as(path)
+
+
+def test_ingest_joins_the_studies_of_one_patient_over_several_runs(tmp_path):
+    data = tmp_path / "data"
+    first, second, third = (write_dicom_seg(tmp_path / name, 1) for name in ("a", "b", "c"))
+    for number, source in enumerate((first, second, third)):
+        (source / "subject-1").rename(source / f"study-{number}")
+        hu_shift(source, number)
+    header_ids(third, "ID-99")
+    for source in (first, second, third):
+        assert len(ingest(source, data).accepted) == 1
+    patients = {case.name: case.patient for case in read_cohort(data).cases}
+    assert patients == {"study-0": "study-0", "study-1": "study-0", "study-2": "study-2"}
+    before = tree(data)
+    assert ingest(second, data).skipped == ["study-1"]
+    assert tree(data) == before
+    text = (data / "patients.json").read_text() + (data / "cases.csv").read_text()
+    for private in ("ID-17", "ID-99", hashlib.sha256(b"ID-17").hexdigest()):
+        assert private not in text
+
+
+def hu_shift(source, number):
+    """Make the scan another one: raise each voxel by a few HU."""
+    for path in (source / f"study-{number}/ct").iterdir():
+        ds = pydicom.dcmread(path)
+        ds.RescaleIntercept = str(-1024 + number)
+        ds.save_as(path)
+
+
+def test_ingest_keeps_patients_of_one_name_and_two_header_ids_apart(tmp_path):
+    data = tmp_path / "data"
+    ingest(write_nnunet(tmp_path / "in", 1, cases_csv="case_00,subject-1,liver\n"), data)
+    ingest(write_dicom_seg(tmp_path / "dicom", 1), data)
+    first, second = [case.patient for case in read_cohort(data).cases]
+    assert first == "subject-1"
+    assert second.startswith("subject-1_")
+
+
+def test_ingest_joins_patients_that_differ_in_letter_case_only(tmp_path):
+    data = tmp_path / "data"
+    ingest(write_nnunet(tmp_path / "in", 1, cases_csv="case_00,Patient A,liver\n"), data)
+    rows = "late_00,patient a,liver\nlate_01,PATIENT A,liver\n"
+    later = write_nnunet(tmp_path / "later", 2, prefix="late", seed=40, cases_csv=rows)
+    report = ingest(later, data)
+    assert {case.patient for case in read_cohort(data).cases} == {"Patient A"}
+    assert sum(finding.code == "patient_shared" for finding in report.warnings) == 2
+    assert ingest(later, data).skipped == report.accepted
+
+
+def test_ingest_dry_run_of_dicom_writes_no_key(tmp_path):
+    ingest(write_dicom_seg(tmp_path / "in", 1), tmp_path / "data", IngestOptions(dry_run=True))
+    assert not (tmp_path / "data").exists()
 
 
 def test_ingest_into_a_folder_that_is_no_cohort_is_refused(tmp_path):

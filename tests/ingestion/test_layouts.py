@@ -484,3 +484,38 @@ def test_link_to_a_folder_that_is_not_read_is_named(tmp_path):
     write_nnunet(tmp_path / "other", 1)
     (tmp_path / "in/linked").symlink_to(tmp_path / "other")
     assert "linked" in unused(read_source(tmp_path / "in"))["./file_unused"]
+
+
+@pytest.mark.parametrize(
+    "name", ["case_00", " case_00 ", "case_00.nii.gz", "case_00_0000.NII", "CASE_00"]
+)
+@pytest.mark.parametrize("patient", ["p 1", "  p 1  ", "p   1"])
+def test_row_is_found_whatever_blanks_and_endings_it_has(tmp_path, name, patient):
+    write_nnunet(tmp_path, 1, cases_csv=f"{name},{patient}, liver ; spleen\n")
+    source = read_source(tmp_path)
+    (case,) = source.cases
+    assert (case.patient, case.annotated, case.doubts) == ("p 1", ("liver", "spleen"), ())
+    assert source.findings == ()
+
+
+def test_cases_without_a_whole_row_and_rows_without_a_case_are_told_of(tmp_path):
+    rows = "case_00,p1,liver\ncase_01,,liver\nother_07,p3,liver\n"
+    write_nnunet(tmp_path, 3, cases_csv=rows)
+    source = read_source(tmp_path)
+    assert [case.patient for case in source.cases] == ["p1", "case_01", "case_02"]
+    assert [case.doubts for case in source.cases] == [
+        (),
+        (("row_missing", "the row of case case_01 without a patient"),),
+        (("row_missing", "case case_02 without a row"),),
+    ]
+    assert [(finding.case, finding.code) for finding in source.findings] == [
+        ("other_07", "row_unused")
+    ]
+
+
+def test_case_with_rows_that_differ_is_refused_and_a_repeated_row_is_not(tmp_path):
+    rows = "case_00,p1,liver\ncase_00,p9,liver\ncase_01,p1,liver\ncase_01 ,p1,liver\n"
+    source = read_source(write_nnunet(tmp_path, 2, cases_csv=rows))
+    assert [case.name for case in source.cases] == ["case_01"]
+    assert [(name, error.code) for name, error in source.refused] == [("case_00", "row_twice")]
+    assert source.findings == ()
