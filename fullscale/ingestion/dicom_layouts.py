@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fullscale.ingestion.names import name_case
-from fullscale.ingestion.source import Source, SourceCase, paint_masks
+from fullscale.ingestion.names import label_key, name_case
+from fullscale.ingestion.source import Source, SourceCase, check_mask_values, paint_masks
 from fullscale.scans.checks import failure
 from fullscale.scans.dicom import (
     READ_ERRORS,
@@ -43,7 +43,7 @@ def read_ircadb(folder: Path) -> Source:
         found = defaultdict[str, list[Path]](list)
         for path in sorted((case / "MASKS_DICOM").iterdir()):
             if path.is_dir():
-                found[re.sub(r"[\s\d]+$", "", path.name).lower()].append(path)
+                found[label_key(re.sub(r"[\s\d]+$", "", path.name))].append(path)
         masks[case] = dict(found)
     names = sorted({organ for found in masks.values() for organ in found})
     labels = {organ: number for number, organ in enumerate(names, start=1)}
@@ -96,6 +96,7 @@ def _load_ircadb(
 def _read_mask_folder(folder: Path, order: SeriesOrder) -> NDArray[np.bool_]:
     """Read one mask (columns, rows, slices); its files have the names of their slices."""
     drawn = np.zeros(order.geometry.own_shape, dtype=bool, order="F")
+    values = set[int]()
     for k, slice_file in enumerate(order.files):
         path = folder / slice_file.name
         if not path.is_file():
@@ -106,7 +107,9 @@ def _read_mask_folder(folder: Path, order: SeriesOrder) -> NDArray[np.bool_]:
             raise failure("unreadable", f"{path}: {error}") from error
         if plane.shape != order.geometry.own_shape[1::-1]:
             raise failure("shape_differs", f"{path}: {plane.shape} px")
+        values.update(np.unique(plane).tolist())
         drawn[..., k] = plane.T > 0
+    check_mask_values(values, str(folder))
     known = {path.name for path in order.files}
     if extra := [path.name for path in dicom_files(folder) if path.name not in known]:
         raise failure("file_missing", f"no slice for the masks {', '.join(extra[:5])} of {folder}")
@@ -160,11 +163,14 @@ def _load_chaos(
     order = order_series(files, name)
     picture_of = dict(zip(files, pictures, strict=True))
     drawn = np.zeros(order.geometry.own_shape, dtype=np.uint8, order="F")
+    values = set[int]()
     for k, path in enumerate(order.files):
         plane = _read_picture(picture_of[path])
         if plane.shape != drawn.shape[1::-1]:
             raise failure("shape_differs", f"{picture_of[path]}: {plane.shape} px")
+        values.update(np.unique(plane).tolist())
         drawn[..., k] = plane.T > 0
+    check_mask_values(values, f"pictures of {name}")
     scan = read_series(order, name)
     return scan, Volume(order.geometry.to_canonical(drawn), order.geometry)
 

@@ -4,6 +4,8 @@
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +16,11 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from fullscale.ingestion.names import name_case
+from fullscale.ingestion.names import label_key, name_case
 from fullscale.ingestion.source import Source, SourceCase, paint_masks
 from fullscale.runtime.errors import ScanError
+from fullscale.runtime.files import file_sha256
 from fullscale.scans.checks import failure
-from fullscale.scans.cohort import safe_name
 from fullscale.scans.dicom import (
     CT_CLASSES,
     DIRECTORY_NAME,
@@ -80,7 +82,12 @@ def read_dicom_seg(folder: Path) -> Source:
         header_id = series.patient_id
         patient = case_of_patient.setdefault(header_id, name) if header_id else name
         organs = tuple(series.segments)
-        cases.append(SourceCase(name, patient, organs, files, load, origin, header_id))
+        doubts = tuple(
+            ("label_joined", f"{label} in {len(parts)} segments of {parts[0][0].name}")
+            for label, parts in series.segments.items()
+            if len(parts) > 1
+        )
+        cases.append(SourceCase(name, patient, organs, files, load, origin, header_id, doubts))
     cases.sort(key=lambda case: case.name)
     damaged = [(str(path.relative_to(folder)), error) for path, error in index.damaged.items()]
     return Source(
@@ -101,6 +108,10 @@ def _find_fault(
     if not series.files:
         return failure("file_missing", f"{name}: no CT series {uid or 'that it refers to'}")
     # A damaged file beside the slices may be one of them.
+    for label, parts in series.segments.items():
+        if len(readers := sorted({path for path, _ in parts})) > 1:
+            places = ", ".join(f"{path.parent.name}/{path.name}" for path in readers[:5])
+            return failure("label_twice", f"{name}: {label} in {places}")
     folders = {path.parent for path in series.files}
     return next((error for path, error in damaged.items() if path.parent in folders), None)
 
@@ -166,16 +177,25 @@ def _add_segmentation(index: _FolderIndex, path: Path, header: pydicom.Dataset) 
         references = header.get("ReferencedSeriesSequence") or [pydicom.Dataset()]
         uid = _text(references[0], "SeriesInstanceUID")
         segments = [
-            (safe_name(str(part.SegmentLabel)).lower(), int(part.SegmentNumber))
+            (_label_name(str(part.SegmentLabel)), int(part.SegmentNumber))
             for part in header.SegmentSequence
         ]
     except READ_ERRORS as error:
         raise failure("unreadable", f"{path}: {error}") from error
+    for other in index.series[uid].segmentations:
+        if file_sha256(other) == file_sha256(path):
+            index.left_out[path] = f"a copy of {other.name}"
+            return
     index.series[uid].segmentations.append(path)
     for label, number in segments:
         if not label:
             raise failure("unreadable", f"{path}: segment {number} without a label")
         index.series[uid].segments.setdefault(label, []).append((path, number))
+
+
+def _label_name(text: str) -> str:
+    """Return the name of a label: letters of any script, digits and "_", in lower case."""
+    return label_key(re.sub(r"[^\w]+", "_", unicodedata.normalize("NFKC", text)))
 
 
 def _load(
@@ -202,6 +222,7 @@ def _read_segment(path: Path, number: int, order: SeriesOrder) -> NDArray[np.boo
         pixels = segmentation.get_pixels_by_source_instance(
             source_sop_instance_uids=list(order.instance_uids),
             segment_numbers=[number],
+            rescale_fractional=True,
             assert_missing_frames_are_empty=True,
         )
     except READ_ERRORS as error:
@@ -212,7 +233,8 @@ def _read_segment(path: Path, number: int, order: SeriesOrder) -> NDArray[np.boo
         )
     if pixels.shape[:3] != order.geometry.own_shape[::-1]:
         raise failure("shape_differs", f"{path}: {pixels.shape[:3]} voxels")
-    return np.asarray(pixels[..., 0] > 0).transpose(2, 1, 0)
+    # A FRACTIONAL segmentation holds probabilities or occupancies, here from 0 to 1.
+    return np.asarray(pixels[..., 0] >= 0.5).transpose(2, 1, 0)
 
 
 def _text(header: pydicom.Dataset, tag: str) -> str:

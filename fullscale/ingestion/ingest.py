@@ -28,7 +28,7 @@ from fullscale.ingestion.cohort_writer import (
     PreparedCase,
 )
 from fullscale.ingestion.layouts import read_source
-from fullscale.ingestion.source import Source, SourceCase
+from fullscale.ingestion.source import Source, SourceCase, rename_labels
 from fullscale.runtime.errors import ScanError
 from fullscale.runtime.files import file_sha256, write_json
 from fullscale.runtime.locks import acquire_lock
@@ -93,6 +93,7 @@ def _ingest(
     progress: Progress | None,
 ) -> IngestReport:
     cohort = _open_cohort(data_dir, parsed)
+    parsed = rename_labels(parsed, cohort.labels)
     labels, remapped = _merge_labels(cohort.labels, parsed.labels)
     report = IngestReport(str(source), parsed.layout, remapped=remapped)
     report.num_found = len(parsed.cases) + len(parsed.refused)

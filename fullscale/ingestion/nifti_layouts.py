@@ -212,6 +212,9 @@ def _from_dataset(
 ) -> Source:
     path = folder / "dataset.json"
     labels = {k: v for k, v in parse_labels(path, dataset).items() if k != BACKGROUND}
+    spelled = {label_key(name): name for name in labels}
+    if len(spelled) < len(labels):
+        raise failure("dataset_json", f"{path} with two spellings of one label: {list(labels)}")
     _check_modality(path, dataset)
     if not pairs and not refused.cases:
         raise failure("file_missing", f"{folder} without a scan")
@@ -220,7 +223,8 @@ def _from_dataset(
     for name, (image, label) in sorted(pairs.items()):
         try:
             row, doubts = table.take(name)
-            annotated = split_names(row["annotated"]) if row else tuple(labels)
+            listed = split_names(row["annotated"]) if row else tuple(labels)
+            annotated = tuple(spelled.get(label_key(organ), organ) for organ in listed)
             check_annotated(name, annotated, {BACKGROUND: 0, **labels})
         except ScanError as error:
             refused.add(name, error, (image, label))

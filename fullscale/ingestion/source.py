@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fullscale.ingestion.names import name_case
+from fullscale.ingestion.names import label_key, name_case
 from fullscale.runtime.errors import ScanError
-from fullscale.scans.checks import Finding
+from fullscale.scans.checks import Finding, failure
 from fullscale.scans.geometry import check_aligned
 from fullscale.scans.volume import Volume, read_image, read_labels
 
@@ -107,6 +107,41 @@ def masks_case(
     return SourceCase(safe, safe, tuple(masks), files, load, name)
 
 
+def check_mask_values(values: Iterable[int], name: str) -> None:
+    """Check that the mask of one organ has one value beside 0.
+
+    Raises:
+        ScanError: it has several, so it may show several organs.
+    """
+    if len(drawn := sorted({value for value in values if value})) > 1:
+        raise failure("mask_values", f"{name}: {', '.join(str(value) for value in drawn[:10])}")
+
+
+def rename_labels(source: Source, known: Iterable[str]) -> Source:
+    """Return the source with its labels spelled as the cohort spells them, and a note of each.
+
+    Args:
+        source: result of `read_source`.
+        known: names of the cohort's labels.
+    """
+    spelled = {label_key(name): name for name in known}
+    new = {name: spelled.get(label_key(name), name) for name in source.labels}
+    notes = [
+        Finding.from_check("labels", "label_spelling", f"{name!r}, which is {new[name]!r} here")
+        for name in source.labels
+        if new[name] != name
+    ]
+    return replace(
+        source,
+        labels={new[name]: value for name, value in source.labels.items()},
+        cases=tuple(
+            replace(case, annotated=tuple(new.get(name, name) for name in case.annotated))
+            for case in source.cases
+        ),
+        findings=(*source.findings, *notes),
+    )
+
+
 def paint_masks(
     masks: Mapping[int, NDArray[np.uint8]], shape: tuple[int, ...]
 ) -> NDArray[np.uint8]:
@@ -140,6 +175,8 @@ def _load_masks(name: str, image: Path, files: Mapping[int, Path]) -> tuple[Volu
         mask = read_labels(path)
         check_aligned(scan.geometry, mask.geometry, f"{name}, {path.name}")
         text_fields.update(mask.text_fields)
+        counts = np.bincount(mask.values_ZYX.ravel(), minlength=256)
+        check_mask_values(np.flatnonzero(counts).tolist(), f"{name}, {path.name}")
         masks[label_id] = np.packbits(mask.values_ZYX > 0)
     painted = paint_masks(masks, scan.values_ZYX.shape)
     return scan, Volume(painted, scan.geometry, tuple(sorted(text_fields)))

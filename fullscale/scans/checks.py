@@ -179,6 +179,34 @@ _TABLE = (
         "resample labels with nearest neighbour, never with interpolation",
     ),
     Check(
+        "mask_values",
+        "refused",
+        "The mask of one organ has several values",
+        "0 and one other value, because each mask is one organ",
+        "export one mask for each organ, or a label map with a dataset.json that names its ids",
+    ),
+    Check(
+        "label_twice",
+        "refused",
+        "Several segmentations draw the same organ",
+        "one segmentation of an organ for every scan, as of one reader",
+        "choose one of them, and move the others out of the source",
+    ),
+    Check(
+        "label_joined",
+        "warning",
+        "Several segments of one segmentation have the same label",
+        "one segment for each organ, or several for its parts, such as lesions",
+        "nothing to do if correct; otherwise give the segments different labels",
+    ),
+    Check(
+        "label_spelling",
+        "note",
+        "A label is spelled differently in the cohort",
+        "one spelling of a label, so that it is one organ",
+        "nothing to do if both are the same organ; otherwise rename the label in the source",
+    ),
+    Check(
         "label_unknown",
         "refused",
         "The label has ids that are not in dataset.json",
@@ -226,6 +254,13 @@ _TABLE = (
         "Several slices of a series have the same position",
         "one slice at each position",
         "export one reconstruction or phase per series",
+    ),
+    Check(
+        "slices_mixed",
+        "refused",
+        "Slices of several acquisitions or reconstructions alternate in one series",
+        "one acquisition and one reconstruction per series",
+        "export each acquisition or reconstruction as a series of its own, and choose one",
     ),
     Check(
         "slices_missing",

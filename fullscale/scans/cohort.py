@@ -260,12 +260,14 @@ def parse_labels(path: Path, dataset: dict[str, Any]) -> dict[str, int]:
         raise failure("dataset_json", f"{path} without a mapping `labels`")
     try:
         if all(str(key).isdigit() for key in found):
-            labels = {str(name): int(key) for key, name in found.items()}
+            pairs = [(" ".join(str(name).split()), int(key)) for key, name in found.items()]
         else:
-            labels = {str(name): int(value) for name, value in found.items()}
+            pairs = [(" ".join(str(name).split()), int(value)) for name, value in found.items()]
     except (TypeError, ValueError):
         raise failure("dataset_json", f"{path} with labels {found}") from None
-    labels = {name: value for name, value in labels.items() if value != 0}
+    labels = {name: value for name, value in pairs if value != 0}
+    if len(labels) < sum(value != 0 for _, value in pairs):
+        raise failure("dataset_json", f"{path} with one name for several ids: {found}")
     if "ignore" in labels:
         raise failure("dataset_json", f"{path} with a label `ignore`, which has no organ")
     if not labels or min(labels.values()) < 1 or max(labels.values()) > 255:

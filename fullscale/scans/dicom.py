@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from fullscale.runtime.errors import ScanError, shorten
+from fullscale.runtime.files import file_sha256
 from fullscale.scans.checks import failure
 from fullscale.scans.geometry import Geometry, check_affine
 from fullscale.scans.volume import Volume, to_hu
@@ -42,6 +44,14 @@ TEXT_TAGS = (
     "StudyID",
     "StudyDate",
 )
+SOURCE_TAGS = (
+    "SeriesInstanceUID",
+    "AcquisitionNumber",
+    "TemporalPositionIdentifier",
+    "ConvolutionKernel",
+)
+"""Elements that tell the acquisitions and reconstructions of a study apart."""
+OUTSIDE_HU = -1024  # air, for pixels outside the field of view
 READ_ERRORS = (Exception,)
 """On damaged bytes pydicom and highdicom raise almost any exception; catch it only around calls of
 theirs."""
@@ -149,14 +159,16 @@ def order_series(files: Sequence[Path], name: str) -> SeriesOrder:
 
     Raises:
         ScanError: unreadable, not CT, slices of different planes or sizes, several slices at one
-            position, missing slices, uneven spacing, or a tilted gantry.
+            position, interleaved acquisitions, missing slices, uneven spacing, or a tilted gantry.
     """
     planes = [plane for path in files if (plane := _read_plane(path)) is not None]
     if len(planes) < 2:
         raise failure("not_3d", f"{name}: {len(planes)} CT slices")
     _check_same_plane(planes, name)
+    planes = _drop_copies(planes, name)
     normal = planes[0].normal
     planes.sort(key=lambda plane: (float(normal @ plane.position), str(plane.path)))
+    _check_one_acquisition(planes, name)
     step_mm = _check_positions([float(normal @ plane.position) for plane in planes], name)
     _check_tilt(planes, normal, name)
     first = planes[0]
@@ -178,6 +190,8 @@ def order_series(files: Sequence[Path], name: str) -> SeriesOrder:
 def read_series(order: SeriesOrder, name: str) -> Volume:
     """Read the pixels of a series in HU, with rescale slope and intercept applied.
 
+    Pixels that PixelPaddingValue marks as outside the field of view become `OUTSIDE_HU`.
+
     Raises:
         ScanError: unreadable, or compressed in a way that no installed decoder supports.
     """
@@ -189,12 +203,18 @@ def read_series(order: SeriesOrder, name: str) -> Volume:
             plane = slice_.pixel_array
             slope = float(slice_.get("RescaleSlope", 1))
             intercept = float(slice_.get("RescaleIntercept", 0))
+            padding = _find_padding(slice_, plane)
         except READ_ERRORS as error:
             raise _unreadable(path, error) from error
         if plane.shape != order.geometry.own_shape[1::-1]:
             raise failure("unreadable", f"{path}: pixels of shape {plane.shape}")
         text_fields.update(tag for tag in TEXT_TAGS if str(slice_.get(tag, "")).strip())
+        if padding is not None:
+            inside = plane[~padding]
+            plane = np.where(padding, inside.min() if inside.size else plane.dtype.type(0), plane)
         hu = to_hu(plane.T[..., None], slope, intercept, str(path))
+        if padding is not None:
+            hu = np.where(padding.T[..., None], hu.dtype.type(OUTSIDE_HU), hu)
         # The first slice with fractional HU turns the volume to float32.
         if hu.dtype != np.int16 and values.dtype == np.int16:
             values = values.astype(np.float32, order="F")
@@ -204,7 +224,7 @@ def read_series(order: SeriesOrder, name: str) -> Volume:
 
 @dataclass(frozen=True, eq=False)
 class _Plane:
-    """Position, axes and size of one slice; positions in mm, LPS."""
+    """Position, axes and size of one slice in mm, LPS; `sources` are its `SOURCE_TAGS`."""
 
     path: Path
     instance_uid: str
@@ -213,6 +233,7 @@ class _Plane:
     along_column: NDArray[np.float64]
     spacing: tuple[float, float]
     size: tuple[int, int]
+    sources: tuple[str, ...]
 
     @property
     def normal(self) -> NDArray[np.float64]:
@@ -237,6 +258,7 @@ class _Plane:
             orientation[3:],
             (down, across),
             (int(header.Rows), int(header.Columns)),
+            tuple(str(header.get(tag, "")) for tag in SOURCE_TAGS),
         )
 
 
@@ -283,6 +305,54 @@ def _check_same_plane(planes: Iterable[_Plane], name: str) -> None:
                 f"{name}: {first.path.name} has {first.size} px of {first.spacing} mm, "
                 f"{other.path.name} has {other.size} px of {other.spacing} mm, or other axes",
             )
+
+
+def _drop_copies(planes: Iterable[_Plane], name: str) -> list[_Plane]:
+    """Keep one of several files with the same content, such as "IM1.dcm" and "IM1 (1).dcm"."""
+    kept: dict[str, _Plane] = {}
+    for plane in planes:
+        first = kept.setdefault(plane.instance_uid, plane)
+        if first is not plane and file_sha256(first.path) != file_sha256(plane.path):
+            raise failure(
+                "slices_twice",
+                f"{name}: {first.path.name} and {plane.path.name}, one slice with two contents",
+            )
+    return list(kept.values())
+
+
+def _check_one_acquisition(planes: Sequence[_Plane], name: str) -> None:
+    """Check that slices in spatial order do not alternate between acquisitions.
+
+    Acquisitions one after the other along the patient are one volume.
+    """
+    for index, tag in enumerate(SOURCE_TAGS):
+        values = [plane.sources[index] for plane in planes]
+        num_runs = 1 + sum(value != before for before, value in pairwise(values))
+        if num_runs > (num_sources := len(set(values))):
+            found = f"{name}: {num_sources} values of {tag} that alternate along the slices"
+            raise failure("slices_mixed", found)
+
+
+def _find_padding(header: pydicom.Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Find the pixels outside the field of view, which PixelPaddingValue marks.
+
+    Returns:
+        A mask like `stored`; None without padding. Padding reaches the border of the picture; a
+        value that does not is a value of tissue, and the element is wrong.
+    """
+    ends = [header.get(tag) for tag in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    if ends[0] is None or stored.dtype.kind not in "iu":
+        return None
+    # Writers give the number with the sign of the pixels or without.
+    low, high = sorted(
+        int(np.array(int(end) & 0xFFFF, np.uint16).astype(np.int16))
+        if stored.dtype.kind == "i"
+        else int(end) & 0xFFFF
+        for end in (ends[0], ends[0] if ends[1] is None else ends[1])
+    )
+    mask = (stored >= low) & (stored <= high)
+    border = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
+    return mask if any(part.any() for part in border) else None
 
 
 def _check_positions(along_mm: Sequence[float], name: str) -> float:

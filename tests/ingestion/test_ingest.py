@@ -133,6 +133,19 @@ def test_ingest_maps_labels_by_name_and_says_so(tmp_path):
     assert cohort.annotated_organs(by_name["lits_000"], organs) == ("liver",)
 
 
+def test_ingest_takes_the_spelling_of_the_cohort(tmp_path):
+    ingest(write_nnunet(tmp_path / "in", 1), tmp_path / "data")
+    later = write_nnunet(tmp_path / "later", 1, prefix="late", seed=50)
+    write_dataset_json(later, labels={"background": 0, "SPLEEN ": 2, "Liver": 1})
+    report = ingest(later, tmp_path / "data")
+    cohort = read_cohort(tmp_path / "data")
+    assert cohort.labels == {"background": 0, "liver": 1, "spleen": 2}
+    assert [case.annotated for case in cohort.cases] == [("liver", "spleen")] * 2
+    told = [finding.found for finding in report.warnings if finding.code == "label_spelling"]
+    assert "'Liver', which is 'liver' here" in told
+    assert ingest(later, tmp_path / "data").skipped == ["late_00"]
+
+
 def test_ingest_honours_patients_and_annotation(tmp_path):
     rows = "case_00,p1,liver\ncase_01,p1,liver;spleen\n"
     source = write_nnunet(tmp_path / "in", 2, cases_csv=rows)

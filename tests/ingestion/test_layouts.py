@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
+import pydicom
 import pytest
 from bodies import LABELS, make_body, save_nifti
 from cohorts import (
@@ -12,9 +15,12 @@ from cohorts import (
     write_lits,
     write_msd,
     write_nnunet,
+    write_seg,
     write_series,
     write_totalsegmentator,
 )
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from fullscale.ingestion.layouts import LAYOUTS, read_source
 from fullscale.ingestion.source import paint_masks
@@ -292,6 +298,8 @@ def test_nnunet_of_another_modality_is_refused(tmp_path, changes):
         {"background": 0, "liver": -1},
         {"background": 0, "liver": 256},
         {"background": 0, "a;b": 1},
+        {"background": 0, "liver": 1, "Liver": 2},
+        {"background": 0, "liver": 1, "liver ": 2},
     ],
 )
 def test_nnunet_with_unusable_labels_is_refused(tmp_path, labels):
@@ -519,3 +527,93 @@ def test_case_with_rows_that_differ_is_refused_and_a_repeated_row_is_not(tmp_pat
     assert [case.name for case in source.cases] == ["case_01"]
     assert [(name, error.code) for name, error in source.refused] == [("case_00", "row_twice")]
     assert source.findings == ()
+
+
+def segmented(folder, masks, **kwargs):
+    """Write one CT series, and a segmentation of it in a file of its own for each mask."""
+    write_series(folder / "s/ct", make_body(seed=600)[0], SpecificCharacterSet="ISO_IR 192")
+    for number, mask in enumerate(masks):
+        write_seg(folder / f"s/seg{number}.dcm", folder / "s/ct", mask, **kwargs)
+    return read_source(folder)
+
+
+def test_fractional_segmentation_is_cut_at_one_half(tmp_path):
+    _, made = make_body(seed=600)
+    soft = gaussian_filter((made == 1).astype(float), 1.0)
+    source = segmented(tmp_path, [soft[..., None]], names=["Liver"], kind="FRACTIONAL")
+    labels = source.cases[0].load()[1].values_ZYX
+    assert 0 < np.count_nonzero(labels) < np.count_nonzero(soft > 0.1)
+    # The file holds whole numbers up to 255, so a value at 0.5 may fall on either side.
+    sure = np.abs(soft - 0.5) > 1 / 255
+    np.testing.assert_array_equal(labels[sure] == 1, soft[sure] >= 0.5)
+
+
+def test_two_segmentations_of_one_organ_are_refused_and_a_copy_is_not(tmp_path):
+    _, made = make_body(seed=600)
+    first = (made == 1).astype(np.uint8)[..., None]
+    second = (made == 2).astype(np.uint8)[..., None]
+    source = segmented(tmp_path, [first, second], names=["Liver"])
+    assert source.cases == ()
+    ((_, error),) = source.refused
+    assert error.code == "label_twice"
+    assert "liver in s/seg0.dcm, s/seg1.dcm" in error.found
+    shutil.copy(tmp_path / "s/seg0.dcm", tmp_path / "s/seg1.dcm")
+    source = read_source(tmp_path)
+    np.testing.assert_array_equal(source.cases[0].load()[1].values_ZYX == 1, made == 1)
+    assert "a copy of seg0.dcm" in "".join(unused(source).values())
+
+
+def test_segments_of_one_label_are_joined_with_a_warning(tmp_path):
+    _, made = make_body(seed=600)
+    both = np.stack([made == 1, made == 2], axis=-1).astype(np.uint8)
+    source = segmented(tmp_path, [both], names=["Lesion", "lesion "])
+    assert source.cases[0].doubts == (("label_joined", "lesion in 2 segments of seg0.dcm"),)
+
+
+def test_segments_keep_names_of_any_script_apart(tmp_path):
+    _, made = make_body(seed=600)
+    both = np.stack([made == 1, made == 2], axis=-1).astype(np.uint8)
+    assert set(segmented(tmp_path, [both], names=["肝臓1", "脾臓1"]).labels) == {"肝臓1", "脾臓1"}
+
+
+def test_mask_with_two_ids_is_refused(tmp_path):
+    source = write_totalsegmentator(tmp_path, 1)
+    _, made = make_body(seed=300)
+    ids = np.choose(made, [0, 5, 9]).astype(np.uint8)
+    save_nifti(source / "s0000/segmentations/liver.nii.gz", ids, SPACING_MM)
+    with pytest.raises(ScanError, match=r"mask_values: found s0000, liver.nii.gz: 5, 9"):
+        read_source(source).cases[0].load()
+
+
+def test_ircadb_mask_with_two_values_is_refused(tmp_path):
+    write_ircadb(tmp_path, 1)
+    path = tmp_path / "3Dircadb1.1/MASKS_DICOM/liver/image_8"
+    ds = pydicom.dcmread(path)
+    ds.PixelData = np.minimum(ds.pixel_array, 100).astype(np.uint16).tobytes()
+    ds.save_as(path)
+    with pytest.raises(ScanError, match=r"mask_values: found .*liver: 100, 255"):
+        read_source(tmp_path).cases[0].load()
+
+
+def test_chaos_picture_with_the_values_of_several_organs_is_refused(tmp_path):
+    write_chaos(tmp_path, 1)
+    path = tmp_path / "CT/1/Ground/liver_GT_008.png"
+    pixels = np.asarray(Image.open(path)).copy()
+    pixels[0, 0] = 126
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(ScanError, match="mask_values: found pictures of chaos_1: 126, 255"):
+        read_source(tmp_path).cases[0].load()
+
+
+def test_annotated_organs_are_found_in_another_spelling(tmp_path):
+    write_nnunet(tmp_path, 1, cases_csv="case_00,p1,Liver; SPLEEN\n")
+    assert read_source(tmp_path).cases[0].annotated == ("liver", "spleen")
+
+
+def test_totalsegmentator_masks_in_two_spellings_are_one_organ(tmp_path):
+    write_totalsegmentator(tmp_path, 2)
+    folder = tmp_path / "s0001/segmentations"
+    (folder / "liver.nii.gz").rename(folder / "Liver.nii.gz")
+    source = read_source(tmp_path)
+    assert set(source.labels) == {"Liver", "spleen"}
+    assert [case.annotated for case in source.cases] == [("Liver", "spleen"), ("Liver",)]
