@@ -16,6 +16,7 @@ from fullscale.scans.checks import Finding, failure
 from fullscale.scans.cohort import (
     BACKGROUND,
     check_annotated,
+    is_cohort,
     parse_labels,
     read_json,
     read_source_rows,
@@ -218,7 +219,7 @@ def _from_dataset(
     _check_modality(path, dataset)
     if not pairs and not refused.cases:
         raise failure("file_missing", f"{folder} without a scan")
-    table = _PatientTable(read_source_rows(folder))
+    table = _PatientTable(read_source_rows(folder), is_cohort=is_cohort(folder))
     cases = list[SourceCase]()
     for name, (image, label) in sorted(pairs.items()):
         try:
@@ -246,10 +247,15 @@ def _from_dataset(
 
 
 class _PatientTable:
-    """The rows of a source's cases.csv, each taken by its case."""
+    """The rows of a source's cases.csv, each taken by its case.
 
-    def __init__(self, rows: Mapping[str, list[dict[str, str]]] | None) -> None:
-        self._exists = rows is not None
+    Args:
+        rows: result of `read_source_rows`.
+        is_cohort: a scan without a row is not complete; the check `case_unlisted` tells of it.
+    """
+
+    def __init__(self, rows: Mapping[str, list[dict[str, str]]] | None, *, is_cohort: bool) -> None:
+        self._exists = rows is not None and not is_cohort
         self._left = dict(rows or {})
 
     def take(self, name: str) -> tuple[dict[str, str], tuple[tuple[str, str], ...]]:
