@@ -6,12 +6,12 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from fullscale.ingestion.label_seams import find_seam
 from fullscale.ingestion.source import SourceCase
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.anatomy import check_axes
@@ -207,33 +207,12 @@ def _check_ids(counts: NDArray[np.int64], case: SourceCase, labels: Mapping[str,
 
 
 def _check_interpolated(labels: Volume) -> Found:
-    """Find an id that is only a seam between a higher id and 0, as interpolation makes it.
-
-    Linear interpolation between id 2 and background 0 yields a rim of id 1. Such a seam is one
-    pixel wide, touches the higher id nearly everywhere, and is long compared with that id's edge.
-    A sample of the labelled slices is enough to detect it.
-    """
+    """Check a sample of the labelled slices, which is enough to find a seam."""
     labelled = [z for z, plane in enumerate(labels.values_ZYX) if plane.any()]
     sample = labels.values_ZYX[labelled[:: max(1, len(labelled) // _SEAM_SLICES)]]
-    present = np.flatnonzero(np.bincount(sample.ravel(), minlength=1)[1:]) + 1
-    for low, high in combinations(present.tolist(), 2):
-        seam, inside = sample == low, sample == high
-        num_seam = int(np.count_nonzero(seam))
-        num_edge = int(np.count_nonzero(inside & _dilate_in_plane(~inside)))
-        num_touching = int(np.count_nonzero(seam & _dilate_in_plane(inside)))
-        num_deep = int(np.count_nonzero(seam & ~_dilate_in_plane(~seam)))
-        if (
-            num_touching > 0.9 * num_seam
-            and num_deep < 0.02 * num_seam
-            and num_seam > 0.3 * num_edge
-        ):
-            yield "label_interpolated", f"id {low} as a seam of one pixel around id {high}"
-            return
-
-
-def _dilate_in_plane(mask_ZYX: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Dilate a mask by one pixel in each axial plane (8-neighbourhood)."""
-    return np.asarray(ndimage.binary_dilation(mask_ZYX, np.ones((1, 3, 3), dtype=bool)))
+    if seam := find_seam(sample):
+        low, high = seam
+        yield "label_interpolated", f"id {low} as a seam of one pixel around id {high}"
 
 
 def _check_mirrored(scan: Volume, labels: Volume) -> Found:
