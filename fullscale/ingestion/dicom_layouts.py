@@ -159,7 +159,7 @@ def _load_chaos(
     name: str, files: Sequence[Path], pictures: Sequence[Path]
 ) -> tuple[Volume, Volume]:
     if len(files) != len(pictures):
-        raise failure("shape_differs", f"{name}: {len(files)} slices, {len(pictures)} pictures")
+        raise failure("file_missing", f"{name}: {len(files)} slices, {len(pictures)} pictures")
     order = order_series(files, name)
     picture_of = dict(zip(files, pictures, strict=True))
     drawn = np.zeros(order.geometry.own_shape, dtype=np.uint8, order="F")

@@ -189,7 +189,7 @@ def _add_segmentation(index: _FolderIndex, path: Path, header: pydicom.Dataset) 
     index.series[uid].segmentations.append(path)
     for label, number in segments:
         if not label:
-            raise failure("unreadable", f"{path}: segment {number} without a label")
+            raise failure("segment_unnamed", f"{path}: segment {number} without a label")
         index.series[uid].segments.setdefault(label, []).append((path, number))
 
 

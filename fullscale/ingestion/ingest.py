@@ -215,6 +215,6 @@ def _merge_labels(
     for name in sorted(added, key=lambda key: added[key]):
         merged.setdefault(name, len(merged))
     if len(merged) > 256:
-        raise failure("dataset_json", f"{len(merged)} labels in all; a label map holds 255")
+        raise failure("labels_too_many", f"{len(merged) - 1} labels in all")
     moved = {name: (value, merged[name]) for name, value in added.items() if merged[name] != value}
     return merged, moved

@@ -335,7 +335,7 @@ def _within(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise failure("case_name", f"the path {name!r}, which leaves {folder}")
+        raise failure("path_outside", f"the path {name!r}, which leaves {folder}")
     return path
 
 

@@ -12,7 +12,7 @@ from fullscale.scans.checks import Finding
 from fullscale.scans.dicom import is_dicom
 
 TABLES = ("dataset.json", "cases.csv", "patients.json")
-_SCAN_ENDINGS = (
+SCAN_ENDINGS = (
     *(".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mgz"),
     *(".dcm", ".dicom", ".ima", ".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar"),
 )
@@ -50,7 +50,7 @@ def may_be_scan(path: Path) -> bool:
     name = path.name.lower()
     if name.startswith(".") or "__MACOSX" in path.parts:
         return False
-    return name.endswith(_SCAN_ENDINGS) or path.is_dir() or is_dicom(path)
+    return name.endswith(SCAN_ENDINGS) or path.is_dir() or is_dicom(path)
 
 
 def _all_files(folder: Path, used: set[str]) -> Iterator[Path]:

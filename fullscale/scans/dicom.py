@@ -163,7 +163,7 @@ def order_series(files: Sequence[Path], name: str) -> SeriesOrder:
     """
     planes = [plane for path in files if (plane := _read_plane(path)) is not None]
     if len(planes) < 2:
-        raise failure("not_3d", f"{name}: {len(planes)} CT slices")
+        raise failure("few_slices", f"{name}: {len(planes)} CT slices")
     _check_same_plane(planes, name)
     planes = _drop_copies(planes, name)
     normal = planes[0].normal
@@ -200,10 +200,12 @@ def read_series(order: SeriesOrder, name: str) -> Volume:
     for k, path in enumerate(order.files):
         try:
             slice_ = read_dataset(path)
-            plane = slice_.pixel_array
+            plane = _decode(slice_, path)
             slope = float(slice_.get("RescaleSlope", 1))
             intercept = float(slice_.get("RescaleIntercept", 0))
             padding = _find_padding(slice_, plane)
+        except ScanError:
+            raise
         except READ_ERRORS as error:
             raise _unreadable(path, error) from error
         if plane.shape != order.geometry.own_shape[1::-1]:
@@ -244,7 +246,7 @@ class _Plane:
         if str(header.get("SOPClassUID", "")) not in CT_CLASSES:
             raise failure("modality", f"{path} of modality {header.get('Modality', 'none')}")
         if int(header.get("NumberOfFrames", 1)) > 1:
-            raise failure("modality", f"{path} with {header.NumberOfFrames} frames in one file")
+            raise failure("multiframe", f"{path} with {header.NumberOfFrames} frames")
         for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
             if header.get(tag) is None:
                 raise failure("unreadable", f"{path} without {tag}")
@@ -271,6 +273,16 @@ def _read_plane(path: Path) -> _Plane | None:
         raise
     except READ_ERRORS as error:
         raise _unreadable(path, error) from error
+
+
+def _decode(dataset: pydicom.Dataset, path: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(dataset.pixel_array)
+    except (RuntimeError, NotImplementedError) as error:
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if not syntax.is_compressed:
+            raise
+        raise failure("compressed", f"{path}: {syntax.name}; {shorten(error)}") from error
 
 
 def _read_begin(path: Path) -> bytes:

@@ -260,7 +260,7 @@ def test_msd_with_a_path_that_escapes_refuses_that_case(tmp_path):
     (folder / "dataset.json").write_text(text)
     source = read_source(folder)
     assert [case.name for case in source.cases] == ["spleen_1"]
-    assert source.refused[0][1].code == "case_name"
+    assert source.refused[0][1].code == "path_outside"
 
 
 def test_msd_of_old_nnunet_finds_images_with_a_channel(tmp_path):
@@ -305,7 +305,7 @@ def test_nnunet_of_another_modality_is_refused(tmp_path, changes):
 def test_nnunet_with_unusable_labels_is_refused(tmp_path, labels):
     write_nnunet(tmp_path, 1)
     write_dataset_json(tmp_path, labels=labels)
-    with pytest.raises(ScanError, match="dataset_json"):
+    with pytest.raises(ScanError, match=r"dataset_json|label_regions"):
         read_source(tmp_path)
 
 
@@ -319,7 +319,7 @@ def test_nnunet_with_a_broken_dataset_json_is_refused(tmp_path, text):
 
 def test_read_source_of_an_unknown_folder_names_the_layouts(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing here")
-    with pytest.raises(ScanError, match="none of msd, nnunet, lits"):
+    with pytest.raises(ScanError, match=r"none of msd, nnunet, lits.* and no scan"):
         read_source(tmp_path)
     with pytest.raises(ScanError, match="no folder"):
         read_source(tmp_path / "absent")
@@ -617,3 +617,66 @@ def test_totalsegmentator_masks_in_two_spellings_are_one_organ(tmp_path):
     source = read_source(tmp_path)
     assert set(source.labels) == {"Liver", "spleen"}
     assert [case.annotated for case in source.cases] == [("Liver", "spleen"), ("Liver",)]
+
+
+def remove_json(folder):
+    write_nnunet(folder, 1)
+    (folder / "dataset.json").unlink()
+
+
+def remove_json_below(folder):
+    remove_json(folder / "Dataset001")
+
+
+def write_rtstruct(folder):
+    kind = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.3", "Modality": "RTSTRUCT"}
+    write_series(folder, make_body()[0][:1], **kind)
+
+
+def write_region(folder):
+    write_nnunet(folder, 1)
+    write_dataset_json(folder, labels={"background": 0, "whole": [1, 2], "spleen": 2})
+
+
+def write_ignore(folder):
+    write_nnunet(folder, 1)
+    write_dataset_json(folder, labels={"background": 0, "liver": 1, "ignore": 2})
+
+
+@pytest.mark.parametrize(
+    ("write", "code", "found", "cure"),
+    [
+        (remove_json, "dataset_json_missing", "without dataset.json", "write dataset.json"),
+        (remove_json_below, "dataset_json_missing", "Dataset001", "write dataset.json"),
+        (lambda folder: write_nnunet(folder / "A"), "folder_above", "nnunet in", "that folder"),
+        (lambda folder: write_lits(folder.parent), "source_missing", "no folder", "correct"),
+        (write_rtstruct, "layout_unknown", "modality RTSTRUCT", "DICOM SEG"),
+        (
+            lambda f: save_nifti(f / "Doe.Jane.nii", make_body()[0], SPACING_MM),
+            "layout_unknown",
+            r"files \*\.nii;",
+            "as nnunet",
+        ),
+        (write_region, "label_regions", "regions whole", "organs in params.yaml"),
+        (write_ignore, "label_regions", "label `ignore`", "leave out cases"),
+    ],
+)
+def test_messages_of_sources_tell_what_is_wrong_and_what_to_do(tmp_path, write, code, found, cure):
+    write(tmp_path / "in")
+    with pytest.raises(ScanError, match=f"^{code}: found .*{found}") as caught:
+        read_source(tmp_path / "in")
+    assert cure in caught.value.cure
+
+
+def test_dataset_json_with_a_byte_order_mark_is_read(tmp_path):
+    path = write_nnunet(tmp_path, 1) / "dataset.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_source(tmp_path).cases) == 1
+
+
+def test_cases_csv_with_semicolons_is_refused_with_its_cure(tmp_path):
+    write_nnunet(tmp_path, 1)
+    (tmp_path / "cases.csv").write_text("case;patient;annotated\ncase_00;p1;liver\n")
+    with pytest.raises(ScanError, match=r"^cases_csv: .* without columns case") as caught:
+        read_source(tmp_path)
+    assert "commas" in caught.value.cure

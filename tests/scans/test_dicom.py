@@ -149,7 +149,9 @@ def test_series_in_a_compression_nobody_decodes_is_refused(tmp_path, hu):
     ds.PixelData = pydicom.encaps.encapsulate([b"\0" * 64])
     ds["PixelData"].is_undefined_length = True
     ds.save_as(path)
-    assert refused(tmp_path).code == "unreadable"
+    error = refused(tmp_path)
+    assert error.code == "compressed"
+    assert "JPEG Extended" in error.found
 
 
 def test_dicom_files_of_an_absent_folder_is_refused(tmp_path):
@@ -158,7 +160,7 @@ def test_dicom_files_of_an_absent_folder_is_refused(tmp_path):
 
 
 def test_order_series_of_nothing_is_refused():
-    with pytest.raises(ScanError, match="not_3d: found case: 0 CT slices"):
+    with pytest.raises(ScanError, match="few_slices: found case: 0 CT slices"):
         order_series([], "case")
 
 
@@ -256,3 +258,10 @@ def test_padding_that_is_a_value_of_tissue_is_left_alone(tmp_path, hu):
     inner[:, :, [0, -1]] = inner[:, [0, -1]] = -1000
     write_series(tmp_path, inner, PixelPaddingValue=1024 + 45)
     np.testing.assert_array_equal(read(tmp_path).values_ZYX, inner)
+
+
+def test_frames_in_one_file_are_refused_with_their_cure(tmp_path, hu):
+    write_series(tmp_path, hu, NumberOfFrames="2")
+    error = refused(tmp_path)
+    assert error.code == "multiframe"
+    assert "one file for each slice" in error.cure
