@@ -40,7 +40,8 @@ class IngestReport:
         skipped: names of the cases that the cohort held already, unchanged.
         num_refused: number of cases that were kept out.
         refused: findings that kept cases out, one or more for each.
-        warnings: warnings and notes on accepted cases.
+        warnings: warnings and notes on accepted cases, and on the source.
+        unread: files of the source that belong to no case.
         remapped: (id in the source, id in the cohort) by label name, where the two differ.
     """
 
@@ -52,6 +53,7 @@ class IngestReport:
     num_refused: int = 0
     refused: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
     remapped: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property

@@ -99,6 +99,7 @@ def _ingest(
     report.num_found = len(parsed.cases) + len(parsed.refused)
     report.num_refused = len(parsed.refused)
     report.warnings += parsed.findings
+    report.unread += [str(path.relative_to(source)) for path in parsed.unread]
     report.refused += [Finding.from_error(case, error) for case, error in parsed.refused]
     incoming = data_dir / ".incoming"
     prepare = partial(

@@ -124,8 +124,8 @@ def read_source(folder: Path, layout: str | None = None) -> Source:
         for candidate in known:
             if layout or candidate.matches(folder):
                 source = _refuse_second_names(candidate.read(folder))
-                unread = find_unread(folder, source)
-                return replace(source, findings=(*source.findings, *unread))
+                told, unread = find_unread(folder, source)
+                return replace(source, findings=(*source.findings, *told), unread=tuple(unread))
     raise _explain_unknown(folder)
 
 

@@ -58,6 +58,7 @@ class Source:
         refused_files: files of the refused cases.
         left_out: reason for each file that the layout leaves out on purpose.
         ignored_folders: names of folders that belong to the layout and hold no annotated scan.
+        unread: files that belong to no case; `findings` names them by folder.
         findings: warnings and notes that belong to no case, such as files that were not read.
     """
 
@@ -71,6 +72,7 @@ class Source:
     refused_files: tuple[Path, ...] = ()
     left_out: Mapping[Path, str] = field(default_factory=dict)
     ignored_folders: tuple[str, ...] = ()
+    unread: tuple[Path, ...] = ()
     findings: tuple[Finding, ...] = ()
 
 

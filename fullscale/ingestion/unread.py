@@ -19,8 +19,8 @@ SCAN_ENDINGS = (
 _NUM_NAMES = 5
 
 
-def find_unread(folder: Path, source: Source) -> list[Finding]:
-    """Return one finding for each folder and reason, with the names of the files not read.
+def find_unread(folder: Path, source: Source) -> tuple[list[Finding], list[Path]]:
+    """Find the files not read: one finding for each folder and reason, and all their paths.
 
     A file that may be a part of a scan gives a warning; a hidden file, such as the `._NAME` of an
     archive made on macOS, a text, or a folder that the layout ignores gives a note.
@@ -30,19 +30,22 @@ def find_unread(folder: Path, source: Source) -> list[Finding]:
     used |= {os.path.normpath(folder / name) for name in TABLES}
     left_out = {os.path.normpath(path): reason for path, reason in source.left_out.items()}
     groups = defaultdict[tuple[str, str, str], list[str]](list)
+    unread = list[Path]()
     for path in _all_files(folder, used):
         if (place := os.path.normpath(path)) in used:
             continue
+        unread.append(path)
         inside = path.relative_to(folder)
         reason = left_out.get(place, "")
         is_known = bool(set(inside.parts[:-1]) & set(source.ignored_folders))
         is_part = not is_known and (bool(reason) or may_be_scan(path))
         code = "file_unused" if is_part else "file_ignored"
         groups[str(inside.parent), reason, code].append(inside.name)
-    return [
+    findings = [
         Finding.from_check(place, code, _describe(names, reason))
         for (place, reason, code), names in sorted(groups.items())
     ]
+    return findings, unread
 
 
 def may_be_scan(path: Path) -> bool:
