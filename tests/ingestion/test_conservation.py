@@ -228,6 +228,6 @@ def test_ingest_killed_at_a_random_moment_conserves_every_file(tmp_path, seed):
         process.wait()
     report = ingest(tree.root, data, num_workers=int(tree.rng.integers(1, 5)))
     check_conserved(tree, data, report)
-    assert {path.name for path in data.iterdir()} <= {
+    assert {path.name for path in data.glob("*")} <= {
         *("imagesTr", "labelsTr", "cases.csv", "dataset.json", "patients.json")
     }
