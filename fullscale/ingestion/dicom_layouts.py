@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullscale.ingestion.names import label_key, name_case
-from fullscale.ingestion.source import Source, SourceCase, check_mask_values, paint_masks
+from fullscale.ingestion.source import Refused, Source, SourceCase, check_mask_values, paint_masks
 from fullscale.scans.checks import failure
 from fullscale.scans.dicom import (
     READ_ERRORS,
@@ -22,6 +22,7 @@ from fullscale.scans.dicom import (
     dicom_files,
     order_series,
     read_dataset,
+    read_header,
     read_series,
 )
 from fullscale.scans.volume import Volume
@@ -61,11 +62,14 @@ def read_ircadb(folder: Path) -> Source:
         )
         load = partial(_load_ircadb, name, scan, drawn)
         cases.append(SourceCase(name, name, tuple(organs), files, load, origin))
+    kept, refused = _refuse_split(sorted(cases, key=lambda case: case.name))
     return Source(
         "ircadb",
         "3D-IRCADb",
         labels,
-        tuple(sorted(cases, key=lambda case: case.name)),
+        tuple(kept),
+        tuple(refused.cases),
+        refused_files=tuple(refused.files),
         ignored_folders=("LABELLED_DICOM", "MESHES_VTK"),
     )
 
@@ -116,6 +120,29 @@ def _read_mask_folder(folder: Path, order: SeriesOrder) -> NDArray[np.bool_]:
     return drawn
 
 
+def _refuse_split(cases: Sequence[SourceCase]) -> tuple[list[SourceCase], Refused]:
+    """Refuse cases whose first slices are of one series: each would be a part of a scan."""
+    uids = {case.name: _series_uid(case.files[:1]) for case in cases}
+    counts = Counter(uids.values())
+    kept, refused = list[SourceCase](), Refused()
+    for case in cases:
+        if uids[case.name] and counts[uids[case.name]] > 1:
+            others = [name for name, uid in uids.items() if uid == uids[case.name]]
+            error = failure("series_split", f"one series in the cases {', '.join(others)}")
+            refused.add(case.name, error, case.files)
+        else:
+            kept.append(case)
+    return kept, refused
+
+
+def _series_uid(files: Sequence[Path]) -> str:
+    """Return the SeriesInstanceUID of the first file; an empty text if it has none."""
+    try:
+        return str(read_header(files[0]).get("SeriesInstanceUID", "")) if files else ""
+    except READ_ERRORS:
+        return ""  # reading the case reports the file
+
+
 def matches_chaos(folder: Path) -> bool:
     """Return True if DICOM_anon and Ground exist, here or up to two folders down."""
     return bool(_chaos_cases(folder))
@@ -137,11 +164,14 @@ def read_chaos(folder: Path) -> Source:
         )
         load = partial(_load_chaos, name, scan, pictures)
         cases.append(SourceCase(name, name, ("liver",), (*scan, *pictures), load, origin))
+    kept, refused = _refuse_split(cases)
     return Source(
         "chaos",
         "CHAOS CT",
         {"liver": 1},
-        tuple(cases),
+        tuple(kept),
+        tuple(refused.cases),
+        refused_files=tuple(refused.files),
         licence="CC BY-SA 4.0",
         reference="Kavur et al., CHAOS Challenge, Medical Image Analysis 2021",
     )

@@ -150,7 +150,8 @@ class _FolderIndex:
 def _index_folder(folder: Path) -> _FolderIndex:
     index = _FolderIndex()
     for path in sorted(folder.rglob("*")):
-        if path.name == DIRECTORY_NAME or not (is_dicom(path) or is_damaged(path)):
+        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts[:-1])
+        if path.name == DIRECTORY_NAME or is_hidden or not (is_dicom(path) or is_damaged(path)):
             continue
         try:
             header = read_header(path)

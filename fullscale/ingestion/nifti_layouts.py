@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fullscale.ingestion.names import label_key
-from fullscale.ingestion.source import Source, SourceCase, masks_case, nifti_case
+from fullscale.ingestion.source import Refused, Source, SourceCase, masks_case, nifti_case
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import Finding, failure
 from fullscale.scans.cohort import (
@@ -29,19 +29,6 @@ _LITS_IMAGE = re.compile(r"volume-(\d+)\.nii(\.gz)?", re.IGNORECASE)
 _LITS_LABEL = re.compile(r"segmentation-(\d+)\.nii(\.gz)?", re.IGNORECASE)
 
 Pairs = dict[str, tuple[Path, Path]]
-
-
-@dataclass
-class Refused:
-    """Cases that cannot be used, and their files."""
-
-    cases: list[tuple[str, ScanError]] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-
-    def add(self, name: str, error: ScanError, files: Iterable[Path]) -> None:
-        """Refuse one case."""
-        self.cases.append((name, error))
-        self.files += files
 
 
 def matches_msd(folder: Path) -> bool:

@@ -76,6 +76,19 @@ class Source:
     findings: tuple[Finding, ...] = ()
 
 
+@dataclass
+class Refused:
+    """Cases of a source that cannot be used, as (case, reason), and their files."""
+
+    cases: list[tuple[str, ScanError]] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+    def add(self, name: str, error: ScanError, files: Iterable[Path]) -> None:
+        """Refuse one case."""
+        self.cases.append((name, error))
+        self.files += files
+
+
 def nifti_case(
     name: str, patient: str, annotated: Sequence[str], image: Path, label: Path
 ) -> SourceCase:

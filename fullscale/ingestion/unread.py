@@ -64,7 +64,11 @@ def _all_files(folder: Path, used: set[str]) -> Iterator[Path]:
         for name in sorted(folders):
             link = Path(place, name)
             inside = os.path.normpath(link) + os.sep
-            if link.is_symlink() and not any(path.startswith(inside) for path in used):
+            if not link.is_symlink():
+                continue
+            if any(path.startswith(inside) for path in used):
+                yield from _all_files(link, used)
+            else:
                 yield link
 
 

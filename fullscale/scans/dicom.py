@@ -106,17 +106,15 @@ def is_dicom(path: Path) -> bool:
 
 
 def is_damaged(path: Path) -> bool:
-    """Return True if a file has the name of a DICOM file, but its content is empty or another.
+    """Return True if a file has the name of a slice, but its content is empty or no DICOM.
 
-    Reading such a file reports it; leaving it out would shorten a scan in silence.
+    Slices end in .dcm, or are called image_12 or by a UID, which ends in a number. Reading such a
+    file reports it; leaving it out would shorten a scan in silence.
     """
     if path.name.startswith(".") or not path.is_file() or is_dicom(path):
         return False
     suffix = path.suffix.lower()
-    if suffix in (".dcm", ".dicom", ".ima"):
-        return True
-    # Slices without such an ending are called image_12, or by a UID that ends in a number.
-    return path.stat().st_size == 0 and (not suffix or suffix[1:].isdigit())
+    return suffix in (".dcm", ".dicom", ".ima") or path.name[-1].isdigit()
 
 
 def read_dataset(path: Path, *, with_pixels: bool = True) -> pydicom.Dataset:

@@ -680,3 +680,28 @@ def test_cases_csv_with_semicolons_is_refused_with_its_cure(tmp_path):
     with pytest.raises(ScanError, match=r"^cases_csv: .* without columns case") as caught:
         read_source(tmp_path)
     assert "commas" in caught.value.cure
+
+
+def test_series_divided_between_two_cases_refuses_both(tmp_path):
+    write_chaos(tmp_path, 2)
+    first = tmp_path / "CT/1"
+    second = tmp_path / "CT/1b"
+    for folder in ("DICOM_anon", "Ground"):
+        (second / folder).mkdir(parents=True)
+        for path in sorted((first / folder).iterdir())[8:]:
+            path.rename(second / folder / path.name)
+    source = read_source(tmp_path)
+    assert [case.name for case in source.cases] == ["chaos_2"]
+    assert [error.code for _, error in source.refused] == ["series_split"] * 2
+    assert source.findings == ()
+
+
+def test_linked_case_is_read_and_what_is_unread_in_it_is_named(tmp_path):
+    write_totalsegmentator(tmp_path / "store", 2)
+    (tmp_path / "store/s0001/more.nrrd").write_bytes(b"NRRD0004")
+    (tmp_path / "in").mkdir()
+    for name in ("s0000", "s0001"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "store" / name)
+    source = read_source(tmp_path / "in")
+    assert [case.name for case in source.cases] == ["s0000", "s0001"]
+    assert list(unused(source)) == ["s0001/file_unused"]

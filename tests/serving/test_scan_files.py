@@ -160,9 +160,11 @@ def test_series_without_preamble_is_read(tmp_path, hu):
     np.testing.assert_array_equal(load_scan(scan).volume.values_ZYX, hu)
 
 
-def test_empty_slice_refuses_the_series(tmp_path, hu):
-    write_series(tmp_path, hu)
-    sorted(tmp_path.iterdir())[0].write_bytes(b"")
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
+@pytest.mark.parametrize("name", ["i{:05d}.dcm", "image_{}", "1.2.840.{}"])
+def test_slice_that_is_no_dicom_refuses_the_series(tmp_path, hu, name, content):
+    write_series(tmp_path, hu, name=name)
+    sorted(tmp_path.iterdir())[0].write_bytes(content)
     ((scan,), _) = find_scans(tmp_path)
-    with pytest.raises(ScanError, match="an empty file"):
+    with pytest.raises(ScanError, match="unreadable"):
         load_scan(scan)
