@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +33,8 @@ class ScanFiles:
     """The files of one scan.
 
     Attributes:
-        name: path relative to the given folder, without suffix; the plain name of a single scan.
+        name: path relative to the given folder, without suffix unless another scan has that name;
+            the plain name of a single scan.
         files: one NIfTI file, or the files of one DICOM series in any order.
         is_dicom: True for a DICOM series.
         instance_uids: SOPInstanceUIDs of a DICOM series.
@@ -81,7 +82,7 @@ def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
         The scans sorted by name, and True if `source` is a single scan.
 
     Raises:
-        StageError: there is no scan, or two have the same name, such as a.nii and a.nii.gz.
+        StageError: there is no scan, or two have the same name.
     """
     if source.is_file():
         if not _is_nifti(source):
@@ -106,6 +107,14 @@ def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
         raise StageError(
             f"{source} holds no scan: wanted .nii or .nii.gz files, or DICOM files of CT series"
         )
+    counts = Counter(scan.name for scan in found)
+    # Beside a.nii.gz, or a series in the folder a, the scan a.nii keeps its ending.
+    found = [
+        scan
+        if scan.is_dicom or counts[scan.name] == 1
+        else replace(scan, name=str(Path(scan.name).with_name(scan.files[0].name)))
+        for scan in found
+    ]
     names = [scan.name for scan in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise StageError(f"{source} has two scans named {', '.join(twice)}; rename one of them")

@@ -117,11 +117,26 @@ def test_what_is_no_scan_is_refused(tmp_path, hu):
         find_scans(tmp_path)
 
 
-def test_two_scans_of_one_name_are_refused(tmp_path, hu):
-    save(tmp_path / "a.nii", hu)
+def test_scans_that_differ_in_their_endings_keep_them(tmp_path, hu):
+    for name in ("a.nii", "a.nii.gz", "b.nii", "deep/c.nii"):
+        save(tmp_path / name, hu)
+    write_series(tmp_path / "deep/c", hu)
+    found = ["a.nii", "a.nii.gz", "b", "deep/c", "deep/c.nii"]
+    assert names(tmp_path) == (found, False)
+
+
+def test_names_of_scans_are_never_equal(tmp_path, hu):
     save(tmp_path / "a.nii.gz", hu)
-    with pytest.raises(StageError, match="two scans named a; rename one"):
-        find_scans(tmp_path)
+    save(tmp_path / "a.nii", hu)
+    write_series(tmp_path / "folder", hu)
+    (tmp_path / "a.nii").unlink()
+    (tmp_path / "folder").rename(tmp_path / "a.nii")
+    write_series(tmp_path / "a", hu)
+    assert names(tmp_path) == (["a", "a.nii", "a.nii.gz"], False)
+    save(tmp_path / "a.nii.nii", hu)
+    save(tmp_path / "a.nii.NII", hu)
+    found, _ = names(tmp_path)
+    assert len(set(found)) == len(found)
 
 
 def test_files_that_may_be_scans_and_are_not_read_are_named(tmp_path, hu, caplog):
