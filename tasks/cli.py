@@ -132,6 +132,8 @@ def validate(
         for row in found.rows:
             for finding in row.findings:
                 typer.echo(f"{finding.severity} {finding.case}: {finding}")
+        for finding in found.findings:
+            typer.echo(f"{finding.severity} {finding.case}: {finding}")
     if found.num_refused:
         raise typer.Exit(1)
 
@@ -160,7 +162,7 @@ def ingest(
     ] = False,
 ) -> None:
     """Check annotated scans and add the accepted ones to data/."""
-    from fullscale.ingestion.ingest import IngestOptions
+    from fullscale.ingestion.cohort_writer import IngestOptions
     from fullscale.ingestion.ingest import ingest as run
 
     options = IngestOptions(layout, dry_run, replace_changed, strict=strict)
@@ -171,9 +173,9 @@ def ingest(
         typer.echo(f"label {name}: id {theirs} there is id {ours} in {data}")
     typer.echo(
         f"ingest{' (dry run)' if dry_run else ''}: {len(report.accepted)} accepted, "
-        f"{len(report.skipped)} already in, {len(report.refused)} refused"
+        f"{len(report.skipped)} already in, {report.num_refused} refused"
     )
-    if not report.num_usable or (strict and report.refused):
+    if not report.num_usable or (strict and report.num_refused):
         raise typer.Exit(1)
 
 

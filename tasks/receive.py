@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from fullscale.ingestion.arrivals import list_arrivals
-from fullscale.ingestion.inbox import Inbox
-from fullscale.ingestion.inbox_ingest import IngestResult, ingest_ready_pairs
-from fullscale.ingestion.inbox_moves import has_planned_moves, make_moves, plan_moves
+from fullscale.inbox.arrivals import list_arrivals
+from fullscale.inbox.inbox import Inbox
+from fullscale.inbox.moves import has_planned_moves, make_moves, plan_moves
+from fullscale.inbox.pair_ingest import IngestResult, ingest_ready_pairs
 from fullscale.runtime.locks import acquire_lock
 from fullscale.versioning.data_version import commit_data, open_newest
 from fullscale.versioning.provenance import read_data_version

@@ -136,10 +136,10 @@ MUTATIONS = (
     ),
     Mutation(
         "quarantine deletes",
-        "fullscale/ingestion/inbox_moves.py",
+        "fullscale/inbox/moves.py",
         'inbox.move(file.path, move["target"])',
         "inbox.fs.rm_file(inbox._full(file.path))",
-        "tests/ingestion/test_inbox.py tests/tasks/test_receive.py",
+        "tests/inbox/test_inbox.py tests/tasks/test_receive.py",
     ),
     Mutation(
         "the files of a registered version are not verified",

@@ -1,1 +1,1 @@
-"""Turn folders of annotated scans into a checked cohort: layouts, checks, report, inbox."""
+"""Turn folders of annotated scans into a checked cohort: layouts, checks, report."""

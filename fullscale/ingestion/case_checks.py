@@ -6,12 +6,12 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from fullscale.ingestion.label_seams import find_seam
 from fullscale.ingestion.source import SourceCase
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.anatomy import check_axes
@@ -104,6 +104,9 @@ def inspect_case(
         *_check_mirrored(result.scan, result.labels),
         *_check_text(result.scan, result.labels),
     ]
+    found += case.doubts
+    if case.origin and case.name != case.origin:
+        found.append(("case_renamed", f"{case.origin!r}, here {case.name}"))
     findings = [Finding.from_check(case.name, code, text) for code, text in found]
     if strict:
         findings = [finding.refuse_warning() for finding in findings]
@@ -125,14 +128,17 @@ class CrossChecks:
         patients: Mapping[str, list[str]] | None = None,
     ) -> None:
         self._voxels = dict(voxels or {})
-        self._patients = {patient: list(cases) for patient, cases in (patients or {}).items()}
+        self._patients: dict[str, list[str]] = {}
+        for patient, cases in (patients or {}).items():
+            self._patients.setdefault(patient.casefold(), []).extend(cases)
 
     def check(self, case: str, patient: str, voxels_sha256: str) -> list[Finding]:
         """Compare one more case and return the findings; remember the case unless it is refused."""
+        patient_key = patient.casefold()
         first = self._voxels.setdefault(voxels_sha256, case)
         if first != case:
             return [Finding.from_check(case, "content_twice", f"{case} with the voxels of {first}")]
-        others = self._patients.setdefault(patient, [])
+        others = self._patients.setdefault(patient_key, [])
         if case in others:
             return []
         others.append(case)
@@ -201,33 +207,12 @@ def _check_ids(counts: NDArray[np.int64], case: SourceCase, labels: Mapping[str,
 
 
 def _check_interpolated(labels: Volume) -> Found:
-    """Find an id that is only a seam between a higher id and 0, as interpolation makes it.
-
-    Linear interpolation between id 2 and background 0 yields a rim of id 1. Such a seam is one
-    pixel wide, touches the higher id nearly everywhere, and is long compared with that id's edge.
-    A sample of the labelled slices is enough to detect it.
-    """
+    """Check a sample of the labelled slices, which is enough to find a seam."""
     labelled = [z for z, plane in enumerate(labels.values_ZYX) if plane.any()]
     sample = labels.values_ZYX[labelled[:: max(1, len(labelled) // _SEAM_SLICES)]]
-    present = np.flatnonzero(np.bincount(sample.ravel(), minlength=1)[1:]) + 1
-    for low, high in combinations(present.tolist(), 2):
-        seam, inside = sample == low, sample == high
-        num_seam = int(np.count_nonzero(seam))
-        num_edge = int(np.count_nonzero(inside & _dilate_in_plane(~inside)))
-        num_touching = int(np.count_nonzero(seam & _dilate_in_plane(inside)))
-        num_deep = int(np.count_nonzero(seam & ~_dilate_in_plane(~seam)))
-        if (
-            num_touching > 0.9 * num_seam
-            and num_deep < 0.02 * num_seam
-            and num_seam > 0.3 * num_edge
-        ):
-            yield "label_interpolated", f"id {low} as a seam of one pixel around id {high}"
-            return
-
-
-def _dilate_in_plane(mask_ZYX: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Dilate a mask by one pixel in each axial plane (8-neighbourhood)."""
-    return np.asarray(ndimage.binary_dilation(mask_ZYX, np.ones((1, 3, 3), dtype=bool)))
+    if seam := find_seam(sample):
+        low, high = seam
+        yield "label_interpolated", f"id {low} as a seam of one pixel around id {high}"
 
 
 def _check_mirrored(scan: Volume, labels: Volume) -> Found:

@@ -5,23 +5,24 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 
-from fullscale.ingestion.source import Source, SourceCase, paint_masks
+from fullscale.ingestion.names import label_key, name_case
+from fullscale.ingestion.source import Refused, Source, SourceCase, check_mask_values, paint_masks
 from fullscale.scans.checks import failure
-from fullscale.scans.cohort import safe_name
 from fullscale.scans.dicom import (
     READ_ERRORS,
     SeriesOrder,
     dicom_files,
     order_series,
+    read_dataset,
+    read_header,
     read_series,
 )
 from fullscale.scans.volume import Volume
@@ -43,14 +44,16 @@ def read_ircadb(folder: Path) -> Source:
         found = defaultdict[str, list[Path]](list)
         for path in sorted((case / "MASKS_DICOM").iterdir()):
             if path.is_dir():
-                found[re.sub(r"[\s\d]+$", "", path.name).lower()].append(path)
+                found[label_key(re.sub(r"[\s\d]+$", "", path.name))].append(path)
         masks[case] = dict(found)
     names = sorted({organ for found in masks.values() for organ in found})
     labels = {organ: number for number, organ in enumerate(names, start=1)}
     cases = []
     for case, organs in masks.items():
-        number = re.search(r"(\d+)$", case.name)
-        name = f"ircadb_{int(number[1]):02d}" if number else safe_name(case.name)
+        # 3D-IRCADb-01 has the folders 3Dircadb1.1 to 3Dircadb1.20, 3D-IRCADb-02 3Dircadb2.1.
+        number = re.fullmatch(r"(?:3Dircadb1\.)?([1-9]\d*)", case.name)
+        origin = f"ircadb_{int(number[1]):02d}" if number else f"ircadb_{case.name}"
+        name = name_case(origin)
         scan = dicom_files(case / "PATIENT_DICOM")
         drawn = {labels[organ]: tuple(paths) for organ, paths in organs.items()}
         files = (
@@ -58,8 +61,17 @@ def read_ircadb(folder: Path) -> Source:
             *(p for paths in drawn.values() for path in paths for p in dicom_files(path)),
         )
         load = partial(_load_ircadb, name, scan, drawn)
-        cases.append(SourceCase(name, name, tuple(organs), files, load))
-    return Source("ircadb", "3D-IRCADb", labels, tuple(sorted(cases, key=lambda case: case.name)))
+        cases.append(SourceCase(name, name, tuple(organs), files, load, origin))
+    kept, refused = _refuse_split(sorted(cases, key=lambda case: case.name))
+    return Source(
+        "ircadb",
+        "3D-IRCADb",
+        labels,
+        tuple(kept),
+        tuple(refused.cases),
+        refused_files=tuple(refused.files),
+        ignored_folders=("LABELLED_DICOM", "MESHES_VTK"),
+    )
 
 
 def _ircadb_cases(folder: Path) -> list[Path]:
@@ -88,21 +100,47 @@ def _load_ircadb(
 def _read_mask_folder(folder: Path, order: SeriesOrder) -> NDArray[np.bool_]:
     """Read one mask (columns, rows, slices); its files have the names of their slices."""
     drawn = np.zeros(order.geometry.own_shape, dtype=bool, order="F")
+    values = set[int]()
     for k, slice_file in enumerate(order.files):
         path = folder / slice_file.name
         if not path.is_file():
             raise failure("file_missing", f"no mask {path}")
         try:
-            plane = pydicom.dcmread(path).pixel_array
+            plane = read_dataset(path).pixel_array
         except READ_ERRORS as error:
             raise failure("unreadable", f"{path}: {error}") from error
         if plane.shape != order.geometry.own_shape[1::-1]:
             raise failure("shape_differs", f"{path}: {plane.shape} px")
+        values.update(np.unique(plane).tolist())
         drawn[..., k] = plane.T > 0
+    check_mask_values(values, str(folder))
     known = {path.name for path in order.files}
     if extra := [path.name for path in dicom_files(folder) if path.name not in known]:
         raise failure("file_missing", f"no slice for the masks {', '.join(extra[:5])} of {folder}")
     return drawn
+
+
+def _refuse_split(cases: Sequence[SourceCase]) -> tuple[list[SourceCase], Refused]:
+    """Refuse cases whose first slices are of one series: each would be a part of a scan."""
+    uids = {case.name: _series_uid(case.files[:1]) for case in cases}
+    counts = Counter(uids.values())
+    kept, refused = list[SourceCase](), Refused()
+    for case in cases:
+        if uids[case.name] and counts[uids[case.name]] > 1:
+            others = [name for name, uid in uids.items() if uid == uids[case.name]]
+            error = failure("series_split", f"one series in the cases {', '.join(others)}")
+            refused.add(case.name, error, case.files)
+        else:
+            kept.append(case)
+    return kept, refused
+
+
+def _series_uid(files: Sequence[Path]) -> str:
+    """Return the SeriesInstanceUID of the first file; an empty text if it has none."""
+    try:
+        return str(read_header(files[0]).get("SeriesInstanceUID", "")) if files else ""
+    except READ_ERRORS:
+        return ""  # reading the case reports the file
 
 
 def matches_chaos(folder: Path) -> bool:
@@ -114,16 +152,26 @@ def read_chaos(folder: Path) -> Source:
     """Read one folder per patient; the n-th picture belongs to the n-th slice by file name."""
     cases = []
     for case in _chaos_cases(folder):
-        name = f"chaos_{safe_name(case.name)}"
+        # The published folders are CT/1, CT/2, ...; another CT2/1 is another patient.
+        place = case.relative_to(folder).as_posix() if case != folder else case.resolve().name
+        origin = f"chaos_{place.removeprefix('CT/')}"
+        name = name_case(origin)
         scan = dicom_files(case / "DICOM_anon")
-        pictures = tuple(sorted((case / "Ground").glob("*.png")))
+        pictures = tuple(
+            path
+            for path in sorted((case / "Ground").iterdir())
+            if path.suffix.lower() == ".png" and not path.name.startswith(".")
+        )
         load = partial(_load_chaos, name, scan, pictures)
-        cases.append(SourceCase(name, name, ("liver",), (*scan, *pictures), load))
+        cases.append(SourceCase(name, name, ("liver",), (*scan, *pictures), load, origin))
+    kept, refused = _refuse_split(cases)
     return Source(
         "chaos",
         "CHAOS CT",
         {"liver": 1},
-        tuple(cases),
+        tuple(kept),
+        tuple(refused.cases),
+        refused_files=tuple(refused.files),
         licence="CC BY-SA 4.0",
         reference="Kavur et al., CHAOS Challenge, Medical Image Analysis 2021",
     )
@@ -141,15 +189,18 @@ def _load_chaos(
     name: str, files: Sequence[Path], pictures: Sequence[Path]
 ) -> tuple[Volume, Volume]:
     if len(files) != len(pictures):
-        raise failure("shape_differs", f"{name}: {len(files)} slices, {len(pictures)} pictures")
+        raise failure("file_missing", f"{name}: {len(files)} slices, {len(pictures)} pictures")
     order = order_series(files, name)
     picture_of = dict(zip(files, pictures, strict=True))
     drawn = np.zeros(order.geometry.own_shape, dtype=np.uint8, order="F")
+    values = set[int]()
     for k, path in enumerate(order.files):
         plane = _read_picture(picture_of[path])
         if plane.shape != drawn.shape[1::-1]:
             raise failure("shape_differs", f"{picture_of[path]}: {plane.shape} px")
+        values.update(np.unique(plane).tolist())
         drawn[..., k] = plane.T > 0
+    check_mask_values(values, f"pictures of {name}")
     scan = read_series(order, name)
     return scan, Volume(order.geometry.to_canonical(drawn), order.geometry)
 

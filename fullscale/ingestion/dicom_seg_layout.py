@@ -4,6 +4,8 @@
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,16 +16,20 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
+from fullscale.ingestion.names import label_key, name_case
 from fullscale.ingestion.source import Source, SourceCase, paint_masks
 from fullscale.runtime.errors import ScanError
+from fullscale.runtime.files import file_sha256
 from fullscale.scans.checks import failure
-from fullscale.scans.cohort import safe_name
 from fullscale.scans.dicom import (
     CT_CLASSES,
+    DIRECTORY_NAME,
     READ_ERRORS,
     SeriesOrder,
+    is_damaged,
     is_dicom,
     order_series,
+    read_dataset,
     read_header,
     read_series,
 )
@@ -56,22 +62,64 @@ def read_dicom_seg(folder: Path) -> Source:
     names = {label for series in index.series.values() for label in series.segments}
     labels = {label: number for number, label in enumerate(sorted(names), start=1)}
     cases, case_of_patient, taken = list[SourceCase](), dict[str, str](), set[str]()
-    for uid, series in sorted(index.series.items(), key=lambda item: str(item[1].first_file)):
-        name = _free_name(series.first_file.relative_to(folder), taken)
-        taken.add(name)
-        if not series.files:
-            error = failure("file_missing", f"{name}: no CT series {uid or 'that it refers to'}")
+    for uid, series in sorted(index.series.items(), key=_usable_first):
+        first = series.first_file.relative_to(folder)
+        top = first.parts[0] if len(first.parts) > 1 else first.stem
+        # Several series of one folder are told apart by the path of their first file.
+        origin = top if top not in taken else first.as_posix()
+        if not series.segments:
+            index.left_out |= dict.fromkeys(series.files, "a CT series without a segmentation")
+            continue
+        taken.add(top)
+        name = name_case(origin)
+        files = (*series.files, *series.segmentations)
+        if error := _find_fault(name, uid, series, index.damaged):
             index.refused.append((name, error))
-        elif not series.segments:
-            error = failure("file_missing", f"{name}: no segmentation of CT series {uid}")
-            index.refused.append((name, error))
-        else:
-            drawn = {labels[label]: parts for label, parts in series.segments.items()}
-            files = (*series.files, *series.segmentations)
-            load = partial(_load, name, tuple(series.files), drawn)
-            patient = case_of_patient.setdefault(series.patient_id or name, name)
-            cases.append(SourceCase(name, patient, tuple(series.segments), files, load))
-    return Source("dicom-seg", folder.name, labels, tuple(cases), tuple(index.refused))
+            index.refused_files += files
+            continue
+        drawn = {labels[label]: parts for label, parts in series.segments.items()}
+        load = partial(_load, name, tuple(series.files), drawn)
+        header_id = series.patient_id
+        patient = case_of_patient.setdefault(header_id, name) if header_id else name
+        organs = tuple(series.segments)
+        doubts = tuple(
+            ("label_joined", f"{label} in {len(parts)} segments of {parts[0][0].name}")
+            for label, parts in series.segments.items()
+            if len(parts) > 1
+        )
+        cases.append(SourceCase(name, patient, organs, files, load, origin, header_id, doubts))
+    cases.sort(key=lambda case: case.name)
+    damaged = [(str(path.relative_to(folder)), error) for path, error in index.damaged.items()]
+    return Source(
+        "dicom-seg",
+        folder.name,
+        labels,
+        tuple(cases),
+        (*index.refused, *damaged),
+        refused_files=(*index.refused_files, *index.damaged),
+        left_out=index.left_out,
+    )
+
+
+def _find_fault(
+    name: str, uid: str, series: _Series, damaged: Mapping[Path, ScanError]
+) -> ScanError | None:
+    """Return why a series with segmentations cannot be used; None if it can."""
+    if not series.files:
+        return failure("file_missing", f"{name}: no CT series {uid or 'that it refers to'}")
+    # A damaged file beside the slices may be one of them.
+    for label, parts in series.segments.items():
+        if len(readers := sorted({path for path, _ in parts})) > 1:
+            places = ", ".join(f"{path.parent.name}/{path.name}" for path in readers[:5])
+            return failure("label_twice", f"{name}: {label} in {places}")
+    folders = {path.parent for path in series.files}
+    return next((error for path, error in damaged.items() if path.parent in folders), None)
+
+
+def _usable_first(item: tuple[str, _Series]) -> tuple[bool, str]:
+    """Sort series by path, those with segmentations first, so that they get the plain names."""
+    _, series = item
+    return not (series.files and series.segments), str(series.first_file)
 
 
 @dataclass
@@ -90,28 +138,38 @@ class _Series:
 
 @dataclass
 class _FolderIndex:
-    """All CT series of a folder by SeriesInstanceUID, and the files that cannot be used."""
+    """All CT series of a folder by SeriesInstanceUID, and the files that are not used."""
 
     series: defaultdict[str, _Series] = field(default_factory=lambda: defaultdict(_Series))
     refused: list[tuple[str, ScanError]] = field(default_factory=list)
+    refused_files: list[Path] = field(default_factory=list)
+    damaged: dict[Path, ScanError] = field(default_factory=dict)
+    left_out: dict[Path, str] = field(default_factory=dict)
 
 
 def _index_folder(folder: Path) -> _FolderIndex:
     index = _FolderIndex()
     for path in sorted(folder.rglob("*")):
-        if not is_dicom(path):
+        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts[:-1])
+        if path.name == DIRECTORY_NAME or is_hidden or not (is_dicom(path) or is_damaged(path)):
             continue
         try:
             header = read_header(path)
             kind = _text(header, "SOPClassUID")
             if kind == SEG_CLASS:
                 _add_segmentation(index, path, header)
+            elif kind in CT_CLASSES and "LOCALIZER" in _text(header, "ImageType").upper():
+                index.left_out[path] = "a scout view"
             elif kind in CT_CLASSES:
                 series = index.series[_text(header, "SeriesInstanceUID")]
                 series.files.append(path)
-                series.patient_id = series.patient_id or _text(header, "PatientID")
+                series.patient_id = series.patient_id or _text(header, "PatientID").strip()
+            elif kind:
+                index.left_out[path] = f"modality {_text(header, 'Modality') or 'unknown'}"
+            else:
+                raise failure("unreadable", f"{path} without SOPClassUID")
         except ScanError as error:
-            index.refused.append((str(path.relative_to(folder)), error))
+            index.damaged[path] = error
     return index
 
 
@@ -120,16 +178,25 @@ def _add_segmentation(index: _FolderIndex, path: Path, header: pydicom.Dataset) 
         references = header.get("ReferencedSeriesSequence") or [pydicom.Dataset()]
         uid = _text(references[0], "SeriesInstanceUID")
         segments = [
-            (safe_name(str(part.SegmentLabel)).lower(), int(part.SegmentNumber))
+            (_label_name(str(part.SegmentLabel)), int(part.SegmentNumber))
             for part in header.SegmentSequence
         ]
     except READ_ERRORS as error:
         raise failure("unreadable", f"{path}: {error}") from error
+    for other in index.series[uid].segmentations:
+        if file_sha256(other) == file_sha256(path):
+            index.left_out[path] = f"a copy of {other.name}"
+            return
     index.series[uid].segmentations.append(path)
     for label, number in segments:
         if not label:
-            raise failure("unreadable", f"{path}: segment {number} without a label")
+            raise failure("segment_unnamed", f"{path}: segment {number} without a label")
         index.series[uid].segments.setdefault(label, []).append((path, number))
+
+
+def _label_name(text: str) -> str:
+    """Return the name of a label: letters of any script, digits and "_", in lower case."""
+    return label_key(re.sub(r"[^\w]+", "_", unicodedata.normalize("NFKC", text)))
 
 
 def _load(
@@ -151,11 +218,12 @@ def _read_segment(path: Path, number: int, order: SeriesOrder) -> NDArray[np.boo
     import highdicom
 
     try:
-        segmentation = highdicom.seg.segread(path)
+        segmentation = highdicom.seg.Segmentation.from_dataset(read_dataset(path), copy=False)
         sources = {str(uids[2]) for uids in segmentation.get_source_image_uids()}
         pixels = segmentation.get_pixels_by_source_instance(
             source_sop_instance_uids=list(order.instance_uids),
             segment_numbers=[number],
+            rescale_fractional=True,
             assert_missing_frames_are_empty=True,
         )
     except READ_ERRORS as error:
@@ -166,7 +234,8 @@ def _read_segment(path: Path, number: int, order: SeriesOrder) -> NDArray[np.boo
         )
     if pixels.shape[:3] != order.geometry.own_shape[::-1]:
         raise failure("shape_differs", f"{path}: {pixels.shape[:3]} voxels")
-    return np.asarray(pixels[..., 0] > 0).transpose(2, 1, 0)
+    # A FRACTIONAL segmentation holds probabilities or occupancies, here from 0 to 1.
+    return np.asarray(pixels[..., 0] >= 0.5).transpose(2, 1, 0)
 
 
 def _text(header: pydicom.Dataset, tag: str) -> str:
@@ -174,13 +243,3 @@ def _text(header: pydicom.Dataset, tag: str) -> str:
         return str(header.get(tag, ""))
     except READ_ERRORS as error:
         raise failure("unreadable", f"the element {tag}: {error}") from error
-
-
-def _free_name(path: Path, taken: set[str]) -> str:
-    """Return the name of the top folder, numbered if it is taken."""
-    base = safe_name(path.parts[0] if len(path.parts) > 1 else path.stem)
-    name, count = base, 1
-    while name in taken:
-        count += 1
-        name = f"{base}_{count}"
-    return name

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fullscale.ingestion import dicom_layouts, dicom_seg_layout, nifti_layouts
-from fullscale.ingestion.source import Source
+from fullscale.ingestion.source import Source, SourceCase
+from fullscale.ingestion.unread import SCAN_ENDINGS, find_unread, may_be_scan
+from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import failure
+from fullscale.scans.dicom import is_dicom, read_header
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def read_source(folder: Path, layout: str | None = None) -> Source:
         ScanError: the folder is missing, its layout is unknown, or its tables cannot be used.
     """
     if not folder.is_dir():
-        raise failure("layout_unknown", f"no folder {folder}")
+        raise failure("source_missing", f"no folder {folder}")
     if layout is not None and layout not in LAYOUTS:
         raise failure("layout_unknown", f"the layout {layout!r}, not among {list(LAYOUTS)}")
     known = [LAYOUTS[layout]] if layout else LAYOUTS.values()
@@ -120,5 +123,62 @@ def read_source(folder: Path, layout: str | None = None) -> Source:
     with warnings.catch_warnings(action="ignore"):
         for candidate in known:
             if layout or candidate.matches(folder):
-                return candidate.read(folder)
-    raise failure("layout_unknown", f"none of {', '.join(LAYOUTS)} in {folder}")
+                source = _refuse_second_names(candidate.read(folder))
+                told, unread = find_unread(folder, source)
+                return replace(source, findings=(*source.findings, *told), unread=tuple(unread))
+    raise _explain_unknown(folder)
+
+
+def _explain_unknown(folder: Path) -> ScanError:
+    """Return the error of a folder without a known layout, with what is usually wrong."""
+    if (folder / "imagesTr").is_dir() and not (folder / "dataset.json").is_file():
+        return failure("dataset_json_missing", f"{folder} with imagesTr, without dataset.json")
+    found = f"none of {', '.join(LAYOUTS)} in {folder}"
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    for path in inside:
+        if layout := next((each.name for each in _TABLE if _matches(each, path)), None):
+            return failure("folder_above", f"layout {layout} in {path}, a folder of {folder}")
+        if (path / "imagesTr").is_dir():
+            return failure("dataset_json_missing", f"{path} with imagesTr, without dataset.json")
+    kinds = sorted({_kind(path) for path in folder.rglob("*") if path.is_file()} - {""})
+    if not kinds:
+        return failure("layout_unknown", f"{found}, and no scan")
+    return failure("layout_unknown", f"{found}, but {', '.join(kinds)}")
+
+
+def _matches(layout: Layout, folder: Path) -> bool:
+    try:
+        return layout.matches(folder)
+    except ScanError:
+        return False
+
+
+def _kind(path: Path) -> str:
+    """Return what a file is that could belong to a scan; an empty text for any other."""
+    if not may_be_scan(path):
+        return ""
+    if not is_dicom(path):
+        endings = [ending for ending in SCAN_ENDINGS if path.name.lower().endswith(ending)]
+        return f"files *{max(endings, key=len)}" if endings else "linked folders"
+    try:
+        return f"DICOM files of modality {read_header(path).get('Modality', 'unknown')}"
+    except ScanError:
+        return "damaged DICOM files"
+
+
+def _refuse_second_names(source: Source) -> Source:
+    """Refuse every case whose name another case of the source has, apart from letter case."""
+    cases: dict[str, SourceCase] = {}
+    refused, files = list(source.refused), list[Path]()
+    for case in source.cases:
+        first = cases.setdefault(case.name.casefold(), case)
+        if first is not case:
+            found = f"{first.origin!r} and {case.origin!r}, both named {case.name}"
+            refused.append((case.origin, failure("name_twice", found)))
+            files += case.files
+    return replace(
+        source,
+        cases=tuple(cases.values()),
+        refused=tuple(refused),
+        refused_files=(*source.refused_files, *files),
+    )

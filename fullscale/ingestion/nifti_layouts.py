@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fullscale.ingestion.source import Source, SourceCase, masks_case, nifti_case
+from fullscale.ingestion.names import label_key
+from fullscale.ingestion.source import Refused, Source, SourceCase, masks_case, nifti_case
 from fullscale.runtime.errors import ScanError
-from fullscale.scans.checks import failure
+from fullscale.scans.checks import Finding, failure
 from fullscale.scans.cohort import (
     BACKGROUND,
     check_annotated,
+    is_cohort,
     parse_labels,
     read_json,
     read_source_rows,
-    safe_name,
     split_names,
 )
 
 _NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+_CT = re.compile(r"ct\.nii(\.gz)?", re.IGNORECASE)
 _LITS_IMAGE = re.compile(r"volume-(\d+)\.nii(\.gz)?", re.IGNORECASE)
 _LITS_LABEL = re.compile(r"segmentation-(\d+)\.nii(\.gz)?", re.IGNORECASE)
 
 Pairs = dict[str, tuple[Path, Path]]
-Refused = list[tuple[str, ScanError]]
 
 
 def matches_msd(folder: Path) -> bool:
@@ -41,23 +44,49 @@ def read_msd(folder: Path) -> Source:
     listed = dataset.get("training")
     if not isinstance(listed, list):
         raise failure("dataset_json", f"{folder / 'dataset.json'} without a list `training`")
-    pairs: Pairs = {}
-    refused: Refused = []
+    found = list[tuple[Path, Path]]()
+    refused = Refused()
     for entry in listed:
         if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
             raise failure("dataset_json", f"{folder / 'dataset.json'} with training entry {entry}")
-        name = _NIFTI.sub("", Path(str(entry["label"])).name)
         try:
             image, label = (_within(folder, str(entry[key])) for key in ("image", "label"))
         except ScanError as error:
-            refused.append((name, error))
+            refused.add(_stem(Path(str(entry["label"]))), error, ())
             continue
         if not image.is_file():
             # Old nnU-Net lists the name without the channel number that the file has.
             with_channel = image.with_name(_NIFTI.sub(r"_0000\g<0>", image.name))
             image = with_channel if with_channel.is_file() else image
-        pairs[name] = (image, label)
+        found.append((image, label))
+    pairs = _name_pairs(folder, found, refused)
     return _from_dataset("msd", folder, dataset, pairs, refused)
+
+
+def _name_pairs(folder: Path, found: Iterable[tuple[Path, Path]], refused: Refused) -> Pairs:
+    """Name each pair after its label file; after its image or their paths where names repeat."""
+    counts = Counter(found)
+    for pair, count in counts.items():
+        if count > 1:
+            error = failure("file_twice", f"{count} entries of {_join_paths(pair, folder)}")
+            refused.add(_stem(pair[1]), error, pair)
+    pairs: Pairs = {}
+    unnamed = [pair for pair, count in counts.items() if count == 1]
+    rules: tuple[Callable[[tuple[Path, Path]], str], ...] = (
+        lambda pair: _stem(pair[1]),
+        lambda pair: _stem(pair[0]).removesuffix("_0000"),
+        lambda pair: _NIFTI.sub("", pair[1].relative_to(folder).as_posix()),
+        lambda pair: _join_paths(pair, folder),
+    )
+    for rule in rules:
+        names = {pair: rule(pair) for pair in unnamed}
+        uses = Counter(names.values())
+        named = {
+            name: pair for pair, name in names.items() if uses[name] == 1 and name not in pairs
+        }
+        pairs |= named
+        unnamed = [pair for pair in unnamed if names[pair] not in named]
+    return pairs
 
 
 def matches_nnunet(folder: Path) -> bool:
@@ -69,26 +98,24 @@ def read_nnunet(folder: Path) -> Source:
     """Read the pairs of equal name in imagesTr and labelsTr; missing files are found later."""
     dataset = read_json(folder / "dataset.json")
     ending = str(dataset.get("file_ending", ".nii.gz"))
-    images = {
-        path.name.removesuffix("_0000" + ending): path
-        for path in _visible(folder / "imagesTr", "*_0000" + ending)
-    }
-    labels = {
-        path.name.removesuffix(ending): path for path in _visible(folder / "labelsTr", "*" + ending)
-    }
-    pairs = {
-        name: (
-            images.get(name, folder / "imagesTr" / f"{name}_0000{ending}"),
-            labels.get(name, folder / "labelsTr" / f"{name}{ending}"),
+    images = _files_by_name(folder / "imagesTr", "_0000" + ending)
+    labels = _files_by_name(folder / "labelsTr", ending)
+    pairs: Pairs = {}
+    refused = Refused()
+    for name in {*images, *labels}:
+        found = (
+            images.get(name, [folder / "imagesTr" / f"{name}_0000{ending}"]),
+            labels.get(name, [folder / "labelsTr" / f"{name}{ending}"]),
         )
-        for name in {*images, *labels}
-    }
-    return _from_dataset("nnunet", folder, dataset, pairs, [])
+        if _is_twice(name, found, folder, refused):
+            continue
+        pairs[name] = (found[0][0], found[1][0])
+    return _from_dataset("nnunet", folder, dataset, pairs, refused)
 
 
 def matches_lits(folder: Path) -> bool:
     """Return True if any subfolder holds a volume-N.nii or volume-N.nii.gz."""
-    return any(_LITS_IMAGE.fullmatch(path.name) for path in folder.rglob("volume-*.nii*"))
+    return any(_LITS_IMAGE.fullmatch(path.name) for path in folder.rglob("*.*"))
 
 
 def read_lits(folder: Path) -> Source:
@@ -97,47 +124,75 @@ def read_lits(folder: Path) -> Source:
     if not images:
         raise failure("file_missing", f"{folder} without volume-N.nii or volume-N.nii.gz")
     labels = {"liver": 1, "tumour": 2}
-    cases = []
+    cases, refused = list[SourceCase](), Refused()
     for number in sorted({*images, *masks}):
         name = f"lits_{number:03d}"
-        image = images.get(number, folder / f"volume-{number}.nii")
-        label = masks.get(number, folder / f"segmentation-{number}.nii")
-        cases.append(nifti_case(name, name, tuple(labels), image, label))
+        found = (
+            images.get(number, [folder / f"volume-{number}.nii"]),
+            masks.get(number, [folder / f"segmentation-{number}.nii"]),
+        )
+        if not _is_twice(name, found, folder, refused):
+            cases.append(nifti_case(name, "", tuple(labels), found[0][0], found[1][0]))
     return Source(
         "lits",
         "LiTS",
         labels,
         tuple(cases),
+        tuple(refused.cases),
         licence="CC BY-NC-ND 4.0",
         reference="Bilic et al., The Liver Tumor Segmentation Benchmark (LiTS)",
+        refused_files=tuple(refused.files),
     )
 
 
 def matches_totalsegmentator(folder: Path) -> bool:
     """Return True if there is a <case>/ct.nii.gz next to a folder `segmentations`."""
-    return any((path.parent / "segmentations").is_dir() for path in folder.glob("*/ct.nii*"))
+    return any(_ct_files(case) for case in folder.glob("*") if (case / "segmentations").is_dir())
 
 
 def read_totalsegmentator(folder: Path) -> Source:
-    """Read one folder per case; every file in `segmentations` is one organ."""
-    masks = {
-        image.parent: {
-            _NIFTI.sub("", path.name): path
-            for path in _visible(image.parent / "segmentations", "*.nii*")
-        }
-        for image in sorted(folder.glob("*/ct.nii*"))
-    }
-    names = sorted({organ for files in masks.values() for organ in files})
-    labels = {organ: number for number, organ in enumerate(names, start=1)}
+    """Read one folder per case; every file in `segmentations` is one organ.
+
+    Organs whose file names differ in letter case only are one organ.
+    """
+    masks: dict[Path, dict[str, list[Path]]] = {}
+    for case in sorted(path for path in folder.glob("*") if path.is_dir()):
+        if _ct_files(case) or (case / "segmentations").is_dir():
+            found = masks.setdefault(case, {})
+            for path in _visible(case / "segmentations"):
+                if _NIFTI.search(path.name):
+                    found.setdefault(label_key(_stem(path)), []).append(path)
+    spelled = {label_key(_stem(path)): _stem(path) for path in _sorted_by_name(masks.values())}
+    labels = {organ: number for number, organ in enumerate(sorted(spelled.values()), start=1)}
     cases, refused = list[SourceCase](), Refused()
     for case, files in masks.items():
-        image = next(iter(sorted(case.glob("ct.nii*"))))
-        if files:
-            cases.append(masks_case(safe_name(case.name), image, files, labels))
+        images = _ct_files(case)
+        if _is_twice(case.name, (images, *files.values()), folder, refused):
+            continue
+        if images and files:
+            drawn = {spelled[key]: paths[0] for key, paths in sorted(files.items())}
+            cases.append(masks_case(case.name, images[0], drawn, labels))
         else:
-            error = failure("file_missing", f"no mask in {case / 'segmentations'}")
-            refused.append((case.name, error))
-    return Source("totalsegmentator", folder.name, labels, tuple(cases), tuple(refused))
+            missing = f"mask in {case / 'segmentations'}" if images else f"ct.nii.gz in {case}"
+            refused.add(case.name, failure("file_missing", f"no {missing}"), _visible(case, "**"))
+    return Source(
+        "totalsegmentator",
+        folder.name,
+        labels,
+        tuple(cases),
+        tuple(refused.cases),
+        refused_files=tuple(refused.files),
+    )
+
+
+def _ct_files(case: Path) -> list[Path]:
+    return [path for path in _visible(case) if _CT.fullmatch(path.name)]
+
+
+def _sorted_by_name(masks: Iterable[Mapping[str, list[Path]]]) -> list[Path]:
+    """Return all masks so that of several spellings the first in the alphabet comes last."""
+    paths = (path for found in masks for each in found.values() for path in each)
+    return sorted(paths, key=lambda path: path.name, reverse=True)
 
 
 def _from_dataset(
@@ -145,29 +200,75 @@ def _from_dataset(
 ) -> Source:
     path = folder / "dataset.json"
     labels = {k: v for k, v in parse_labels(path, dataset).items() if k != BACKGROUND}
+    spelled = {label_key(name): name for name in labels}
+    if len(spelled) < len(labels):
+        raise failure("dataset_json", f"{path} with two spellings of one label: {list(labels)}")
     _check_modality(path, dataset)
-    if not pairs and not refused:
+    if not pairs and not refused.cases:
         raise failure("file_missing", f"{folder} without a scan")
-    rows = read_source_rows(folder) or {}
+    table = _PatientTable(read_source_rows(folder), is_cohort=is_cohort(folder))
     cases = list[SourceCase]()
     for name, (image, label) in sorted(pairs.items()):
-        row = rows.get(name, {})
-        annotated = split_names(row["annotated"]) if "annotated" in row else tuple(labels)
         try:
+            row, doubts = table.take(name)
+            listed = split_names(row["annotated"]) if row else tuple(labels)
+            annotated = tuple(spelled.get(label_key(organ), organ) for organ in listed)
             check_annotated(name, annotated, {BACKGROUND: 0, **labels})
         except ScanError as error:
-            refused.append((name, error))
-        else:
-            cases.append(nifti_case(name, row.get("patient") or name, annotated, image, label))
+            refused.add(name, error, (image, label))
+            continue
+        case = nifti_case(name, row.get("patient", ""), annotated, image, label)
+        cases.append(replace(case, doubts=doubts))
     return Source(
         layout,
         str(dataset.get("name", folder.name)),
         labels,
         tuple(cases),
-        tuple(refused),
+        tuple(refused.cases),
         str(dataset.get("licence", dataset.get("license", ""))),
         str(dataset.get("reference", "")),
+        refused_files=tuple(refused.files),
+        ignored_folders=("imagesTs", "labelsTs"),
+        findings=table.find_unused({name for name, _ in refused.cases}),
     )
+
+
+class _PatientTable:
+    """The rows of a source's cases.csv, each taken by its case.
+
+    Args:
+        rows: result of `read_source_rows`.
+        is_cohort: a scan without a row is not complete; the check `case_unlisted` tells of it.
+    """
+
+    def __init__(self, rows: Mapping[str, list[dict[str, str]]] | None, *, is_cohort: bool) -> None:
+        self._exists = rows is not None and not is_cohort
+        self._left = dict(rows or {})
+
+    def take(self, name: str) -> tuple[dict[str, str], tuple[tuple[str, str], ...]]:
+        """Return the row of a case, and the doubts about it; letter case counts only if it must.
+
+        Raises:
+            ScanError: the case has rows that contradict each other.
+        """
+        alike = [key for key in self._left if key.casefold() == name.casefold()]
+        key = name if name in self._left or len(alike) != 1 else alike[0]
+        rows = self._left.pop(key, [])
+        if len(rows) > 1:
+            raise failure("row_twice", f"{len(rows)} rows of case {name} that differ")
+        if not rows and self._exists:
+            return {}, (("row_missing", f"case {name} without a row"),)
+        if rows and not rows[0]["patient"]:
+            return rows[0], (("row_missing", f"the row of case {name} without a patient"),)
+        return (rows[0] if rows else {}), ()
+
+    def find_unused(self, refused: Container[str]) -> tuple[Finding, ...]:
+        """Return a finding for each row of no case; `refused` names further cases."""
+        return tuple(
+            Finding.from_check(name or "cases.csv", "row_unused", f"a row of {name!r} without scan")
+            for name in self._left
+            if name not in refused
+        )
 
 
 def _check_modality(path: Path, dataset: Mapping[str, Any]) -> None:
@@ -178,12 +279,39 @@ def _check_modality(path: Path, dataset: Mapping[str, Any]) -> None:
         raise failure("modality", f"{path} with channel {channel!r}")
 
 
-def _visible(folder: Path, pattern: str) -> list[Path]:
+def _visible(folder: Path, pattern: str = "*") -> list[Path]:
     """Return the files of a folder in order, without hidden ones.
 
     Archives made on macOS hold a hidden `._NAME` for each file.
     """
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    return sorted(
+        path
+        for path in folder.glob(pattern + "/*" if pattern == "**" else pattern)
+        if not path.name.startswith(".") and not path.is_dir()
+    )
+
+
+def _files_by_name(folder: Path, ending: str) -> dict[str, list[Path]]:
+    """Return the files with an ending in any letter case, by the rest of their names."""
+    found: dict[str, list[Path]] = {}
+    for path in _visible(folder):
+        if path.name.lower().endswith(ending.lower()):
+            found.setdefault(path.name[: len(path.name) - len(ending)], []).append(path)
+    return found
+
+
+def _is_twice(name: str, groups: Iterable[Sequence[Path]], folder: Path, refused: Refused) -> bool:
+    """Refuse a case that has two files for one part of it; return True if it has."""
+    groups = list(groups)
+    twice = [path for paths in groups if len(paths) > 1 for path in paths]
+    if twice:
+        files = [path for paths in groups for path in paths]
+        refused.add(name, failure("file_twice", _join_paths(twice, folder)), files)
+    return bool(twice)
+
+
+def _stem(path: Path) -> str:
+    return _NIFTI.sub("", path.name)
 
 
 def _within(folder: Path, name: str) -> Path:
@@ -194,16 +322,18 @@ def _within(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise failure("case_name", f"the path {name!r}, which leaves {folder}")
+        raise failure("path_outside", f"the path {name!r}, which leaves {folder}")
     return path
 
 
-def _lits_files(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
-    found: dict[int, Path] = {}
-    for path in sorted(folder.rglob("*.nii*")):
+def _lits_files(folder: Path, pattern: re.Pattern[str]) -> dict[int, list[Path]]:
+    """Return the files of each number."""
+    found: dict[int, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
         if match := pattern.fullmatch(path.name):
-            number = int(match[1])
-            if number in found:
-                raise failure("layout_unknown", f"number {number} twice: {found[number]}, {path}")
-            found[number] = path
+            found.setdefault(int(match[1]), []).append(path)
     return found
+
+
+def _join_paths(paths: Iterable[Path], folder: Path) -> str:
+    return " and ".join(str(path.relative_to(folder)) for path in paths)

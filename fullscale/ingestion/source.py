@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fullscale.ingestion.names import label_key, name_case
 from fullscale.runtime.errors import ScanError
+from fullscale.scans.checks import Finding, failure
 from fullscale.scans.geometry import check_aligned
 from fullscale.scans.volume import Volume, read_image, read_labels
 
@@ -20,11 +22,15 @@ class SourceCase:
     """One case of a source.
 
     Attributes:
-        name: name in the source; not yet checked to be safe as a file name.
+        name: result of `name_case`, unique in the source after `read_source`.
         patient: identifier of the patient.
         annotated: names of the labels drawn in this case.
         files: all files of the case, for its checksum.
         load: reads scan and label map on one grid, with the source's label ids.
+        origin: name in the source, where `name` is another.
+        patient_id: PatientID of the DICOM header, to find the patient's other cases; empty if
+            unknown. It is never written, and not part of the object's text.
+        doubts: code and values found of the checks that the source's tables failed.
     """
 
     name: str
@@ -32,6 +38,9 @@ class SourceCase:
     annotated: tuple[str, ...]
     files: tuple[Path, ...]
     load: Callable[[], tuple[Volume, Volume]]
+    origin: str = ""
+    patient_id: str = field(default="", repr=False)
+    doubts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,11 @@ class Source:
         refused: cases that cannot be used, as (case, reason).
         licence: licence that the source states.
         reference: publication that the source states.
+        refused_files: files of the refused cases.
+        left_out: reason for each file that the layout leaves out on purpose.
+        ignored_folders: names of folders that belong to the layout and hold no annotated scan.
+        unread: files that belong to no case; `findings` names them by folder.
+        findings: warnings and notes that belong to no case, such as files that were not read.
     """
 
     layout: str
@@ -55,14 +69,41 @@ class Source:
     refused: tuple[tuple[str, ScanError], ...] = ()
     licence: str = ""
     reference: str = ""
+    refused_files: tuple[Path, ...] = ()
+    left_out: Mapping[Path, str] = field(default_factory=dict)
+    ignored_folders: tuple[str, ...] = ()
+    unread: tuple[Path, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass
+class Refused:
+    """Cases of a source that cannot be used, as (case, reason), and their files."""
+
+    cases: list[tuple[str, ScanError]] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+    def add(self, name: str, error: ScanError, files: Iterable[Path]) -> None:
+        """Refuse one case."""
+        self.cases.append((name, error))
+        self.files += files
 
 
 def nifti_case(
     name: str, patient: str, annotated: Sequence[str], image: Path, label: Path
 ) -> SourceCase:
-    """Return a case of one NIfTI scan and one NIfTI label map."""
-    load = partial(_load_pair, name, image, label)
-    return SourceCase(name, patient, tuple(annotated), (image, label), load)
+    """Return a case of one NIfTI scan and one NIfTI label map.
+
+    Args:
+        name: name in the source.
+        patient: identifier of the patient; empty for one with this case only.
+        annotated: names of the labels drawn.
+        image: file of the scan.
+        label: file of the label map.
+    """
+    safe = name_case(name)
+    load = partial(_load_pair, safe, image, label)
+    return SourceCase(safe, patient or safe, tuple(annotated), (image, label), load, name)
 
 
 def masks_case(
@@ -71,14 +112,49 @@ def masks_case(
     """Return a case of one NIfTI scan and one NIfTI mask per organ.
 
     Args:
-        name: name of the case, and of its patient.
+        name: name in the source; the patient has the name of the case.
         image: file of the scan.
         masks: mask file by label name.
         labels: label id by name.
     """
-    files = (image, *masks.values())
-    load = partial(_load_masks, name, image, {labels[key]: path for key, path in masks.items()})
-    return SourceCase(name, name, tuple(masks), files, load)
+    files, safe = (image, *masks.values()), name_case(name)
+    load = partial(_load_masks, safe, image, {labels[key]: path for key, path in masks.items()})
+    return SourceCase(safe, safe, tuple(masks), files, load, name)
+
+
+def check_mask_values(values: Iterable[int], name: str) -> None:
+    """Check that the mask of one organ has one value beside 0.
+
+    Raises:
+        ScanError: it has several, so it may show several organs.
+    """
+    if len(drawn := sorted({value for value in values if value})) > 1:
+        raise failure("mask_values", f"{name}: {', '.join(str(value) for value in drawn[:10])}")
+
+
+def rename_labels(source: Source, known: Iterable[str]) -> Source:
+    """Return the source with its labels spelled as the cohort spells them, and a note of each.
+
+    Args:
+        source: result of `read_source`.
+        known: names of the cohort's labels.
+    """
+    spelled = {label_key(name): name for name in known}
+    new = {name: spelled.get(label_key(name), name) for name in source.labels}
+    notes = [
+        Finding.from_check("labels", "label_spelling", f"{name!r}, which is {new[name]!r} here")
+        for name in source.labels
+        if new[name] != name
+    ]
+    return replace(
+        source,
+        labels={new[name]: value for name, value in source.labels.items()},
+        cases=tuple(
+            replace(case, annotated=tuple(new.get(name, name) for name in case.annotated))
+            for case in source.cases
+        ),
+        findings=(*source.findings, *notes),
+    )
 
 
 def paint_masks(
@@ -114,6 +190,8 @@ def _load_masks(name: str, image: Path, files: Mapping[int, Path]) -> tuple[Volu
         mask = read_labels(path)
         check_aligned(scan.geometry, mask.geometry, f"{name}, {path.name}")
         text_fields.update(mask.text_fields)
+        counts = np.bincount(mask.values_ZYX.ravel(), minlength=256)
+        check_mask_values(np.flatnonzero(counts).tolist(), f"{name}, {path.name}")
         masks[label_id] = np.packbits(mask.values_ZYX > 0)
     painted = paint_masks(masks, scan.values_ZYX.shape)
     return scan, Volume(painted, scan.geometry, tuple(sorted(text_fields)))

@@ -92,12 +92,14 @@ class ValidationReport:
         layout: key of `fullscale.ingestion.layouts.LAYOUTS`.
         labels: label id by name.
         rows: one per case, by name in order.
+        findings: warnings and notes that belong to no case.
     """
 
     folder: str
     layout: str
     labels: dict[str, int]
     rows: tuple[CaseRow, ...]
+    findings: tuple[Finding, ...] = ()
 
     @property
     def num_refused(self) -> int:
@@ -112,6 +114,7 @@ class ValidationReport:
             "labels": self.labels,
             "num_cases": len(self.rows),
             "num_refused": self.num_refused,
+            "findings": [asdict(finding) for finding in self.findings],
             "cases": [
                 {
                     "case": row.case,
@@ -162,7 +165,7 @@ def validate(
         for case, error in source.refused
     ]
     rows = sorted([*_compare_cases(rows), *refused], key=lambda row: row.case)
-    return ValidationReport(str(folder), source.layout, source.labels, tuple(rows))
+    return ValidationReport(str(folder), source.layout, source.labels, tuple(rows), source.findings)
 
 
 def draw_thumbnail(scan: Volume, labels: Volume) -> bytes:

@@ -200,11 +200,13 @@ def write_cases(root: Path, cases: Iterable[Case]) -> None:
     write_atomically(root / "cases.csv", text.getvalue())
 
 
-def read_source_rows(folder: Path) -> dict[str, dict[str, str]] | None:
+def read_source_rows(folder: Path) -> dict[str, list[dict[str, str]]] | None:
     """Read the cases.csv that a source may bring, with at least `SOURCE_COLUMNS`.
 
+    Blanks around the cells do not count, nor does the ending of a file in the column case.
+
     Returns:
-        The row of each case, or None if the source has no such table.
+        The rows of each case, several only if they differ; None if the source has no such table.
 
     Raises:
         ScanError: unreadable, or a column is missing.
@@ -212,7 +214,17 @@ def read_source_rows(folder: Path) -> dict[str, dict[str, str]] | None:
     path = folder / "cases.csv"
     if not path.is_file():
         return None
-    return {row["case"]: row for row in _read_table(path, SOURCE_COLUMNS)}
+    rows: dict[str, list[dict[str, str]]] = {}
+    for cells in _read_table(path, SOURCE_COLUMNS):
+        row = {column: " ".join(cells[column].split()) for column in SOURCE_COLUMNS}
+        if not any(row.values()):
+            continue
+        row["case"] = re.sub(r"(_0000)?\.nii(\.gz)?$", "", row["case"], flags=re.IGNORECASE)
+        row["annotated"] = ";".join(split_names(row["annotated"]))
+        found = rows.setdefault(row["case"], [])
+        if row not in found:
+            found.append(row)
+    return rows
 
 
 def write_source_rows(folder: Path, rows: Iterable[Mapping[str, str]]) -> None:
@@ -228,7 +240,7 @@ def _read_flag(root: Path, case: str, text: str) -> bool:
     """Parse a cell of the column training_only; an empty cell is False."""
     if text not in ("true", "false", ""):
         raise failure(
-            "dataset_json",
+            "cases_csv",
             f"{root / 'cases.csv'} with {TRAINING_ONLY} {text!r} for {case}, not true or false",
         )
     return text == "true"
@@ -246,16 +258,20 @@ def parse_labels(path: Path, dataset: dict[str, Any]) -> dict[str, int]:
     found = dataset.get("labels")
     if not isinstance(found, dict):
         raise failure("dataset_json", f"{path} without a mapping `labels`")
+    regions = [name for name, value in found.items() if isinstance(value, list | tuple)]
+    if regions or "ignore" in found or "ignore" in map(str, found.values()):
+        told = f"regions {', '.join(regions)}" if regions else "a label `ignore`"
+        raise failure("label_regions", f"{path} with {told}")
     try:
         if all(str(key).isdigit() for key in found):
-            labels = {str(name): int(key) for key, name in found.items()}
+            pairs = [(" ".join(str(name).split()), int(key)) for key, name in found.items()]
         else:
-            labels = {str(name): int(value) for name, value in found.items()}
+            pairs = [(" ".join(str(name).split()), int(value)) for name, value in found.items()]
     except (TypeError, ValueError):
         raise failure("dataset_json", f"{path} with labels {found}") from None
-    labels = {name: value for name, value in labels.items() if value != 0}
-    if "ignore" in labels:
-        raise failure("dataset_json", f"{path} with a label `ignore`, which has no organ")
+    labels = {name: value for name, value in pairs if value != 0}
+    if len(labels) < sum(value != 0 for _, value in pairs):
+        raise failure("dataset_json", f"{path} with one name for several ids: {found}")
     if not labels or min(labels.values()) < 1 or max(labels.values()) > 255:
         raise failure("dataset_json", f"{path} with labels {found}")
     if len(set(labels.values())) != len(labels):
@@ -315,7 +331,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ScanError: unreadable, or not an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # Notepad and Excel begin a text in UTF-8 with a byte order mark.
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise failure("dataset_json", f"{path}: {error}") from error
     if not isinstance(content, dict):
@@ -334,13 +351,13 @@ def _read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
             reader = csv.DictReader(stream, restval="")
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
-                raise failure("dataset_json", f"{path} without columns {', '.join(missing)}")
+                raise failure("cases_csv", f"{path} without columns {', '.join(missing)}")
             # DictReader collects surplus cells under the key None.
             return [
                 {key: value for key, value in row.items() if isinstance(key, str)} for row in reader
             ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise failure("dataset_json", f"{path}: {error}") from error
+        raise failure("cases_csv", f"{path}: {error}") from error
 
 
 def safe_name(text: str) -> str:

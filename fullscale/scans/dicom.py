@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from fullscale.runtime.errors import ScanError, shorten
+from fullscale.runtime.files import file_sha256
 from fullscale.scans.checks import failure
 from fullscale.scans.geometry import Geometry, check_affine
 from fullscale.scans.volume import Volume, to_hu
@@ -41,11 +44,20 @@ TEXT_TAGS = (
     "StudyID",
     "StudyDate",
 )
+SOURCE_TAGS = (
+    "SeriesInstanceUID",
+    "AcquisitionNumber",
+    "TemporalPositionIdentifier",
+    "ConvolutionKernel",
+)
+"""Elements that tell the acquisitions and reconstructions of a study apart."""
+OUTSIDE_HU = -1024  # air, for pixels outside the field of view
 READ_ERRORS = (Exception,)
 """On damaged bytes pydicom and highdicom raise almost any exception; catch it only around calls of
 theirs."""
 # SOP classes: CT Image Storage, Enhanced CT Image Storage.
 CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")
+DIRECTORY_NAME = "DICOMDIR"  # the table of contents of a DICOM medium
 _TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM coordinates are LPS, ours are NIfTI's RAS
 
 
@@ -65,28 +77,59 @@ class SeriesOrder:
 
 
 def dicom_files(folder: Path) -> tuple[Path, ...]:
-    """Return the files of a folder that are DICOM by content, sorted by name.
+    """Return the files of a folder that are DICOM by content or damaged DICOM, sorted by name.
 
     Raises:
         ScanError: the folder is missing.
     """
     if not folder.is_dir():
         raise failure("file_missing", f"no folder {folder}")
-    return tuple(path for path in sorted(folder.iterdir()) if is_dicom(path))
+    return tuple(
+        path
+        for path in sorted(folder.iterdir())
+        if path.name != DIRECTORY_NAME and (is_dicom(path) or is_damaged(path))
+    )
 
 
 def is_dicom(path: Path) -> bool:
-    """Return True if a file has the DICOM prefix, or cannot be opened.
+    """Return True if a file is DICOM by content, with or without preamble, or cannot be opened.
 
     A file without read permission counts as DICOM, so that reading it reports the error.
     """
     if not path.is_file():
         return False
     try:
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
+        begin = _read_begin(path)
     except OSError:
         return True
+    return begin[128:] == b"DICM" or _begins_with_element(begin)
+
+
+def is_damaged(path: Path) -> bool:
+    """Return True if a file has the name of a slice, but its content is empty or no DICOM.
+
+    Slices end in .dcm, or are called image_12 or by a UID, which ends in a number. Reading such a
+    file reports it; leaving it out would shorten a scan in silence.
+    """
+    if path.name.startswith(".") or not path.is_file() or is_dicom(path):
+        return False
+    suffix = path.suffix.lower()
+    return suffix in (".dcm", ".dicom", ".ima") or path.name[-1].isdigit()
+
+
+def read_dataset(path: Path, *, with_pixels: bool = True) -> pydicom.Dataset:
+    """Read a DICOM file, also one without preamble.
+
+    Raises:
+        READ_ERRORS: the file cannot be read.
+    """
+    force = _begins_with_element(_read_begin(path))
+    dataset = pydicom.dcmread(path, stop_before_pixels=not with_pixels, force=force)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        is_implicit, is_little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
+    return dataset
 
 
 def read_header(path: Path) -> pydicom.Dataset:
@@ -96,7 +139,11 @@ def read_header(path: Path) -> pydicom.Dataset:
         ScanError: the file cannot be read.
     """
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
+        if not path.stat().st_size:
+            raise failure("unreadable", f"{path}: an empty file")
+        return read_dataset(path, with_pixels=False)
+    except ScanError:
+        raise
     except READ_ERRORS as error:
         raise _unreadable(path, error) from error
 
@@ -110,14 +157,16 @@ def order_series(files: Sequence[Path], name: str) -> SeriesOrder:
 
     Raises:
         ScanError: unreadable, not CT, slices of different planes or sizes, several slices at one
-            position, missing slices, uneven spacing, or a tilted gantry.
+            position, interleaved acquisitions, missing slices, uneven spacing, or a tilted gantry.
     """
     planes = [plane for path in files if (plane := _read_plane(path)) is not None]
     if len(planes) < 2:
-        raise failure("not_3d", f"{name}: {len(planes)} CT slices")
+        raise failure("few_slices", f"{name}: {len(planes)} CT slices")
     _check_same_plane(planes, name)
+    planes = _drop_copies(planes, name)
     normal = planes[0].normal
     planes.sort(key=lambda plane: (float(normal @ plane.position), str(plane.path)))
+    _check_one_acquisition(planes, name)
     step_mm = _check_positions([float(normal @ plane.position) for plane in planes], name)
     _check_tilt(planes, normal, name)
     first = planes[0]
@@ -139,6 +188,8 @@ def order_series(files: Sequence[Path], name: str) -> SeriesOrder:
 def read_series(order: SeriesOrder, name: str) -> Volume:
     """Read the pixels of a series in HU, with rescale slope and intercept applied.
 
+    Pixels that PixelPaddingValue marks as outside the field of view become `OUTSIDE_HU`.
+
     Raises:
         ScanError: unreadable, or compressed in a way that no installed decoder supports.
     """
@@ -146,16 +197,24 @@ def read_series(order: SeriesOrder, name: str) -> Volume:
     text_fields = set[str]()
     for k, path in enumerate(order.files):
         try:
-            slice_ = pydicom.dcmread(path)
-            plane = slice_.pixel_array
+            slice_ = read_dataset(path)
+            plane = _decode(slice_, path)
             slope = float(slice_.get("RescaleSlope", 1))
             intercept = float(slice_.get("RescaleIntercept", 0))
+            padding = _find_padding(slice_, plane)
+        except ScanError:
+            raise
         except READ_ERRORS as error:
             raise _unreadable(path, error) from error
         if plane.shape != order.geometry.own_shape[1::-1]:
             raise failure("unreadable", f"{path}: pixels of shape {plane.shape}")
         text_fields.update(tag for tag in TEXT_TAGS if str(slice_.get(tag, "")).strip())
+        if padding is not None:
+            inside = plane[~padding]
+            plane = np.where(padding, inside.min() if inside.size else plane.dtype.type(0), plane)
         hu = to_hu(plane.T[..., None], slope, intercept, str(path))
+        if padding is not None:
+            hu = np.where(padding.T[..., None], hu.dtype.type(OUTSIDE_HU), hu)
         # The first slice with fractional HU turns the volume to float32.
         if hu.dtype != np.int16 and values.dtype == np.int16:
             values = values.astype(np.float32, order="F")
@@ -165,7 +224,7 @@ def read_series(order: SeriesOrder, name: str) -> Volume:
 
 @dataclass(frozen=True, eq=False)
 class _Plane:
-    """Position, axes and size of one slice; positions in mm, LPS."""
+    """Position, axes and size of one slice in mm, LPS; `sources` are its `SOURCE_TAGS`."""
 
     path: Path
     instance_uid: str
@@ -174,6 +233,7 @@ class _Plane:
     along_column: NDArray[np.float64]
     spacing: tuple[float, float]
     size: tuple[int, int]
+    sources: tuple[str, ...]
 
     @property
     def normal(self) -> NDArray[np.float64]:
@@ -184,7 +244,7 @@ class _Plane:
         if str(header.get("SOPClassUID", "")) not in CT_CLASSES:
             raise failure("modality", f"{path} of modality {header.get('Modality', 'none')}")
         if int(header.get("NumberOfFrames", 1)) > 1:
-            raise failure("modality", f"{path} with {header.NumberOfFrames} frames in one file")
+            raise failure("multiframe", f"{path} with {header.NumberOfFrames} frames")
         for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
             if header.get(tag) is None:
                 raise failure("unreadable", f"{path} without {tag}")
@@ -198,6 +258,7 @@ class _Plane:
             orientation[3:],
             (down, across),
             (int(header.Rows), int(header.Columns)),
+            tuple(str(header.get(tag, "")) for tag in SOURCE_TAGS),
         )
 
 
@@ -212,8 +273,31 @@ def _read_plane(path: Path) -> _Plane | None:
         raise _unreadable(path, error) from error
 
 
+def _decode(dataset: pydicom.Dataset, path: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(dataset.pixel_array)
+    except (RuntimeError, NotImplementedError) as error:
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if not syntax.is_compressed:
+            raise
+        raise failure("compressed", f"{path}: {syntax.name}; {shorten(error)}") from error
+
+
+def _read_begin(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(132)
+
+
+def _begins_with_element(begin: bytes) -> bool:
+    """Return True if bytes begin with a data element of group 2 or 8, as without a preamble."""
+    if len(begin) < 8 or begin[:2] not in (b"\x02\x00", b"\x08\x00") or begin[3] != 0:
+        return False
+    is_explicit = begin[4:6].isalpha() and begin[4:6].isupper()
+    return is_explicit or int.from_bytes(begin[4:8], "little") <= 128
+
+
 def _is_scout(header: pydicom.Dataset) -> bool:
-    return "LOCALIZER" in [str(part).upper() for part in header.get("ImageType", [])]
+    return "LOCALIZER" in [str(part).upper() for part in header.get("ImageType") or []]
 
 
 def _check_same_plane(planes: Iterable[_Plane], name: str) -> None:
@@ -231,6 +315,54 @@ def _check_same_plane(planes: Iterable[_Plane], name: str) -> None:
                 f"{name}: {first.path.name} has {first.size} px of {first.spacing} mm, "
                 f"{other.path.name} has {other.size} px of {other.spacing} mm, or other axes",
             )
+
+
+def _drop_copies(planes: Iterable[_Plane], name: str) -> list[_Plane]:
+    """Keep one of several files with the same content, such as "IM1.dcm" and "IM1 (1).dcm"."""
+    kept: dict[str, _Plane] = {}
+    for plane in planes:
+        first = kept.setdefault(plane.instance_uid, plane)
+        if first is not plane and file_sha256(first.path) != file_sha256(plane.path):
+            raise failure(
+                "slices_twice",
+                f"{name}: {first.path.name} and {plane.path.name}, one slice with two contents",
+            )
+    return list(kept.values())
+
+
+def _check_one_acquisition(planes: Sequence[_Plane], name: str) -> None:
+    """Check that slices in spatial order do not alternate between acquisitions.
+
+    Acquisitions one after the other along the patient are one volume.
+    """
+    for index, tag in enumerate(SOURCE_TAGS):
+        values = [plane.sources[index] for plane in planes]
+        num_runs = 1 + sum(value != before for before, value in pairwise(values))
+        if num_runs > (num_sources := len(set(values))):
+            found = f"{name}: {num_sources} values of {tag} that alternate along the slices"
+            raise failure("slices_mixed", found)
+
+
+def _find_padding(header: pydicom.Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Find the pixels outside the field of view, which PixelPaddingValue marks.
+
+    Returns:
+        A mask like `stored`; None without padding. Padding reaches the border of the picture; a
+        value that does not is a value of tissue, and the element is wrong.
+    """
+    ends = [header.get(tag) for tag in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    if ends[0] is None or stored.dtype.kind not in "iu":
+        return None
+    # Writers give the number with the sign of the pixels or without.
+    low, high = sorted(
+        int(np.array(int(end) & 0xFFFF, np.uint16).astype(np.int16))
+        if stored.dtype.kind == "i"
+        else int(end) & 0xFFFF
+        for end in (ends[0], ends[0] if ends[1] is None else ends[1])
+    )
+    mask = (stored >= low) & (stored <= high)
+    border = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
+    return mask if any(part.any() for part in border) else None
 
 
 def _check_positions(along_mm: Sequence[float], name: str) -> float:

@@ -310,10 +310,11 @@ def _to_label_ids(path: Path, stored: Array, slope: float, intercept: float) -> 
     if stored.dtype.kind == "f" and not _all_finite(stored):
         raise failure("label_not_integer", f"{path}: NaN or Inf in the label")
     if not _all_whole(stored, slope, intercept, tolerance=1e-4):
-        raise failure("label_not_integer", f"{path}: values that are not whole numbers")
+        scaled = f", after the factor scl_slope {slope:g} of its header" if slope != 1 else ""
+        raise failure("label_not_integer", f"{path}: values that are not whole numbers{scaled}")
     low, high = sorted(float(v) * slope + intercept for v in (stored.min(), stored.max()))
     if low < -0.5 or high > 255.5:
-        raise failure("label_not_integer", f"{path}: values from {low:g} to {high:g}")
+        raise failure("label_range", f"{path}: values from {low:g} to {high:g}")
     return _converted(stored, np.dtype(np.uint8), slope, intercept)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fullscale.ingestion.unread import may_be_scan
 from fullscale.runtime.errors import ScanError, StageError
+from fullscale.scans.checks import failure
 from fullscale.scans.dicom import (
     CT_CLASSES,
     SeriesOrder,
@@ -20,6 +23,8 @@ from fullscale.scans.dicom import (
 )
 from fullscale.scans.volume import Volume, read_image
 
+logger = logging.getLogger(__name__)
+
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 
@@ -28,14 +33,21 @@ class ScanFiles:
     """The files of one scan.
 
     Attributes:
-        name: path relative to the given folder, without suffix; the plain name of a single scan.
+        name: path relative to the given folder, without suffix unless another scan has that name;
+            the plain name of a single scan.
         files: one NIfTI file, or the files of one DICOM series in any order.
         is_dicom: True for a DICOM series.
+        instance_uids: SOPInstanceUIDs of a DICOM series.
+        series_uid: SeriesInstanceUID of a DICOM series.
+        elsewhere: files of other folders with further slices of the same series.
     """
 
     name: str
     files: tuple[Path, ...]
     is_dicom: bool
+    instance_uids: frozenset[str] = frozenset()
+    series_uid: str = ""
+    elsewhere: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +82,7 @@ def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
         The scans sorted by name, and True if `source` is a single scan.
 
     Raises:
-        StageError: there is no scan, or two have the same name, such as a.nii and a.nii.gz.
+        StageError: there is no scan, or two have the same name.
     """
     if source.is_file():
         if not _is_nifti(source):
@@ -78,11 +90,12 @@ def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
         return [ScanFiles(strip_suffix(source.name), (source,), is_dicom=False)], True
     if not source.is_dir():
         raise StageError(f"there is no {source}")
-    found = []
+    found, seen = list[ScanFiles](), list[Path]()
     for place, folders, files in os.walk(source):
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         folder = Path(place)
         paths = [folder / file for file in sorted(files) if not file.startswith(".")]
+        seen += paths
         inside = folder.relative_to(source)
         found += [
             ScanFiles(str(inside / strip_suffix(path.name)), (path,), is_dicom=False)
@@ -94,9 +107,19 @@ def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
         raise StageError(
             f"{source} holds no scan: wanted .nii or .nii.gz files, or DICOM files of CT series"
         )
+    counts = Counter(scan.name for scan in found)
+    # Beside a.nii.gz, or a series in the folder a, the scan a.nii keeps its ending.
+    found = [
+        scan
+        if scan.is_dicom or counts[scan.name] == 1
+        else replace(scan, name=str(Path(scan.name).with_name(scan.files[0].name)))
+        for scan in found
+    ]
     names = [scan.name for scan in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise StageError(f"{source} has two scans named {', '.join(twice)}; rename one of them")
+    found = _find_split_series(found)
+    _tell_unread(source, seen, found)
     is_single = len(found) == 1 and found[0].is_dicom and found[0].files[0].parent == source
     return sorted(found, key=lambda scan: scan.name), is_single
 
@@ -107,12 +130,47 @@ def load_scan(scan: ScanFiles) -> LoadedScan:
     Raises:
         ScanError: the scan cannot be used; the message gives the reason.
     """
+    if scan.elsewhere:
+        found = f"{scan.name}: further slices of the series in {scan.elsewhere[0].parent}"
+        raise failure("series_split", found)
     # Warnings of the parsers are hidden: they may quote the patient's name.
     with warnings.catch_warnings(action="ignore"):
         if not scan.is_dicom:
             return LoadedScan(read_image(scan.files[0]), None)
         order = order_series(scan.files, scan.name)
         return LoadedScan(read_series(order, scan.name), order)
+
+
+def _find_split_series(scans: Sequence[ScanFiles]) -> list[ScanFiles]:
+    """Mark the scans whose series has slices in other folders that are no copies of theirs."""
+    places: dict[str, list[ScanFiles]] = defaultdict(list)
+    for scan in scans:
+        if scan.series_uid:
+            places[scan.series_uid].append(scan)
+    return [
+        replace(
+            scan,
+            elsewhere=tuple(
+                path
+                for other in places[scan.series_uid]
+                if other.instance_uids - scan.instance_uids
+                for path in other.files
+            ),
+        )
+        if scan.series_uid
+        else scan
+        for scan in scans
+    ]
+
+
+def _tell_unread(source: Path, paths: Iterable[Path], scans: Iterable[ScanFiles]) -> None:
+    """Log the files that may be parts of a scan and are none of the scans' files."""
+    used = {path for scan in scans for path in scan.files}
+    unread = [path for path in paths if path not in used and may_be_scan(path)]
+    if unread:
+        names = ", ".join(str(path.relative_to(source)) for path in unread[:5])
+        more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+        logger.warning(f"{len(unread)} files are no CT scans that can be read: {names}{more}")
 
 
 def _is_nifti(path: Path) -> bool:
@@ -125,6 +183,7 @@ def _series_of(folder: Path, name: str) -> list[ScanFiles]:
     A damaged file is kept in the series, so that reading the series reports it.
     """
     series: dict[str, list[Path]] = defaultdict(list)
+    instances: dict[str, set[str]] = defaultdict(set)
     unreadable: list[Path] = []
     for path in dicom_files(folder):
         try:
@@ -137,12 +196,19 @@ def _series_of(folder: Path, name: str) -> list[ScanFiles]:
         uid = header.get("SeriesInstanceUID")
         if kind in CT_CLASSES and uid:
             series[str(uid)].append(path)
+            instances[str(uid)].add(str(header.get("SOPInstanceUID", "")))
         elif kind in CT_CLASSES or not kind:
             unreadable.append(path)
-    groups: list[Sequence[Path]] = list(series.values())
-    if unreadable:
-        groups = [[*files, *unreadable] for files in groups] or [unreadable]
+    groups = {uid: [*files, *unreadable] for uid, files in series.items()}
+    if unreadable and not groups:
+        groups[""] = unreadable
     return [
-        ScanFiles(name if len(groups) == 1 else f"{name}_{number}", tuple(files), is_dicom=True)
-        for number, files in enumerate(groups, start=1)
+        ScanFiles(
+            name if len(groups) == 1 else f"{name}_{number}",
+            tuple(files),
+            is_dicom=True,
+            instance_uids=frozenset(instances[uid]),
+            series_uid=uid,
+        )
+        for number, (uid, files) in enumerate(groups.items(), start=1)
     ]

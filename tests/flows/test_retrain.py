@@ -27,7 +27,8 @@ from flows.devices import LIMIT
 from flows.notify import ENVIRONMENT
 from flows.retrain import NOTHING, retrain
 from flows.stages import StageFailedError
-from fullscale.ingestion.ingest import IngestOptions, ingest
+from fullscale.ingestion.cohort_writer import IngestOptions
+from fullscale.ingestion.ingest import ingest
 from fullscale.tracking.store import default_store
 from fullscale.versioning.data_version import open_newest
 from fullscale.versioning.git import SCANS_BRANCH, commit_paths, git, move_branch, run_program

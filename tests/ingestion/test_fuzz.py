@@ -19,7 +19,8 @@ from cohorts import (
     write_ircadb,
 )
 
-from fullscale.ingestion.ingest import IngestOptions, ingest
+from fullscale.ingestion.cohort_writer import IngestOptions
+from fullscale.ingestion.ingest import ingest
 from fullscale.scans.checks import CHECKS
 from fullscale.scans.cohort import read_cohort
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from bodies import make_body, save_nifti
 from cohorts import (
@@ -23,7 +25,8 @@ from cohorts import (
 )
 from test_layouts import WRITERS
 
-from fullscale.ingestion.ingest import IngestOptions, ingest
+from fullscale.ingestion.cohort_writer import IngestOptions
+from fullscale.ingestion.ingest import ingest
 from fullscale.runtime.errors import ScanError
 from fullscale.runtime.files import file_sha256
 from fullscale.scans.cohort import image_path, label_path, read_cohort
@@ -130,6 +133,19 @@ def test_ingest_maps_labels_by_name_and_says_so(tmp_path):
     assert cohort.annotated_organs(by_name["lits_000"], organs) == ("liver",)
 
 
+def test_ingest_takes_the_spelling_of_the_cohort(tmp_path):
+    ingest(write_nnunet(tmp_path / "in", 1), tmp_path / "data")
+    later = write_nnunet(tmp_path / "later", 1, prefix="late", seed=50)
+    write_dataset_json(later, labels={"background": 0, "SPLEEN ": 2, "Liver": 1})
+    report = ingest(later, tmp_path / "data")
+    cohort = read_cohort(tmp_path / "data")
+    assert cohort.labels == {"background": 0, "liver": 1, "spleen": 2}
+    assert [case.annotated for case in cohort.cases] == [("liver", "spleen")] * 2
+    told = [finding.found for finding in report.warnings if finding.code == "label_spelling"]
+    assert "'Liver', which is 'liver' here" in told
+    assert ingest(later, tmp_path / "data").skipped == ["late_00"]
+
+
 def test_ingest_honours_patients_and_annotation(tmp_path):
     rows = "case_00,p1,liver\ncase_01,p1,liver;spleen\n"
     source = write_nnunet(tmp_path / "in", 2, cases_csv=rows)
@@ -219,16 +235,82 @@ def test_ingest_refuses_new_content_under_an_old_name_unless_told(tmp_path):
     assert kept.read_bytes() == image_path(tmp_path / "fresh/data", "case_00").read_bytes()
 
 
-def test_ingest_refuses_names_that_are_no_file_names(tmp_path):
+def test_ingest_gives_safe_names_and_says_so(tmp_path):
     source = write_nnunet(tmp_path / "in", 1)
-    hu, labels = make_body(seed=9)
-    for name in ("a b", "-x", "a" * 70):
+    for seed, name in enumerate(("a b", "a.b", "-x", "a" * 70), start=9):
+        hu, labels = make_body(seed=seed)
         save_nifti(source / f"imagesTr/{name}_0000.nii.gz", hu, SPACING_MM)
         save_nifti(source / f"labelsTr/{name}.nii.gz", labels, SPACING_MM)
     report = ingest(source, tmp_path / "data")
-    assert report.accepted == ["case_00"]
-    assert {finding.code for finding in report.refused} == {"case_name"}
-    assert len(report.refused) == 3
+    assert len(set(report.accepted)) == 5
+    told = [finding.found for finding in report.warnings if finding.code == "case_renamed"]
+    assert len(told) == 4
+    assert any(found.startswith("'a b', here a_b_") for found in told)
+    assert ingest(source, tmp_path / "data").skipped == report.accepted
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize(
+    "names", [("patient 1", "patient_1"), ("张三01", "李四01"), ("Müller", "Möller")]
+)
+def test_ingest_keeps_folders_of_similar_names_apart(tmp_path, names, num_workers):
+    source = write_totalsegmentator(tmp_path / "in", 2)
+    for number, name in enumerate(names):
+        (source / f"s{number:04d}").rename(source / name)
+    report = ingest(source, tmp_path / "data", num_workers=num_workers)
+    assert report.num_found == len(report.accepted) == 2
+    for case in read_cohort(tmp_path / "data").cases:
+        assert file_sha256(case.image) == case.image_sha256
+        assert file_sha256(case.label) == case.label_sha256
+
+
+def test_ingest_refuses_a_name_that_differs_from_a_case_in_letter_case_only(tmp_path):
+    ingest(write_nnunet(tmp_path / "in", 1), tmp_path / "data")
+    other = write_nnunet(tmp_path / "other", 1, prefix="CASE", seed=50)
+    report = ingest(other, tmp_path / "data", IngestOptions(replace_changed=True))
+    assert [finding.code for finding in report.refused] == ["case_exists"]
+    assert "CASE_00; case_00 came from" in report.refused[0].found
+
+
+def test_ingest_counts_each_case_once_however_many_findings_refuse_it(tmp_path):
+    source = write_nnunet(tmp_path / "in", 2)
+    hu = np.zeros((4, 24, 28), np.int16)
+    save_nifti(source / "imagesTr/case_00_0000.nii.gz", hu, SPACING_MM)
+    save_nifti(source / "labelsTr/case_00.nii.gz", hu.astype(np.uint8), SPACING_MM)
+    report = ingest(source, tmp_path / "data")
+    assert len(report.refused) > 1
+    assert (report.num_found, len(report.accepted), report.num_refused) == (2, 1, 1)
+
+
+def test_ingest_that_loses_a_case_fails(tmp_path):
+    source = write_nnunet(tmp_path / "in", 2)
+
+    def forgetful(items, *_):
+        yield from list(items)[:1]
+
+    with pytest.raises(ScanError, match="cohort_incomplete: found 2 cases, 1 outcomes"):
+        ingest(source, tmp_path / "data", progress=forgetful)
+    assert ingest(source, tmp_path / "data").num_usable == 2
+
+
+def test_two_ingests_at_once_keep_the_cases_of_both(tmp_path):
+    sources = [
+        write_nnunet(tmp_path / name, 4, prefix=name, seed=seed)
+        for name, seed in (("first", 0), ("second", 50))
+    ]
+    command = (
+        "import sys; from pathlib import Path; from fullscale.ingestion.ingest import ingest;"
+        "ingest(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", command, str(source), str(tmp_path / "data")],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        for source in sources
+    ]
+    assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    assert len(read_cohort(tmp_path / "data").cases) == 8
 
 
 def test_ingest_leaves_private_text_behind_and_lists_it(tmp_path):
@@ -255,6 +337,65 @@ def test_ingest_of_dicom_keeps_no_patient_data(tmp_path):
     text = (tmp_path / "data/cases.csv").read_text() + (tmp_path / "quarantine.json").read_text()
     for private in ("Doe", "Jane", "ID-17", "Roe"):
         assert private not in text
+
+
+def header_ids(folder, header_id):
+    for path in folder.rglob("*.dcm"):
+        ds = pydicom.dcmread(path)
+        ds.PatientID = header_id
+        ds.save_as(path)
+
+
+def test_ingest_joins_the_studies_of_one_patient_over_several_runs(tmp_path):
+    data = tmp_path / "data"
+    first, second, third = (write_dicom_seg(tmp_path / name, 1) for name in ("a", "b", "c"))
+    for number, source in enumerate((first, second, third)):
+        (source / "subject-1").rename(source / f"study-{number}")
+        hu_shift(source, number)
+    header_ids(third, "ID-99")
+    for source in (first, second, third):
+        assert len(ingest(source, data).accepted) == 1
+    patients = {case.name: case.patient for case in read_cohort(data).cases}
+    assert patients == {"study-0": "study-0", "study-1": "study-0", "study-2": "study-2"}
+    before = tree(data)
+    assert ingest(second, data).skipped == ["study-1"]
+    assert tree(data) == before
+    text = (data / "patients.json").read_text() + (data / "cases.csv").read_text()
+    for private in ("ID-17", "ID-99", hashlib.sha256(b"ID-17").hexdigest()):
+        assert private not in text
+
+
+def hu_shift(source, number):
+    """Make the scan another one: raise each voxel by a few HU."""
+    for path in (source / f"study-{number}/ct").iterdir():
+        ds = pydicom.dcmread(path)
+        ds.RescaleIntercept = str(-1024 + number)
+        ds.save_as(path)
+
+
+def test_ingest_keeps_patients_of_one_name_and_two_header_ids_apart(tmp_path):
+    data = tmp_path / "data"
+    ingest(write_nnunet(tmp_path / "in", 1, cases_csv="case_00,subject-1,liver\n"), data)
+    ingest(write_dicom_seg(tmp_path / "dicom", 1), data)
+    first, second = [case.patient for case in read_cohort(data).cases]
+    assert first == "subject-1"
+    assert second.startswith("subject-1_")
+
+
+def test_ingest_joins_patients_that_differ_in_letter_case_only(tmp_path):
+    data = tmp_path / "data"
+    ingest(write_nnunet(tmp_path / "in", 1, cases_csv="case_00,Patient A,liver\n"), data)
+    rows = "late_00,patient a,liver\nlate_01,PATIENT A,liver\n"
+    later = write_nnunet(tmp_path / "later", 2, prefix="late", seed=40, cases_csv=rows)
+    report = ingest(later, data)
+    assert {case.patient for case in read_cohort(data).cases} == {"Patient A"}
+    assert sum(finding.code == "patient_shared" for finding in report.warnings) == 2
+    assert ingest(later, data).skipped == report.accepted
+
+
+def test_ingest_dry_run_of_dicom_writes_no_key(tmp_path):
+    ingest(write_dicom_seg(tmp_path / "in", 1), tmp_path / "data", IngestOptions(dry_run=True))
+    assert not (tmp_path / "data").exists()
 
 
 def test_ingest_into_a_folder_that_is_no_cohort_is_refused(tmp_path):

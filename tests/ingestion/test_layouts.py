@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
+import pydicom
 import pytest
 from bodies import LABELS, make_body, save_nifti
 from cohorts import (
@@ -12,8 +15,12 @@ from cohorts import (
     write_lits,
     write_msd,
     write_nnunet,
+    write_seg,
+    write_series,
     write_totalsegmentator,
 )
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from fullscale.ingestion.layouts import LAYOUTS, read_source
 from fullscale.ingestion.source import paint_masks
@@ -84,12 +91,54 @@ def test_lits_has_liver_and_tumour(tmp_path):
     assert np.count_nonzero(labels_ZYX == 2) == 1
 
 
-def test_lits_with_one_number_twice_is_refused(tmp_path):
-    write_lits(tmp_path, numbers=(3,))
+def test_lits_with_one_number_twice_refuses_that_case(tmp_path):
+    write_lits(tmp_path, numbers=(3, 4))
     hu, _ = make_body()
     save_nifti(tmp_path / "batch 2/volume-3.nii", hu, SPACING_MM)
-    with pytest.raises(ScanError, match="number 3 twice"):
-        read_source(tmp_path)
+    source = read_source(tmp_path)
+    assert [case.name for case in source.cases] == ["lits_004"]
+    ((name, error),) = source.refused
+    assert (name, error.code) == ("lits_003", "file_twice")
+    assert "batch 1/volume-3.nii.gz and batch 2/volume-3.nii" in error.found
+
+
+def test_ircadb_01_and_02_are_different_patients(tmp_path):
+    write_ircadb(tmp_path, 1)
+    (tmp_path / "3Dircadb1.1").rename(tmp_path / "3Dircadb2.1")
+    write_ircadb(tmp_path, 1)
+    first, second = [case.name for case in read_source(tmp_path).cases]
+    assert first.startswith("ircadb_")
+    assert second.startswith("ircadb_")
+    assert "ircadb_01" in (first, second)
+    assert first != second
+
+
+def test_chaos_folders_of_one_number_are_different_cases(tmp_path):
+    write_chaos(tmp_path, 1)
+    (tmp_path / "CT").rename(tmp_path / "CT2")
+    write_chaos(tmp_path, 1)
+    names = [case.name for case in read_source(tmp_path).cases]
+    assert len(set(names)) == 2
+    assert "chaos_1" in names
+    assert [case.name for case in read_source(tmp_path / "CT").cases] == ["chaos_1"]
+
+
+def test_names_alike_but_for_letter_case_refuse_the_second(tmp_path):
+    write_totalsegmentator(tmp_path)
+    (tmp_path / "s0001").rename(tmp_path / "S0000")
+    source = read_source(tmp_path)
+    assert [case.name for case in source.cases] == ["S0000"]
+    assert [(name, error.code) for name, error in source.refused] == [("s0000", "name_twice")]
+
+
+def test_dicom_seg_series_of_one_folder_keep_their_names_when_one_is_added(tmp_path):
+    write_dicom_seg(tmp_path, 2)
+    (tmp_path / "subject-2").rename(tmp_path / "subject-1/second")
+    before = [case.name for case in read_source(tmp_path).cases]
+    assert len(set(before)) == 2
+    assert "subject-1" in before
+    write_series(tmp_path / "subject-1/aaa", make_body()[0])
+    assert [case.name for case in read_source(tmp_path).cases] == before
 
 
 def test_ircadb_joins_numbered_tumours_and_keeps_them_on_the_liver(tmp_path):
@@ -118,12 +167,40 @@ def test_dicom_seg_without_its_series_is_refused_by_name(tmp_path):
     assert error.code == "file_missing"
 
 
-def test_dicom_seg_with_a_series_nobody_segmented_refuses_it_by_name(tmp_path):
+def test_dicom_seg_names_what_it_leaves_out(tmp_path):
     write_dicom_seg(tmp_path, 2)
     (tmp_path / "subject-2/seg.dcm").unlink()
+    write_series(
+        tmp_path / "subject-1/scout", make_body()[0][:1], ImageType=["A", "B", "LOCALIZER"]
+    )
+    kind = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.3", "Modality": "RTSTRUCT"}
+    write_series(tmp_path / "subject-1/plan", make_body()[0][:1], **kind)
     source = read_source(tmp_path)
     assert [case.name for case in source.cases] == ["subject-1"]
-    assert "subject-2: no segmentation of CT series" in source.refused[0][1].found
+    assert source.refused == ()
+    told = {finding.case: finding.found for finding in source.findings}
+    assert "16 files not read (a CT series without a segmentation)" in told["subject-2/ct"]
+    assert "(a scout view)" in told["subject-1/scout"]
+    assert "(modality RTSTRUCT)" in told["subject-1/plan"]
+
+
+def test_dicom_seg_with_a_damaged_file_beside_the_slices_refuses_the_series(tmp_path):
+    write_dicom_seg(tmp_path, 2)
+    sorted((tmp_path / "subject-1/ct").iterdir())[0].write_bytes(b"")
+    source = read_source(tmp_path)
+    assert [case.name for case in source.cases] == ["subject-2"]
+    assert {error.code for _, error in source.refused} == {"unreadable"}
+    assert {name for name, _ in source.refused} == {"subject-1", "subject-1/ct/i00000.dcm"}
+
+
+def test_dicom_seg_finds_series_without_preamble(tmp_path):
+    write_dicom_seg(tmp_path, 1)
+    whole, _ = read_source(tmp_path).cases[0].load()
+    for path in [*(tmp_path / "subject-1/ct").iterdir(), tmp_path / "subject-1/seg.dcm"]:
+        path.write_bytes(path.read_bytes()[132:])
+    bare, labels = read_source(tmp_path).cases[0].load()
+    np.testing.assert_array_equal(bare.values_ZYX, whole.values_ZYX)
+    assert labels.values_ZYX.any()
 
 
 def test_dicom_seg_drawn_on_slices_that_are_gone_is_refused(tmp_path):
@@ -183,7 +260,7 @@ def test_msd_with_a_path_that_escapes_refuses_that_case(tmp_path):
     (folder / "dataset.json").write_text(text)
     source = read_source(folder)
     assert [case.name for case in source.cases] == ["spleen_1"]
-    assert source.refused[0][1].code == "case_name"
+    assert source.refused[0][1].code == "path_outside"
 
 
 def test_msd_of_old_nnunet_finds_images_with_a_channel(tmp_path):
@@ -221,12 +298,14 @@ def test_nnunet_of_another_modality_is_refused(tmp_path, changes):
         {"background": 0, "liver": -1},
         {"background": 0, "liver": 256},
         {"background": 0, "a;b": 1},
+        {"background": 0, "liver": 1, "Liver": 2},
+        {"background": 0, "liver": 1, "liver ": 2},
     ],
 )
 def test_nnunet_with_unusable_labels_is_refused(tmp_path, labels):
     write_nnunet(tmp_path, 1)
     write_dataset_json(tmp_path, labels=labels)
-    with pytest.raises(ScanError, match="dataset_json"):
+    with pytest.raises(ScanError, match=r"dataset_json|label_regions"):
         read_source(tmp_path)
 
 
@@ -240,7 +319,7 @@ def test_nnunet_with_a_broken_dataset_json_is_refused(tmp_path, text):
 
 def test_read_source_of_an_unknown_folder_names_the_layouts(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing here")
-    with pytest.raises(ScanError, match="none of msd, nnunet, lits"):
+    with pytest.raises(ScanError, match=r"none of msd, nnunet, lits.* and no scan"):
         read_source(tmp_path)
     with pytest.raises(ScanError, match="no folder"):
         read_source(tmp_path / "absent")
@@ -266,3 +345,363 @@ def test_safe_name(text, name):
 
 def test_labels_of_bodies_are_what_the_tests_assume():
     assert LABELS == {"background": 0, "liver": 1, "spleen": 2}
+
+
+def write_listed(folder, pairs):
+    """Write a Decathlon folder whose files have the names in `pairs`."""
+    for seed, (image, label) in enumerate(pairs, start=100):
+        hu, labels = make_body(seed=seed)
+        save_nifti(folder / image, hu, SPACING_MM)
+        if not (folder / label).exists():
+            save_nifti(folder / label, (labels == 2).astype(np.uint8), SPACING_MM)
+    training = [{"image": f"./{image}", "label": f"./{label}"} for image, label in pairs]
+    labels = {"0": "background", "1": "spleen"}
+    write_dataset_json(folder, labels=labels, training=training)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pairs", "names"),
+    [
+        ([(f"{n}/ct.nii.gz", f"{n}/label.nii.gz") for n in "ab"], ["a_label", "b_label"]),
+        ([(f"i/{n}.nii.gz", f"{n}/label.nii.gz") for n in "ab"], ["a", "b"]),
+        ([("i/a_0000.nii.gz", "x/l.nii"), ("i/b_0000.nii.gz", "y/l.nii")], ["a", "b"]),
+        ([("a.nii.gz", "l.nii.gz"), ("b.nii.gz", "l.nii.gz")], ["a", "b"]),
+        ([("x/i.nii.gz", "l.nii.gz"), ("y/i.nii.gz", "l.nii.gz")], ["x_i", "y_i"]),
+    ],
+)
+def test_msd_names_pairs_apart_whose_files_have_one_name(tmp_path, pairs, names):
+    source = read_source(write_listed(tmp_path, pairs))
+    assert source.refused == ()
+    assert len(source.cases) == len(pairs)
+    for name, case in zip(names, source.cases, strict=True):
+        assert name in case.name
+    assert {case.files[0] for case in source.cases} == {tmp_path / image for image, _ in pairs}
+
+
+def test_msd_with_an_entry_twice_refuses_it(tmp_path):
+    pairs = [("a.nii.gz", "l/a.nii.gz"), ("b.nii.gz", "l/b.nii.gz"), ("a.nii.gz", "l/a.nii.gz")]
+    source = read_source(write_listed(tmp_path, pairs))
+    assert [case.name for case in source.cases] == ["b"]
+    assert [(name, error.code) for name, error in source.refused] == [("a", "file_twice")]
+
+
+def unused(source):
+    return {
+        f"{finding.case}/{finding.code}": finding.found
+        for finding in source.findings
+        if finding.code in ("file_unused", "file_ignored")
+    }
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_layouts_name_nothing_unread_in_a_plain_source(tmp_path, layout):
+    assert read_source(WRITERS[layout](tmp_path)).findings == ()
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("extra.nrrd", "file_unused"),
+        ("more/scan.NII.GZ", "file_unused"),
+        ("more.zip", "file_unused"),
+        ("README.txt", "file_ignored"),
+        (".DS_Store", "file_ignored"),
+        ("__MACOSX/._x.nii", "file_ignored"),
+    ],
+)
+def test_layouts_name_files_that_they_do_not_read(tmp_path, layout, name, code):
+    WRITERS[layout](tmp_path)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"something")
+    told = unused(read_source(tmp_path))
+    place = str(path.parent.relative_to(tmp_path))
+    assert path.name in told[f"{place}/{code}"]
+
+
+@pytest.mark.parametrize("layout", [name for name in WRITERS if name != "msd"])
+def test_layouts_read_files_whose_endings_are_in_upper_case(tmp_path, layout):
+    before = read_source(WRITERS[layout](tmp_path))
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        stem, dot, ending = path.name.partition(".")
+        if ending in ("nii", "nii.gz", "png", "dcm"):
+            path.rename(path.with_name(stem + dot + ending.upper()))
+    after = read_source(tmp_path)
+    assert [case.name for case in after.cases] == [case.name for case in before.cases]
+    assert after.labels == before.labels
+    assert after.findings == ()
+    after.cases[0].load()
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "lits", "totalsegmentator"])
+@pytest.mark.parametrize("part", ["image", "label"])
+def test_a_second_file_of_one_part_is_refused_or_named(tmp_path, layout, part):
+    WRITERS[layout](tmp_path)
+    case = read_source(tmp_path).cases[0]
+    path = case.files[0] if part == "image" else case.files[1]
+    twin = path.with_name(
+        path.name.removesuffix(".gz") if path.suffix == ".gz" else f"{path.name}.gz"
+    )
+    twin.write_bytes(path.read_bytes())
+    source = read_source(tmp_path)
+    if layout == "nnunet":  # dataset.json tells which of the two
+        assert source.refused == ()
+        assert twin.name in "".join(unused(source).values())
+    else:
+        ((_, error),) = source.refused
+        assert error.code == "file_twice"
+        assert path.name in error.found
+        assert twin.name in error.found
+        assert source.findings == ()
+
+
+def test_totalsegmentator_folder_without_a_scan_is_refused(tmp_path):
+    write_totalsegmentator(tmp_path)
+    (tmp_path / "s0001/ct.nii.gz").rename(tmp_path / "s0001/scan.nii.gz")
+    source = read_source(tmp_path)
+    assert [case.name for case in source.cases] == ["s0000"]
+    assert [(name, error.code) for name, error in source.refused] == [("s0001", "file_missing")]
+
+
+def test_chaos_with_hidden_twins_of_pictures_is_read(tmp_path):
+    write_chaos(tmp_path, 1)
+    for path in list(tmp_path.rglob("*.png")):
+        path.with_name("._" + path.name).write_bytes(b"not a picture")
+    source = read_source(tmp_path)
+    assert source.cases[0].load()[1].values_ZYX.any()
+    assert unused(source)["CT/1/Ground/file_ignored"].startswith("16 files not read")
+
+
+@pytest.mark.parametrize("layout", ["ircadb", "chaos"])
+def test_dicom_layouts_refuse_an_empty_slice(tmp_path, layout):
+    WRITERS[layout](tmp_path)
+    folder = next(
+        path for path in tmp_path.rglob("*") if path.name in ("PATIENT_DICOM", "DICOM_anon")
+    )
+    sorted(folder.iterdir())[0].write_bytes(b"")
+    source = read_source(tmp_path)
+    case = next(case for case in source.cases if any(folder in path.parents for path in case.files))
+    with pytest.raises(ScanError, match=r"unreadable: found .* an empty file"):
+        case.load()
+
+
+def test_link_to_a_folder_that_is_not_read_is_named(tmp_path):
+    write_totalsegmentator(tmp_path / "in")
+    write_nnunet(tmp_path / "other", 1)
+    (tmp_path / "in/linked").symlink_to(tmp_path / "other")
+    assert "linked" in unused(read_source(tmp_path / "in"))["./file_unused"]
+
+
+@pytest.mark.parametrize(
+    "name", ["case_00", " case_00 ", "case_00.nii.gz", "case_00_0000.NII", "CASE_00"]
+)
+@pytest.mark.parametrize("patient", ["p 1", "  p 1  ", "p   1"])
+def test_row_is_found_whatever_blanks_and_endings_it_has(tmp_path, name, patient):
+    write_nnunet(tmp_path, 1, cases_csv=f"{name},{patient}, liver ; spleen\n")
+    source = read_source(tmp_path)
+    (case,) = source.cases
+    assert (case.patient, case.annotated, case.doubts) == ("p 1", ("liver", "spleen"), ())
+    assert source.findings == ()
+
+
+def test_cases_without_a_whole_row_and_rows_without_a_case_are_told_of(tmp_path):
+    rows = "case_00,p1,liver\ncase_01,,liver\nother_07,p3,liver\n"
+    write_nnunet(tmp_path, 3, cases_csv=rows)
+    source = read_source(tmp_path)
+    assert [case.patient for case in source.cases] == ["p1", "case_01", "case_02"]
+    assert [case.doubts for case in source.cases] == [
+        (),
+        (("row_missing", "the row of case case_01 without a patient"),),
+        (("row_missing", "case case_02 without a row"),),
+    ]
+    assert [(finding.case, finding.code) for finding in source.findings] == [
+        ("other_07", "row_unused")
+    ]
+
+
+def test_case_with_rows_that_differ_is_refused_and_a_repeated_row_is_not(tmp_path):
+    rows = "case_00,p1,liver\ncase_00,p9,liver\ncase_01,p1,liver\ncase_01 ,p1,liver\n"
+    source = read_source(write_nnunet(tmp_path, 2, cases_csv=rows))
+    assert [case.name for case in source.cases] == ["case_01"]
+    assert [(name, error.code) for name, error in source.refused] == [("case_00", "row_twice")]
+    assert source.findings == ()
+
+
+def segmented(folder, masks, **kwargs):
+    """Write one CT series, and a segmentation of it in a file of its own for each mask."""
+    write_series(folder / "s/ct", make_body(seed=600)[0], SpecificCharacterSet="ISO_IR 192")
+    for number, mask in enumerate(masks):
+        write_seg(folder / f"s/seg{number}.dcm", folder / "s/ct", mask, **kwargs)
+    return read_source(folder)
+
+
+def test_fractional_segmentation_is_cut_at_one_half(tmp_path):
+    _, made = make_body(seed=600)
+    soft = gaussian_filter((made == 1).astype(float), 1.0)
+    source = segmented(tmp_path, [soft[..., None]], names=["Liver"], kind="FRACTIONAL")
+    labels = source.cases[0].load()[1].values_ZYX
+    assert 0 < np.count_nonzero(labels) < np.count_nonzero(soft > 0.1)
+    # The file holds whole numbers up to 255, so a value at 0.5 may fall on either side.
+    sure = np.abs(soft - 0.5) > 1 / 255
+    np.testing.assert_array_equal(labels[sure] == 1, soft[sure] >= 0.5)
+
+
+def test_two_segmentations_of_one_organ_are_refused_and_a_copy_is_not(tmp_path):
+    _, made = make_body(seed=600)
+    first = (made == 1).astype(np.uint8)[..., None]
+    second = (made == 2).astype(np.uint8)[..., None]
+    source = segmented(tmp_path, [first, second], names=["Liver"])
+    assert source.cases == ()
+    ((_, error),) = source.refused
+    assert error.code == "label_twice"
+    assert "liver in s/seg0.dcm, s/seg1.dcm" in error.found
+    shutil.copy(tmp_path / "s/seg0.dcm", tmp_path / "s/seg1.dcm")
+    source = read_source(tmp_path)
+    np.testing.assert_array_equal(source.cases[0].load()[1].values_ZYX == 1, made == 1)
+    assert "a copy of seg0.dcm" in "".join(unused(source).values())
+
+
+def test_segments_of_one_label_are_joined_with_a_warning(tmp_path):
+    _, made = make_body(seed=600)
+    both = np.stack([made == 1, made == 2], axis=-1).astype(np.uint8)
+    source = segmented(tmp_path, [both], names=["Lesion", "lesion "])
+    assert source.cases[0].doubts == (("label_joined", "lesion in 2 segments of seg0.dcm"),)
+
+
+def test_segments_keep_names_of_any_script_apart(tmp_path):
+    _, made = make_body(seed=600)
+    both = np.stack([made == 1, made == 2], axis=-1).astype(np.uint8)
+    assert set(segmented(tmp_path, [both], names=["肝臓1", "脾臓1"]).labels) == {"肝臓1", "脾臓1"}
+
+
+def test_mask_with_two_ids_is_refused(tmp_path):
+    source = write_totalsegmentator(tmp_path, 1)
+    _, made = make_body(seed=300)
+    ids = np.choose(made, [0, 5, 9]).astype(np.uint8)
+    save_nifti(source / "s0000/segmentations/liver.nii.gz", ids, SPACING_MM)
+    with pytest.raises(ScanError, match=r"mask_values: found s0000, liver.nii.gz: 5, 9"):
+        read_source(source).cases[0].load()
+
+
+def test_ircadb_mask_with_two_values_is_refused(tmp_path):
+    write_ircadb(tmp_path, 1)
+    path = tmp_path / "3Dircadb1.1/MASKS_DICOM/liver/image_8"
+    ds = pydicom.dcmread(path)
+    ds.PixelData = np.minimum(ds.pixel_array, 100).astype(np.uint16).tobytes()
+    ds.save_as(path)
+    with pytest.raises(ScanError, match=r"mask_values: found .*liver: 100, 255"):
+        read_source(tmp_path).cases[0].load()
+
+
+def test_chaos_picture_with_the_values_of_several_organs_is_refused(tmp_path):
+    write_chaos(tmp_path, 1)
+    path = tmp_path / "CT/1/Ground/liver_GT_008.png"
+    pixels = np.asarray(Image.open(path)).copy()
+    pixels[0, 0] = 126
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(ScanError, match="mask_values: found pictures of chaos_1: 126, 255"):
+        read_source(tmp_path).cases[0].load()
+
+
+def test_annotated_organs_are_found_in_another_spelling(tmp_path):
+    write_nnunet(tmp_path, 1, cases_csv="case_00,p1,Liver; SPLEEN\n")
+    assert read_source(tmp_path).cases[0].annotated == ("liver", "spleen")
+
+
+def test_totalsegmentator_masks_in_two_spellings_are_one_organ(tmp_path):
+    write_totalsegmentator(tmp_path, 2)
+    folder = tmp_path / "s0001/segmentations"
+    (folder / "liver.nii.gz").rename(folder / "Liver.nii.gz")
+    source = read_source(tmp_path)
+    assert set(source.labels) == {"Liver", "spleen"}
+    assert [case.annotated for case in source.cases] == [("Liver", "spleen"), ("Liver",)]
+
+
+def remove_json(folder):
+    write_nnunet(folder, 1)
+    (folder / "dataset.json").unlink()
+
+
+def remove_json_below(folder):
+    remove_json(folder / "Dataset001")
+
+
+def write_rtstruct(folder):
+    kind = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.3", "Modality": "RTSTRUCT"}
+    write_series(folder, make_body()[0][:1], **kind)
+
+
+def write_region(folder):
+    write_nnunet(folder, 1)
+    write_dataset_json(folder, labels={"background": 0, "whole": [1, 2], "spleen": 2})
+
+
+def write_ignore(folder):
+    write_nnunet(folder, 1)
+    write_dataset_json(folder, labels={"background": 0, "liver": 1, "ignore": 2})
+
+
+@pytest.mark.parametrize(
+    ("write", "code", "found", "cure"),
+    [
+        (remove_json, "dataset_json_missing", "without dataset.json", "write dataset.json"),
+        (remove_json_below, "dataset_json_missing", "Dataset001", "write dataset.json"),
+        (lambda folder: write_nnunet(folder / "A"), "folder_above", "nnunet in", "that folder"),
+        (lambda folder: write_lits(folder.parent), "source_missing", "no folder", "correct"),
+        (write_rtstruct, "layout_unknown", "modality RTSTRUCT", "DICOM SEG"),
+        (
+            lambda f: save_nifti(f / "Doe.Jane.nii", make_body()[0], SPACING_MM),
+            "layout_unknown",
+            r"files \*\.nii;",
+            "as nnunet",
+        ),
+        (write_region, "label_regions", "regions whole", "organs in params.yaml"),
+        (write_ignore, "label_regions", "label `ignore`", "leave out cases"),
+    ],
+)
+def test_messages_of_sources_tell_what_is_wrong_and_what_to_do(tmp_path, write, code, found, cure):
+    write(tmp_path / "in")
+    with pytest.raises(ScanError, match=f"^{code}: found .*{found}") as caught:
+        read_source(tmp_path / "in")
+    assert cure in caught.value.cure
+
+
+def test_dataset_json_with_a_byte_order_mark_is_read(tmp_path):
+    path = write_nnunet(tmp_path, 1) / "dataset.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_source(tmp_path).cases) == 1
+
+
+def test_cases_csv_with_semicolons_is_refused_with_its_cure(tmp_path):
+    write_nnunet(tmp_path, 1)
+    (tmp_path / "cases.csv").write_text("case;patient;annotated\ncase_00;p1;liver\n")
+    with pytest.raises(ScanError, match=r"^cases_csv: .* without columns case") as caught:
+        read_source(tmp_path)
+    assert "commas" in caught.value.cure
+
+
+def test_series_divided_between_two_cases_refuses_both(tmp_path):
+    write_chaos(tmp_path, 2)
+    first = tmp_path / "CT/1"
+    second = tmp_path / "CT/1b"
+    for folder in ("DICOM_anon", "Ground"):
+        (second / folder).mkdir(parents=True)
+        for path in sorted((first / folder).iterdir())[8:]:
+            path.rename(second / folder / path.name)
+    source = read_source(tmp_path)
+    assert [case.name for case in source.cases] == ["chaos_2"]
+    assert [error.code for _, error in source.refused] == ["series_split"] * 2
+    assert source.findings == ()
+
+
+def test_linked_case_is_read_and_what_is_unread_in_it_is_named(tmp_path):
+    write_totalsegmentator(tmp_path / "store", 2)
+    (tmp_path / "store/s0001/more.nrrd").write_bytes(b"NRRD0004")
+    (tmp_path / "in").mkdir()
+    for name in ("s0000", "s0001"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "store" / name)
+    source = read_source(tmp_path / "in")
+    assert [case.name for case in source.cases] == ["s0000", "s0001"]
+    assert list(unused(source)) == ["s0001/file_unused"]

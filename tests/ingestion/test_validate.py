@@ -100,7 +100,7 @@ def test_validate_compares_cases(tmp_path):
     save_nifti(folder / "imagesTr/twin_0000.nii.gz", hu, SPACING_MM, "SAL")
     save_nifti(folder / "labelsTr/twin.nii.gz", labels, SPACING_MM, "SAL")
     rows = {row.case: row for row in validate(folder).rows}
-    assert [f.code for f in rows["twin"].findings] == ["content_twice"]
+    assert [f.code for f in rows["twin"].findings] == ["row_missing", "content_twice"]
     assert [f.code for f in rows["case_01"].findings] == ["patient_shared"]
 
 
@@ -120,6 +120,16 @@ def test_validate_of_the_cohort_tries_its_checksums(tmp_path):
     assert rows["case_01"].verdict == "good"
     assert [f.code for f in rows["new"].findings] == ["case_unlisted"]
     assert second.is_file()
+
+
+def test_validate_names_what_it_does_not_read(tmp_path):
+    folder = write_nnunet(tmp_path, 1)
+    (folder / "imagesTr/more_0000.nrrd").write_bytes(b"NRRD0004")
+    report = validate(folder)
+    assert [row.verdict for row in report.rows] == ["good"]
+    (finding,) = report.to_json()["findings"]
+    assert (finding["case"], finding["code"]) == ("imagesTr", "file_unused")
+    assert "more_0000.nrrd" in render_html(report)
 
 
 def test_validate_of_an_unknown_folder_is_refused(tmp_path):

@@ -76,7 +76,7 @@ def _change_table(data, old, new):
         ("case_01", "case_00", "not_a_cohort"),
         ("liver;spleen", "liver;pancreas", "annotated_unknown"),
         ("liver;spleen", "background", "annotated_unknown"),
-        ("image_sha256", "image", "dataset_json"),
+        ("image_sha256", "image", "cases_csv"),
     ],
 )
 def test_read_cohort_with_a_contradicting_table_is_refused(data, old, new, code):

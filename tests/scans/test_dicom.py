@@ -149,7 +149,9 @@ def test_series_in_a_compression_nobody_decodes_is_refused(tmp_path, hu):
     ds.PixelData = pydicom.encaps.encapsulate([b"\0" * 64])
     ds["PixelData"].is_undefined_length = True
     ds.save_as(path)
-    assert refused(tmp_path).code == "unreadable"
+    error = refused(tmp_path)
+    assert error.code == "compressed"
+    assert "JPEG Extended" in error.found
 
 
 def test_dicom_files_of_an_absent_folder_is_refused(tmp_path):
@@ -158,7 +160,7 @@ def test_dicom_files_of_an_absent_folder_is_refused(tmp_path):
 
 
 def test_order_series_of_nothing_is_refused():
-    with pytest.raises(ScanError, match="not_3d: found case: 0 CT slices"):
+    with pytest.raises(ScanError, match="few_slices: found case: 0 CT slices"):
         order_series([], "case")
 
 
@@ -171,3 +173,95 @@ def test_series_with_an_element_of_a_wrong_kind_is_refused_by_file(tmp_path, hu,
     content[place + 4 : place + 8] = b"FD\x03\x00"
     path.write_bytes(content)
     assert refused(tmp_path).code in ("unreadable", "modality")
+
+
+def edit(folder, change):
+    """Change the header of each slice; slices are numbered from the feet."""
+    planes = [(pydicom.dcmread(path), path) for path in folder.iterdir()]
+    planes.sort(key=lambda pair: pair[0].ImagePositionPatient[2])
+    for k, (ds, path) in enumerate(planes):
+        change(ds, k)
+        ds.save_as(path)
+
+
+@pytest.mark.parametrize("tag", ["AcquisitionNumber", "ConvolutionKernel", "SeriesInstanceUID"])
+def test_acquisitions_that_alternate_are_refused(tmp_path, hu, tag):
+    write_series(tmp_path, hu)
+    edit(tmp_path, lambda ds, k: setattr(ds, tag, str(1 + k % 2)))
+    error = refused(tmp_path)
+    assert error.code == "slices_mixed"
+    assert f"2 values of {tag}" in error.found
+
+
+def test_acquisitions_one_after_the_other_are_one_volume(tmp_path, hu):
+    write_series(tmp_path, hu)
+    edit(tmp_path, lambda ds, k: setattr(ds, "AcquisitionNumber", str(1 + k // 6)))
+    np.testing.assert_array_equal(read(tmp_path).values_ZYX, hu)
+
+
+def test_copies_of_slices_count_once(tmp_path, hu):
+    write_series(tmp_path, hu)
+    for path in sorted(tmp_path.iterdir())[:5]:
+        path.with_name(f"{path.stem} (1).dcm").write_bytes(path.read_bytes())
+    np.testing.assert_array_equal(read(tmp_path).values_ZYX, hu)
+
+
+def test_slice_with_two_contents_is_refused(tmp_path, hu):
+    write_series(tmp_path, hu)
+    path = sorted(tmp_path.iterdir())[0]
+    ds = pydicom.dcmread(path)
+    ds.RescaleIntercept = "-1000"
+    ds.save_as(path.with_name("again.dcm"))
+    assert refused(tmp_path).code == "slices_twice"
+
+
+@pytest.mark.parametrize(
+    ("stored", "told", "is_signed"),
+    [(63536, 63536, 0), (-2000, -2000, 1), (-2000, 63536, 1), (4000, 4000, 0), (0, 0, 0)],
+)
+def test_pixels_outside_the_field_of_view_become_air(tmp_path, hu, stored, told, is_signed):
+    outside = np.zeros(hu.shape[1:], bool)
+    outside[:, :3] = True
+    kind = np.int16 if is_signed else np.uint16
+
+    def pad(ds, k):
+        pixels = np.where(outside, stored, hu[k].astype(int) + (0 if is_signed else 1024))
+        ds.PixelData = pixels.astype(kind).tobytes()
+        ds.PixelRepresentation = is_signed
+        ds.RescaleIntercept = "0" if is_signed else "-1024"
+        ds.add_new("PixelPaddingValue", "US" if told >= 0 else "SS", told)
+
+    write_series(tmp_path, hu)
+    edit(tmp_path, pad)
+    values = read(tmp_path).values_ZYX
+    assert values.dtype == np.int16
+    np.testing.assert_array_equal(values, np.where(outside, -1024, hu))
+
+
+def test_range_of_padding_is_outside_the_field_of_view(tmp_path, hu):
+    def pad(ds, k):
+        pixels = hu[k] + 1024
+        pixels[0], pixels[-1] = 60000 - 65536, 63000 - 65536
+        ds.PixelData = pixels.astype(np.uint16).tobytes()
+        ds.add_new("PixelPaddingValue", "US", 63536)
+        ds.add_new("PixelPaddingRangeLimit", "US", 60000)
+
+    write_series(tmp_path, hu)
+    edit(tmp_path, pad)
+    values = read(tmp_path).values_ZYX
+    assert (values[:, [0, -1]] == -1024).all()
+    np.testing.assert_array_equal(values[:, 1:-1], hu[:, 1:-1])
+
+
+def test_padding_that_is_a_value_of_tissue_is_left_alone(tmp_path, hu):
+    inner = hu.copy()
+    inner[:, :, [0, -1]] = inner[:, [0, -1]] = -1000
+    write_series(tmp_path, inner, PixelPaddingValue=1024 + 45)
+    np.testing.assert_array_equal(read(tmp_path).values_ZYX, inner)
+
+
+def test_frames_in_one_file_are_refused_with_their_cure(tmp_path, hu):
+    write_series(tmp_path, hu, NumberOfFrames="2")
+    error = refused(tmp_path)
+    assert error.code == "multiframe"
+    assert "one file for each slice" in error.cure

@@ -267,11 +267,13 @@ def test_read_labels_takes_whole_floats_and_refuses_fractions(tmp_path):
     assert _refused(_saved(tmp_path, values), read_labels).code == "label_not_integer"
 
 
-@pytest.mark.parametrize("bad", [-1.0, 256.0, np.nan])
-def test_read_labels_out_of_range_is_refused(tmp_path, bad):
+@pytest.mark.parametrize(
+    ("bad", "code"), [(-1.0, "label_range"), (256.0, "label_range"), (np.nan, "label_not_integer")]
+)
+def test_read_labels_out_of_range_is_refused(tmp_path, bad, code):
     values = np.zeros((8, 8, 8), np.float32)
     values[0, 0, 0] = bad
-    assert _refused(_saved(tmp_path, values), read_labels).code == "label_not_integer"
+    assert _refused(_saved(tmp_path, values), read_labels).code == code
 
 
 def _geometry(affine=None, shape=(30, 40, 50)):

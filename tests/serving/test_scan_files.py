@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from bodies import make_body, save_nifti
@@ -115,8 +117,69 @@ def test_what_is_no_scan_is_refused(tmp_path, hu):
         find_scans(tmp_path)
 
 
-def test_two_scans_of_one_name_are_refused(tmp_path, hu):
-    save(tmp_path / "a.nii", hu)
+def test_scans_that_differ_in_their_endings_keep_them(tmp_path, hu):
+    for name in ("a.nii", "a.nii.gz", "b.nii", "deep/c.nii"):
+        save(tmp_path / name, hu)
+    write_series(tmp_path / "deep/c", hu)
+    found = ["a.nii", "a.nii.gz", "b", "deep/c", "deep/c.nii"]
+    assert names(tmp_path) == (found, False)
+
+
+def test_names_of_scans_are_never_equal(tmp_path, hu):
     save(tmp_path / "a.nii.gz", hu)
-    with pytest.raises(StageError, match="two scans named a; rename one"):
-        find_scans(tmp_path)
+    save(tmp_path / "a.nii", hu)
+    write_series(tmp_path / "folder", hu)
+    (tmp_path / "a.nii").unlink()
+    (tmp_path / "folder").rename(tmp_path / "a.nii")
+    write_series(tmp_path / "a", hu)
+    assert names(tmp_path) == (["a", "a.nii", "a.nii.gz"], False)
+    save(tmp_path / "a.nii.nii", hu)
+    save(tmp_path / "a.nii.NII", hu)
+    found, _ = names(tmp_path)
+    assert len(set(found)) == len(found)
+
+
+def test_files_that_may_be_scans_and_are_not_read_are_named(tmp_path, hu, caplog):
+    save_nifti(tmp_path / "a.nii.gz", hu, SPACING_MM)
+    (tmp_path / "b.nrrd").write_bytes(b"NRRD0004")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/c.zip").write_bytes(b"PK")
+    (tmp_path / "README.txt").write_text("nothing")
+    scans, _ = find_scans(tmp_path)
+    assert [scan.name for scan in scans] == ["a"]
+    assert "2 files are no CT scans that can be read: b.nrrd, deep/c.zip" in caplog.text
+    assert "README" not in caplog.text
+
+
+def test_half_of_a_series_in_another_folder_is_refused_and_a_copy_is_not(tmp_path, hu):
+    write_series(tmp_path / "a", hu)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    scans, _ = find_scans(tmp_path)
+    assert [load_scan(scan).volume.values_ZYX.shape for scan in scans] == [hu.shape] * 2
+    shutil.rmtree(tmp_path / "copy")
+    (tmp_path / "b").mkdir()
+    for path in sorted((tmp_path / "a").iterdir())[8:]:
+        path.rename(tmp_path / "b" / path.name)
+    scans, _ = find_scans(tmp_path)
+    assert [scan.name for scan in scans] == ["a", "b"]
+    for scan in scans:
+        with pytest.raises(ScanError, match="series_split"):
+            load_scan(scan)
+
+
+def test_series_without_preamble_is_read(tmp_path, hu):
+    write_series(tmp_path, hu)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[132:])
+    ((scan,), _) = find_scans(tmp_path)
+    np.testing.assert_array_equal(load_scan(scan).volume.values_ZYX, hu)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
+@pytest.mark.parametrize("name", ["i{:05d}.dcm", "image_{}", "1.2.840.{}"])
+def test_slice_that_is_no_dicom_refuses_the_series(tmp_path, hu, name, content):
+    write_series(tmp_path, hu, name=name)
+    sorted(tmp_path.iterdir())[0].write_bytes(content)
+    ((scan,), _) = find_scans(tmp_path)
+    with pytest.raises(ScanError, match="unreadable"):
+        load_scan(scan)

@@ -175,32 +175,38 @@ def write_dicom_seg(folder: Path, num_cases: int = 2):
         hu, labels = make_body(seed=600 + number)
         case = folder / f"subject-{number + 1}"
         write_series(case / "ct", hu)
-        sources = [pydicom.dcmread(path) for path in sorted((case / "ct").iterdir())]
-        sources.sort(key=lambda ds: ds.ImagePositionPatient[2])
-        organ = pydicom.sr.codedict.codes.SCT.Organ
-        segments = [
-            highdicom.seg.SegmentDescription(
-                segment_number=index,
-                segment_label=label,
-                segmented_property_category=organ,
-                segmented_property_type=organ,
-                algorithm_type="MANUAL",
-            )
-            for index, label in enumerate(("Liver", "Spleen"), start=1)
-        ]
-        segmentation = highdicom.seg.Segmentation(
-            source_images=sources,
-            pixel_array=np.stack([labels == 1, labels == 2], axis=-1).astype(np.uint8),
-            segmentation_type="BINARY",
-            segment_descriptions=segments,
-            series_instance_uid=generate_uid(),
-            series_number=2,
-            sop_instance_uid=generate_uid(),
-            instance_number=1,
-            manufacturer="Maker",
-            manufacturer_model_name="Model",
-            software_versions="1",
-            device_serial_number="1",
-        )
-        segmentation.save_as(case / "seg.dcm")
+        masks = np.stack([labels == 1, labels == 2], axis=-1).astype(np.uint8)
+        write_seg(case / "seg.dcm", case / "ct", masks)
     return folder
+
+
+def write_seg(path: Path, series: Path, masks, names=("Liver", "Spleen"), kind="BINARY"):
+    """Write a DICOM SEG of a series; masks (Z, Y, X, segment), from 0 to 1 if FRACTIONAL."""
+    sources = [pydicom.dcmread(each) for each in sorted(series.iterdir())]
+    sources.sort(key=lambda ds: ds.ImagePositionPatient[2])
+    organ = pydicom.sr.codedict.codes.SCT.Organ
+    segments = [
+        highdicom.seg.SegmentDescription(
+            segment_number=index,
+            segment_label=label,
+            segmented_property_category=organ,
+            segmented_property_type=organ,
+            algorithm_type="MANUAL",
+        )
+        for index, label in enumerate(names, start=1)
+    ]
+    segmentation = highdicom.seg.Segmentation(
+        source_images=sources,
+        pixel_array=masks,
+        segmentation_type=kind,
+        segment_descriptions=segments,
+        series_instance_uid=generate_uid(),
+        series_number=2,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="Maker",
+        manufacturer_model_name="Model",
+        software_versions="1",
+        device_serial_number="1",
+    )
+    segmentation.save_as(path)

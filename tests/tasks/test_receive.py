@@ -18,8 +18,8 @@ import fsspec
 import pytest
 from cohorts import write_dataset_json, write_nnunet
 
-from fullscale.ingestion.arrivals import list_arrivals
-from fullscale.ingestion.inbox import Inbox
+from fullscale.inbox.arrivals import list_arrivals
+from fullscale.inbox.inbox import Inbox
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256
 from fullscale.scans.cohort import read_cohort

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from fullscale.ingestion.inbox import IMAGE_ENDING, LABEL_ENDING, TABLES, Inbox, InboxFile
+from fullscale.inbox.inbox import IMAGE_ENDING, LABEL_ENDING, TABLES, Inbox, InboxFile
 from fullscale.runtime.errors import ScanError, StageError
 from fullscale.scans.cohort import CASE_NAME, read_source_rows
 
@@ -79,10 +79,11 @@ def list_arrivals(inbox: Inbox, settle_s: float, landing: Path) -> Arrivals:
     if rows is None:
         return arrivals
     for pair in arrivals.ready:
-        if pair.name not in rows:
-            reason = "cases.csv has no row for it, so its patient is not known"
+        if (num_rows := len(rows.get(pair.name, ()))) != 1:
+            reason = "has no row for it" if not num_rows else "has several rows for it that differ"
+            reason = f"cases.csv {reason}, so its patient is not known"
             arrivals.waiting.append(Pair(pair.name, pair.files, reason))
-    arrivals.ready = [pair for pair in arrivals.ready if pair.name in rows]
+    arrivals.ready = [pair for pair in arrivals.ready if len(rows.get(pair.name, ())) == 1]
     return arrivals
 
 

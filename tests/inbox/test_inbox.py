@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullscale.ingestion.arrivals import Pair, classify_files, is_unsafe_path, parse_case_name
-from fullscale.ingestion.inbox import Inbox, InboxFile
-from fullscale.ingestion.inbox_moves import has_planned_moves, make_moves, plan_moves
+from fullscale.inbox.arrivals import Pair, classify_files, is_unsafe_path, parse_case_name
+from fullscale.inbox.inbox import Inbox, InboxFile
+from fullscale.inbox.moves import has_planned_moves, make_moves, plan_moves
 from fullscale.runtime.errors import StageError
 
 NOW_S = 1_000_000.0

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from fullscale.ingestion.arrivals import Pair, parse_case_name
-from fullscale.ingestion.inbox import (
+from fullscale.inbox.arrivals import Pair, parse_case_name
+from fullscale.inbox.inbox import (
     ACCEPTED,
     IMAGE_ENDING,
     LABEL_ENDING,

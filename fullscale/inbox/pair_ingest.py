@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fullscale.ingestion.arrivals import Arrivals
-from fullscale.ingestion.inbox import Inbox, InboxFile
-from fullscale.ingestion.ingest import IngestOptions, ingest
+from fullscale.inbox.arrivals import Arrivals
+from fullscale.inbox.inbox import Inbox, InboxFile
+from fullscale.ingestion.cohort_writer import IngestOptions
+from fullscale.ingestion.ingest import ingest
 from fullscale.runtime.errors import ScanError, StageError
 from fullscale.runtime.files import write_json
 from fullscale.scans.cohort import (
@@ -117,4 +118,5 @@ def _complete_tables(landing: Path, cases: list[str], name: str, labels: dict[st
     write_json(path, {**content, "file_ending": FILE_ENDING})
     rows = read_source_rows(landing)
     if rows is not None:
-        write_source_rows(landing, [row for case, row in rows.items() if case in cases])
+        kept = [row for case, found in rows.items() if case in cases for row in found]
+        write_source_rows(landing, kept)

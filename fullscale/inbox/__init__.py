@@ -1,0 +1,1 @@
+"""Receive annotated scans that arrive in a folder or a bucket."""
