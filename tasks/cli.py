@@ -53,7 +53,7 @@ PrecisionName = Annotated[
     typer.Option(
         "--precision",
         help="Number format: auto, fp32 or bf16. auto is bf16 where GPU or processor compute in "
-        "it natively, which takes half the time, otherwise fp32.",
+        "it natively, which is faster, otherwise fp32.",
     ),
 ]
 

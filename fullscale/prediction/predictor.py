@@ -123,8 +123,8 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the number format of a name on a device.
 
     "auto" is bf16 where the device computes in it natively: GPUs that have it, and processors with
-    AVX512-BF16 or AMX, unless their kernels are limited to older ones (`fix_cpu_kernels`). It
-    halves the time. `benchmarks.precision` measures how far it moves Dice.
+    AVX512-BF16 or AMX, unless their kernels are limited to older ones (`fix_cpu_kernels`).
+    `benchmarks.precision` measures what that does to time and Dice.
 
     Raises:
         StageError: unknown name.
