@@ -196,7 +196,7 @@ def test_identity_holds_what_decides_the_weights(tiny_params, tiny_store):
     before = identify("unet", tiny_params, tiny_store, SPLIT, code)
     assert before["code model/a.py"] == "123"
     assert before["train.learning_rate"] == "0.003"
-    assert before["recipe.architecture"] == "unet"
+    assert before["recipe.architecture"] == "unet_official"
     assert "slices of train case case_00" in before
     assert not [key for key in before if "case_04" in key]
     shared = changed_train(tiny_params, devices=2, strategy="ddp", num_picture_slices=9)
