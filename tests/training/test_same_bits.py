@@ -20,6 +20,7 @@ AUGMENTATION = "f32993e802ba6db4"
 WEIGHTS = {"unet": "711ceaec95d84be7", "unet3plus": "faffd7ba05a76f58"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64 processors have these kernels")
 @pytest.mark.parametrize("network", WEIGHTS)
 def test_short_training_has_the_same_bits_on_every_processor(network: str) -> None:
