@@ -16,12 +16,17 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).parents[1] / "shared/short_training.py"
+CPU_INFO = Path("/proc/cpuinfo")
+IS_MEASURED = CPU_INFO.is_file() and "AuthenticAMD" in CPU_INFO.read_text()
 AUGMENTATION = "f32993e802ba6db4"
 WEIGHTS = {"unet": "711ceaec95d84be7", "unet3plus": "faffd7ba05a76f58"}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64 processors have these kernels")
+@pytest.mark.xfail(
+    not IS_MEASURED, reason="on processors of other makers the digests were only emulated"
+)
 @pytest.mark.parametrize("network", WEIGHTS)
 def test_short_training_has_the_same_bits_on_every_processor(network: str) -> None:
     # Fewer threads than asked for must not count, as on a machine with one core.
