@@ -26,14 +26,9 @@ from fullscale.prediction.network_files import load_trained
 from fullscale.prediction.predictor import Predictor
 from fullscale.scans.cohort import read_cohort
 from fullscale.workspace import open_workspace
-from model.overlap import share
+from model.overlap import dice_score
 
 PRECISIONS = ("fp32", "bf16")
-
-
-def dice(truth: np.ndarray, found: np.ndarray) -> float:
-    """Return the Dice of two masks; NaN if both are empty."""
-    return share(2 * int((truth & found).sum()), int(truth.sum()) + int(found.sum()))
 
 
 def main() -> None:
@@ -67,14 +62,20 @@ def main() -> None:
         ratios.append(took_s[0] / took_s[1])
         for organ in cohort.annotated_organs(case, params.organs):
             truth = np.isin(labels.values_ZYX, params.organs[organ])
-            rows.append((organ, *(dice(truth, masks[organ]) for masks in found)))
-    scores = pd.DataFrame(rows, columns=["organ", *PRECISIONS])
+            scores = [
+                dice_score(
+                    int((truth & masks[organ]).sum()), int(masks[organ].sum()), int(truth.sum())
+                )
+                for masks in found
+            ]
+            rows.append((organ, *scores))
+    by_case = pd.DataFrame(rows, columns=["organ", *PRECISIONS])
     console = Console(width=110)
     console.print(describe_machine(device))
     table = Table(title=f"{args.network}, {len(ratios)} test cases")
     for heading in ("organ", "Dice fp32", "Dice bf16", "difference of means", "largest of a case"):
         table.add_column(heading, justify="left" if heading == "organ" else "right")
-    for organ, group in scores.groupby("organ"):
+    for organ, group in by_case.groupby("organ"):
         moved = group["bf16"] - group["fp32"]
         means = [f"{group[precision].mean():.5f}" for precision in PRECISIONS]
         table.add_row(str(organ), *means, f"{moved.mean():+.5f}", f"{moved.abs().max():.5f}")

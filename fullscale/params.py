@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fullscale.runtime.cpu_kernels import CpuKernels
 from fullscale.runtime.errors import StageError
 
 RENAMED_KEYS = {
@@ -231,7 +232,7 @@ class TrainParams(ParamsSection):
             "compute the same bits each time on a GPU too; an operation that cannot is an error"
         ),
     )
-    cpu_kernels: Literal["avx2", "native"] = Field(
+    cpu_kernels: CpuKernels = Field(
         default="native",
         description=(
             "arithmetic of stages train and evaluate on a CPU: avx2 gives the same bits on every "

@@ -3,7 +3,7 @@
 Torch, oneDNN and MKL pick their kernels by the processor, and divide sums among as many threads as
 it has cores; both change the order of additions, and with it the last digits of every result. Some
 epochs of training turn that into another network. The same kernels on the same number of threads
-give the same bits; tests/system/test_cpu_kernels.py holds the digest of a short training.
+give the same bits; tests/training/test_same_bits.py holds the digest of a short training.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def stage_code(root: Path, stage: str) -> dict[str, str]:
 
 
 class AnnotatedCase(Protocol):
-    """What identifies a test case: its name, its patient and its annotation."""
+    """A test case, identified by its name, its patient and its annotation."""
 
     @property
     def name(self) -> str:
