@@ -13,12 +13,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections import deque
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from types import FrameType
 
 import psutil
@@ -38,9 +39,27 @@ WORKER_GRACE_S = 35.0  # a trainer has 25 s to save its state
 RESTART_PAUSE_S = 2.0
 POLL_INTERVAL_S = 0.2
 
+# Set by signals. An exception raised by the handler could come between the start of a program and
+# the line that takes note of it, and the program would be left behind.
+_interrupted = Event()
+
 
 class ServiceError(Exception):
     """A program did not start."""
+
+
+class InterruptionError(Exception):
+    """A signal asked for the end."""
+
+
+def pause(seconds: float) -> None:
+    """Wait.
+
+    Raises:
+        InterruptionError: a signal asked for the end, before or during the wait.
+    """
+    if _interrupted.wait(seconds):
+        raise InterruptionError
 
 
 class RunningService:
@@ -137,6 +156,7 @@ def wait_until_ready(running: RunningService, timeout_s: float = START_TIMEOUT_S
 
     Raises:
         ServiceError: it ended, or did not answer in time.
+        InterruptionError: a signal asked for the end.
     """
     end_s = time.monotonic() + timeout_s
     while not running.answers():
@@ -147,7 +167,7 @@ def wait_until_ready(running: RunningService, timeout_s: float = START_TIMEOUT_S
                 f"{running.service.name} did not answer at {running.service.health_url} within "
                 f"{timeout_s:.0f} s; its lines above say why"
             )
-        time.sleep(POLL_INTERVAL_S)
+        pause(POLL_INTERVAL_S)
 
 
 def check_login(services: Services) -> None:
@@ -183,25 +203,34 @@ def set_up(services: Services) -> None:
 
     Raises:
         ServiceError: it failed.
+        InterruptionError: a signal asked for the end.
     """
-    done = subprocess.run(
-        bind_to_parent([sys.executable, "-m", "flows.deployments"]),
-        env=dict(services.environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise ServiceError(f"the deployments were not made:\n{done.stdout.strip()}")
-    print(done.stdout.strip(), flush=True)
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        process = subprocess.Popen(
+            bind_to_parent([sys.executable, "-m", "flows.deployments"]),
+            env=dict(services.environment),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            while process.poll() is None:
+                pause(POLL_INTERVAL_S)
+        finally:
+            process.kill()
+            process.wait()
+        output.seek(0)
+        printed = output.read().strip()
+    if process.returncode:
+        raise ServiceError(f"the deployments were not made:\n{printed}")
+    print(printed, flush=True)
 
 
 def run(services: Services) -> None:
-    """Start everything and keep it running until the process is interrupted.
+    """Start everything and keep it running until a signal asks for the end.
 
     Raises:
         ServiceError: something did not start.
+        InterruptionError: a signal asked for the end; everything has been stopped.
     """
     for service in services.servers:
         require_free_port(service)
@@ -217,13 +246,13 @@ def run(services: Services) -> None:
         print(f"MLflow   {services.mlflow_url}\nPrefect  {services.prefect_url}", flush=True)
         print("Ctrl-C stops all", flush=True)
         while True:
-            time.sleep(POLL_INTERVAL_S)
+            pause(POLL_INTERVAL_S)
             for index, ended in enumerate(running):
                 if not ended.is_running():
                     print(f"{ended.service.name} {ended.describe_end()}", flush=True)
                     # Its children may still run: a trainer that saves its state.
                     ended.stop(0 if ended.service.port else WORKER_GRACE_S)
-                    time.sleep(RESTART_PAUSE_S)
+                    pause(RESTART_PAUSE_S)
                     running[index] = RunningService(ended.service)
     finally:
         # The worker first: its runs report their end to the servers.
@@ -232,10 +261,7 @@ def run(services: Services) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End as by Ctrl-C; ignore further signals, so that they do not interrupt the shutdown."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    _interrupted.set()
 
 
 def main() -> None:
@@ -249,7 +275,7 @@ def main() -> None:
         services = plan_services(Path().resolve(), os.environ)
         write_server_files(services)
         run(services)
-    except KeyboardInterrupt:
+    except InterruptionError:
         print("stopped", flush=True)
     except (ServiceError, SettingsError) as error:
         print(f"error: {error}", file=sys.stderr)
