@@ -1,12 +1,11 @@
 # Everything a person or a machine does with this project, by name.
 .DELETE_ON_ERROR:
-.PHONY: help setup repro paper test test-fast soak lint types bench services clean
+.PHONY: help setup repro paper test test-fast soak lint types services clean
 
 PROFILE ?= sample
 MINUTES ?= 30
 PYTHON ?= $(firstword $(shell command -v python3.11) python3)
 VENV := .venv
-BENCHMARKS := slicing network training augmentation waiting prediction orchestration
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Waiting threads sleep: spinning ones slow training down many times over on a busy machine.
@@ -48,9 +47,6 @@ lint: setup  ## check style and who may import whom
 
 types: setup  ## check types
 	mypy
-
-bench: setup  ## measure speed and memory against plain formulations
-	for benchmark in $(BENCHMARKS); do python -m benchmarks.$$benchmark || exit 1; done
 
 services: setup  ## start MLflow, Prefect and a worker until Ctrl-C
 	exec python -m flows.services

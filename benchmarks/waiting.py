@@ -14,6 +14,8 @@ import statistics
 import subprocess
 import sys
 
+from fullscale.runtime.processes import bind_to_parent
+
 STEP = """
 import statistics, sys, time, torch
 from model.losses import total_loss
@@ -43,7 +45,8 @@ def time_step(setting: str, neighbours: list[list[str]]) -> float:
     kept = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     environment = kept | SETTINGS[setting]
     running = [
-        subprocess.Popen([sys.executable, *arguments], env=environment) for arguments in neighbours
+        subprocess.Popen(bind_to_parent([sys.executable, *arguments]), env=environment)
+        for arguments in neighbours
     ]
     try:
         done = subprocess.run(
