@@ -92,7 +92,7 @@ class Bench:
         return adjacent_slices(self.volume, torch.tensor([z]), 3).to(self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Where forward passes run; in float32 it does nothing."""
+        """Return the context of forward passes; in float32 it does nothing."""
         if self.precision == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.precision)
@@ -166,7 +166,7 @@ class Bench:
         return run
 
     def kept_mib(self, forward: Callable[[], Output]) -> float:
-        """What is still allocated after a forward pass, its output included."""
+        """Return the memory that is still allocated after a forward pass, its output included."""
         if self.device.type == "cuda":
             before = torch.cuda.memory_allocated()
             output = forward()

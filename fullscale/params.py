@@ -29,7 +29,7 @@ class ParamsSection(BaseModel):
 
 
 class ComputeParams(ParamsSection):
-    """Where work runs, and how often it is saved; changes no result."""
+    """Settings of where work runs and how often it is saved; they change no result."""
 
     backend: Literal["local", "dask"] = Field(
         default="local",

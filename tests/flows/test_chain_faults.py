@@ -246,7 +246,7 @@ import_module(f"flows.{sys.argv[1]}").main()
 
 
 def run_on_full_disk(root: Path, name: str) -> str:
-    """What a flow prints that must not let a file grow beyond a limit, and therefore fails.
+    """Return the output of a flow that fails because no file may grow beyond a limit.
 
     The limit is 100 KB. The checkout that it works in is there already: git's files are larger.
     """

@@ -73,7 +73,7 @@ def land(root: Path, name: str, source: Path) -> str:
 
 
 def state(root: Path) -> list[object]:
-    """What a person sees of the project's own checkout."""
+    """Return what a person sees of the project's own checkout."""
     files = [path for path in sorted(root.rglob("*")) if path.is_file()]
     own = [path for path in files if path.relative_to(root).parts[0] in ("data", "reports")]
     return [

@@ -363,7 +363,7 @@ def test_remote_that_is_away_is_asked_again(pipeline: Path, tmp_path: Path, capl
         restore_checkout(pipeline)
 
     def while_away(work: Callable[[], None]) -> str:
-        """What the log says of work whose remote comes back after the first failure."""
+        """Return the log of work whose remote comes back after the first failure."""
         caplog.clear()
         mount.rename(away)
         mount.write_text("not mounted")

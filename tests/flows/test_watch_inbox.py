@@ -167,7 +167,7 @@ def test_retraining_that_waits_is_enough(server, plan_retraining, delay, expecte
 
 
 def labels(api: str, data_version: str) -> list[str]:
-    """What the events of a data version say of the retraining."""
+    """Return what the events of a data version say of the retraining."""
     return [event["resource"]["fullscale.retraining"] for event in events(api, data_version)]
 
 

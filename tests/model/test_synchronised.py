@@ -87,7 +87,7 @@ def work(rank: int, world_size: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """What each group of processes computed: folders by number of processes."""
+    """Return the folder of results of each number of processes."""
     folders = {size: tmp_path_factory.mktemp(f"processes{size}") for size in SPLITS}
     for size, folder in folders.items():
         spawn(work, (size, folder), nprocs=size)

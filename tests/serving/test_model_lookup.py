@@ -71,7 +71,7 @@ def registry(mlflow_store, monkeypatch):
 
 
 def stored(version):
-    """Where the store keeps a version's files."""
+    """Return the place where the store keeps a version's files."""
     client = mlflow.MlflowClient()
     source = client.get_model_version_download_uri(NAME, version)
     return Path(download_artifacts(artifact_uri=source))

@@ -8,7 +8,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 def find_browser() -> str:
-    """Where it is; a test that needs one is skipped where there is none."""
+    """Return the path of a browser; skip the test that asks where there is none."""
     for name in NAMES:
         if path := shutil.which(name):
             return path

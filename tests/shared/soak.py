@@ -188,7 +188,7 @@ class Soak:
         return self._unrest(received)
 
     def _unrest(self, received: list[dict]) -> str:
-        """What is still to be done; empty at rest."""
+        """Return what is still to be done; empty at rest."""
         waiting = {sent.path for sent in self.sender.sent if sent.expected == WAITING}
         lying = {str(path.relative_to(self.inbox)) for path in self.inbox.glob("*sTr/*")}
         if lying != waiting:
@@ -213,7 +213,7 @@ class Soak:
         return {pid: inside[pid] for pid in strange}
 
     def _own_checkout(self) -> tuple[str, str]:
-        """What a person sees of the project's own checkout."""
+        """Return what a person sees of the project's own checkout."""
         return git(self.root, "rev-parse", "HEAD"), git(self.root, "status", "--porcelain")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float, pause_s: float = 0.02) -> bool:
-    """Whether a condition came true in time; it is asked again after each pause."""
+    """Return True once a condition holds, False after the timeout; ask again after each pause."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if condition():
@@ -16,7 +16,7 @@ def wait_until(condition: Callable[[], object], timeout_s: float, pause_s: float
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that no one has waited for yet does not."""
+    """Return whether a process runs; one that no one has waited for yet does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

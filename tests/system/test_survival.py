@@ -57,7 +57,7 @@ def checkpoints(project):
 
 
 def number(checkpoint):
-    """How many were written before it, and itself."""
+    """Return the number that its name begins with: the count of checkpoints up to it."""
     return int(checkpoint.name[:6])
 
 

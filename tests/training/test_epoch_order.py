@@ -21,7 +21,7 @@ def make_order(cases=((6, 10), (20, 5)), num=16, share=0.25, sampling="case", se
 
 
 def count(order, num_epochs, num_slices):
-    """How often each slice is used in some epochs."""
+    """Return the number of uses of each slice in some epochs."""
     return sum(np.bincount(order.of_epoch(e), minlength=num_slices) for e in range(num_epochs))
 
 
