@@ -136,7 +136,8 @@ def measure_flow(folder: Path, rounds: int) -> dict[str, list[float]]:
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
     server = [sys.executable, "-m", "flows.prefect_server", "--port", str(port)]
-    with running(server, home, own_environment(home), f"{api}/health"):
+    origin = {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}"}
+    with running(server, home, own_environment(home, **origin), f"{api}/health"):
         for turn in range(rounds):
             roots = {name: folder / f"{turn} {name}" for name in taken if name != "report"}
             for name, root in roots.items():

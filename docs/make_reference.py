@@ -131,6 +131,11 @@ PREFECT: Group = {
     "PREFECT_SERVER_API_AUTH_STRING": ("PREFECT_API_AUTH_STRING", "always set, for its server"),
     "PREFECT_SERVER_DATABASE_CONNECTION_URL": ("SQLite in .prefect", "database of its server"),
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": (None, "seconds between two signs of life of a run"),
+    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": (
+        "http:// with the port, for FULLSCALE_HOST, 127.0.0.1 and localhost",
+        "addresses under which its server answers, and whose pages may use it; yours are added, "
+        "such as https://prefect.example.org of a proxy, separated by commas",
+    ),
     "PREFECT_SERVER_ANALYTICS_ENABLED": (None, "nothing is reported to Prefect's makers"),
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
         None,

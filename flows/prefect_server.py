@@ -1,27 +1,97 @@
-"""Prefect's server, with Python's garbage collector in a separate thread.
+"""Prefect's server, closed to other sites' pages, and with the garbage collector in a thread.
 
-`python -m flows.prefect_server OPTIONS` is `prefect server start OPTIONS` without one deadlock. A
-query that SQLite refuses because its database is locked leaves a cursor in a cycle of references.
-Python collects the cycle in the thread that allocates next, mostly the event loop's, and resetting
-the cursor waits for its connection. If that connection is waiting for the database by then, and the
-holder of the database needs the event loop to release it, nothing moves until SQLite's timeout, a
-minute later. A cancelled query also leaves a cursor, which keeps the database locked until it is
-collected; a thread that collects every second makes that time short.
+`python -m flows.prefect_server OPTIONS` is `prefect server start OPTIONS` with two changes.
+
+Prefect answers requests for any host, from the pages of any site, and its API starts programs. So
+any page that is open in a browser on this machine could start one. Here a request needs the
+server's own address as Host, and as Origin if it has one, which browsers send and other programs do
+not. The addresses are those in PREFECT_SERVER_CORS_ALLOWED_ORIGINS.
+
+The other change avoids a deadlock. A query that SQLite refuses because its database is locked
+leaves a cursor in a cycle of references. Python collects the cycle in the thread that allocates
+next, mostly the event loop's, and resetting the cursor waits for its connection. If that connection
+is waiting for the database by then, and the holder of the database needs the event loop to release
+it, nothing moves until SQLite's timeout, a minute later. A cancelled query also leaves a cursor,
+which keeps the database locked until it is collected; a thread that collects every second makes
+that time short.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
+from collections.abc import Collection
 from itertools import count
 from threading import Thread
+from typing import Any
+from urllib.parse import urlsplit
 
-import prefect.server.api.server  # noqa: F401 - loaded before the first collection
+from fastapi import FastAPI
 from prefect.cli import app
+from prefect.server.api import server  # before the first collection
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
+ORIGINS_VARIABLE = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 PAUSE_S = 1.0
 FULL_EVERY = 10  # a full collection stops the server for a tenth of a second
+
+
+class OwnAddressOnly:
+    """ASGI middleware that refuses requests for other hosts, or from pages of other origins.
+
+    Args:
+        app: the application.
+        origins: accepted values of Origin, such as http://localhost:4200. The value of Host must be
+            the address in one of them.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        self._app = app
+        self._origins = frozenset(origins)
+        self._hosts = frozenset(urlsplit(origin).netloc for origin in origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer code 400 (wrong host) or 403 (wrong origin), or pass the request on."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if headers.get("host") not in self._hosts:
+            status, what = 400, f"host {headers.get('host')!r}"
+        elif headers.get("origin", next(iter(self._origins))) not in self._origins:
+            status, what = 403, f"pages of {headers['origin']!r}"
+        else:
+            await self._app(scope, receive, send)
+            return
+        reason = f"this server does not answer {what}; {ORIGINS_VARIABLE} names what it answers\n"
+        refusal: ASGIApp = (
+            WebSocketClose(reason=what)
+            if scope["type"] == "websocket"
+            else PlainTextResponse(reason, status)
+        )
+        await refusal(scope, receive, send)
+
+
+def close_to_others() -> None:
+    """Let applications that Prefect makes from now on answer the allowed origins alone."""
+    make = server.create_app
+
+    def create_app(*arguments: Any, **options: Any) -> FastAPI:
+        made = make(*arguments, **options)
+        origins = os.environ.get(ORIGINS_VARIABLE)
+        if not origins:
+            raise SystemExit(f"error: {ORIGINS_VARIABLE} must name the addresses of this server")
+        made.add_middleware(
+            OwnAddressOnly, origins=[origin.strip() for origin in origins.split(",")]
+        )
+        return made
+
+    server.create_app = create_app
 
 
 def collect_in_thread() -> None:
@@ -40,6 +110,7 @@ def _collect() -> None:
 
 def main() -> None:
     """Start the server with this program's options; its exit code is that of `prefect`."""
+    close_to_others()
     collect_in_thread()
     sys.argv[1:1] = ["server", "start"]
     app()

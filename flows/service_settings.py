@@ -205,8 +205,11 @@ def _plan_mlflow(
 
 
 def _plan_prefect(everyone: Mapping[str, str], host: str, port: int) -> Service:
-    """Return Prefect's server."""
-    environment = dict(everyone)
+    """Return Prefect's server; it answers its own addresses, and those that a user adds."""
+    own = [f"http://{name}:{port}" for name in dict.fromkeys((host, *LOOPBACK))]
+    added = everyone.get("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "").split(",")
+    origins = dict.fromkeys(origin.strip() for origin in (*added, *own) if origin.strip())
+    environment = {**everyone, "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins)}
     if "PREFECT_API_AUTH_STRING" in everyone:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = everyone["PREFECT_API_AUTH_STRING"]
     options = ("--host", _bind_address(host), "--port", str(port))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import socket
 
@@ -13,12 +14,16 @@ from fullscale.serving.alias_follower import AliasFollower
 from fullscale.serving.http_app import RequestLimits, make_app
 
 MAX_CONNECTIONS = 64
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
 def serve(
     follower: AliasFollower, limits: RequestLimits, host: str, port: int, interval_s: float
 ) -> None:
     """Answer requests until SIGINT or SIGTERM.
+
+    On a loopback address, only those for a loopback name: a page in a browser on this machine could
+    otherwise reach the server through another name that resolves to it.
 
     Args:
         follower: the model; it follows its alias while the server runs.
@@ -30,12 +35,6 @@ def serve(
     Raises:
         StageError: the address or port cannot be used.
     """
-    config = uvicorn.Config(
-        make_app(follower, limits),
-        log_level="warning",
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=10,
-    )
     # Opened here, not by uvicorn: a port in use must be one line, and port 0 must be shown.
     try:
         listening = socket.create_server((host, port), family=_family(host, port))
@@ -44,6 +43,13 @@ def serve(
         raise StageError(
             f"nothing can listen on {host}:{port} ({reason}); name another --port or --host"
         ) from None
+    is_private = ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+    config = uvicorn.Config(
+        make_app(follower, limits, LOOPBACK_HOSTS if is_private else ("*",)),
+        log_level="warning",
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=10,
+    )
     follower.start(interval_s)
     number = follower.current.model.version
     print(f"serve: {follower.model_name}" + (f" is version {number}" if number else ""))

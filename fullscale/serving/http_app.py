@@ -8,6 +8,7 @@ import asyncio
 import io
 import json
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ import pandas as pd
 from fastapi import FastAPI, Request, Response
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from fullscale.runtime.errors import ScanError, StageError, shorten
 from fullscale.serving.alias_follower import AliasFollower
@@ -59,12 +61,20 @@ class RefusedRequestError(Exception):
         self.reason = reason
 
 
-def make_app(follower: AliasFollower, limits: RequestLimits) -> FastAPI:
+def make_app(
+    follower: AliasFollower, limits: RequestLimits, hosts: Sequence[str] = ("*",)
+) -> FastAPI:
     """Return the application: /invocations as in MLflow's server, /health, /ping and /model.
 
     Scans are computed one at a time in a worker thread, so memory holds only one of them.
+
+    Args:
+        follower: the model.
+        limits: limits on requests.
+        hosts: accepted values of the header Host, without port; "*" accepts any.
     """
     app = FastAPI(title="fullscale", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     worker = ThreadPoolExecutor(1, thread_name_prefix="segment")
     slots = asyncio.Semaphore(limits.max_concurrent)
 

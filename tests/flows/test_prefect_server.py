@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from project import ROOT
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 pytestmark = pytest.mark.slow
+
+OWN = ("http://127.0.0.1:4200", "http://ct.example.org:4200")
 
 # As in the server: one connection holds the database and this thread releases it; another waits for
 # the database in a second thread, and left a cursor in the garbage.
@@ -55,6 +63,55 @@ def test_garbage_holds_up_nobody_who_has_the_database(tmp_path: Path, way: str, 
         command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip() == told
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    """Return a client of an application that answers its own addresses alone."""
+    from flows.prefect_server import OwnAddressOnly  # it loads Prefect's server, for seconds
+
+    async def answer(request: object) -> PlainTextResponse:
+        return PlainTextResponse("content")
+
+    async def talk(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_text("content")
+        await socket.close()
+
+    app = Starlette(routes=[Route("/", answer, methods=["GET", "POST"]), WebSocketRoute("/", talk)])
+    app.add_middleware(OwnAddressOnly, origins=OWN)
+    with TestClient(app, base_url=OWN[0]) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "code"),
+    [
+        ("127.0.0.1:4200", None, 200),  # a program: only browsers send an origin
+        ("127.0.0.1:4200", OWN[0], 200),
+        ("ct.example.org:4200", OWN[0], 200),  # pages under one name, the API under another
+        ("127.0.0.1:4200", "http://evil.example.org", 403),
+        ("127.0.0.1:4200", "http://127.0.0.1:8000", 403),  # another program's pages
+        ("127.0.0.1:4200", "null", 403),  # a file, or a page in a sandbox
+        ("rebound.example.org:4200", None, 400),
+        ("rebound.example.org:4200", "http://rebound.example.org:4200", 400),
+        ("127.0.0.1:4201", None, 400),
+    ],
+)
+def test_server_answers_its_own_addresses_alone(
+    client: TestClient, host: str, origin: str | None, code: int
+) -> None:
+    headers = {"Host": host} | ({"Origin": origin} if origin else {})
+    for method in ("GET", "POST"):
+        answer = client.request(method, "/", headers=headers)
+        assert answer.status_code == code
+        assert (answer.text == "content") == (code == 200)
+    if code == 200:
+        with client.websocket_connect("/", headers=headers) as socket:
+            assert socket.receive_text() == "content"
+    else:
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/", headers=headers):
+            pass
 
 
 def test_options_are_those_of_prefects_own_command() -> None:

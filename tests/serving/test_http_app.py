@@ -16,6 +16,7 @@ from fullscale.serving.alias_follower import AliasFollower
 from fullscale.serving.http_app import RequestLimits, make_app
 from fullscale.serving.row_segmenter import RowSegmenter
 from fullscale.serving.upload import ScanLimits
+from tasks.serve import LOOPBACK_HOSTS
 
 JSON = {"Content-Type": "application/json"}
 
@@ -38,6 +39,16 @@ def client(follower):
 
 def ask(client, body, **headers):
     return client.post("/invocations", content=body, headers={**JSON, **headers})
+
+
+def test_other_host_is_refused_where_hosts_are_named(follower):
+    app = make_app(follower, RequestLimits(4 << 20, 2), LOOPBACK_HOSTS)
+    with TestClient(app) as client:
+        codes = {
+            host: client.get("/model", headers={"Host": host}).status_code
+            for host in ("127.0.0.1:8000", "localhost", "[::1]:8000", "rebound.example.org:8000")
+        }
+    assert list(codes.values()) == [200, 200, 200, 400]
 
 
 def test_scan_is_answered(client, follower):

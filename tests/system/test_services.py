@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from datetime import timedelta
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from browser import find_browser
+from playwright.sync_api import sync_playwright
 from running_services import (
     DEPLOYMENTS,
     UNTIL_GO,
@@ -51,6 +57,64 @@ def test_start_sets_prefect_up(services):
     assert retrain["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     names = {item["name"] for item in services.post("automations/filter")}
     assert {"scans landed", "run without a sign of life"} <= names
+
+
+class HostilePage(SimpleHTTPRequestHandler):
+    """A page of another origin that reads deployments and starts one with a command of its own."""
+
+    def do_GET(self):
+        page = HOSTILE.replace("API", self.server.api).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(page)
+
+
+HOSTILE = """<script>
+const api = "API";
+const outcome = {};
+const attempt = async (name, path, options) => {
+  try { outcome[name] = (await fetch(api + path, options)).type } catch { outcome[name] = "refused" }
+};
+(async () => {
+  const plain = {method: "POST", headers: {"Content-Type": "text/plain"}, body: "{}"};
+  await attempt("read", "deployments/filter", {...plain, headers: {"Content-Type": "application/json"}});
+  await attempt("blind", "deployments/filter", {...plain, mode: "no-cors"});
+  await new Promise((done) => {
+    const socket = new WebSocket(api.replace("http", "ws") + "events/in");
+    socket.onopen = () => { outcome.socket = "open"; done(); };
+    socket.onclose = () => { outcome.socket ??= "refused"; done(); };
+  });
+  document.title = JSON.stringify(outcome);
+})();
+</script>"""  # noqa: E501
+
+
+def test_page_of_another_site_reaches_nothing(services):
+    own = f"127.0.0.1:{urlsplit(services.prefect_url).port}"
+    rebound = own.replace("127.0.0.1", "rebound.example.org")
+    with ThreadingHTTPServer(("127.0.0.1", 0), HostilePage) as server, sync_playwright() as tool:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # The attacker's name resolves to this machine, once their page is open (DNS rebinding).
+        browser = tool.chromium.launch(
+            executable_path=find_browser(),
+            args=["--no-sandbox", "--host-resolver-rules=MAP *.example.org 127.0.0.1"],
+        )
+        for api in (own, rebound):
+            server.api = f"http://{api}/api/"
+            page = browser.new_page()
+            page.goto(f"http://evil.example.org:{server.server_port}/")
+            page.wait_for_function("document.title.startsWith('{')")
+            outcome = json.loads(page.title())
+            assert (outcome["read"], outcome["socket"]) == ("refused", "refused")
+        rebinding = browser.new_page().goto(f"http://{rebound}/api/deployments/filter")
+        assert rebinding.status == 400
+        for name in (own, own.replace("127.0.0.1", "localhost")):  # the pages still work
+            page = browser.new_page()
+            page.goto(f"http://{name}/deployments")
+            page.get_by_text("promote-check").first.wait_for(timeout=60_000)
+        browser.close()
+        server.shutdown()
 
 
 def test_services_need_less_than_a_gigabyte_and_a_half(services):
