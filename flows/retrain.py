@@ -33,7 +33,7 @@ from fullscale.params import load_params
 from fullscale.reporting.text_summary import registry_line, verdict_lines
 from fullscale.runtime.errors import StageError
 from fullscale.tracking.store import Store, connect, default_store
-from fullscale.versioning.data_version import Announcement, open_newest
+from fullscale.versioning.data_version import Announcement, is_remote_in_git, open_newest
 from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
 from fullscale.versioning.provenance import read_data_version
 from fullscale.versioning.retraining import (
@@ -54,6 +54,11 @@ CHECKOUT = "retrain"
 # Absent from versions before the library moved below fullscale/.
 LAYOUT_FILE = "fullscale/params.py"
 NOTHING = "nothing to do"
+NOT_PUSHED = (
+    "Not pushed: the DVC remote is a folder inside the git repository, and scans of patients do "
+    "not belong in git. They and the results are in this machine's DVC cache alone. Add a remote: "
+    "dvc remote add --local --default team URL"
+)
 
 
 @dataclass(frozen=True)
@@ -153,8 +158,9 @@ def bring_up_to_date(root: Path, folder: Path, reason: str, block: str | None) -
     """Train, judge, register, publish and notify, if anything in a checkout changed.
 
     Scans and artefacts are pushed before the branch is made, so that others can fetch all that it
-    names. Where pushing failed, the next run finds all stages done, and pushes. Where a run was
-    killed before it notified people of a branch, that is done now.
+    names, unless the only DVC remote is inside the git repository. Where pushing failed, the next
+    run finds all stages done, and pushes. Where a run was killed before it notified people of a
+    branch, that is done now.
     """
     logger = get_run_logger()
     data_version = read_data_version(folder)
@@ -183,7 +189,11 @@ def bring_up_to_date(root: Path, folder: Path, reason: str, block: str | None) -
     else:
         status, found = run_older_version(folder, store)
     lines += found
-    push(folder)
+    if is_remote_in_git(folder, root):
+        logger.warning("%s", NOT_PUSHED)
+        lines.append(NOT_PUSHED)
+    else:
+        push(folder)
     subject = f"Retrain on scans {data_version[:8]}: {status}"
     branch = _publish(folder, data_version, "\n".join([subject, "", *lines]))
     _show([*lines, f"Branch: {branch}", *(f"Changed: {line}" for line in changes)])

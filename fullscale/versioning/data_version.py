@@ -95,6 +95,24 @@ def restore_data(folder: Path) -> None:
         run_program(["dvc", "--wait-for-lock", "pull", "--force", "data.dvc"], folder)
 
 
+def is_remote_in_git(folder: Path, root: Path) -> bool:
+    """Return whether a worktree's default DVC remote is a folder inside the project.
+
+    Whatever is pushed there becomes part of the next commit.
+
+    Args:
+        folder: the worktree, below `root` if it is not the project's own checkout.
+        root: the project.
+
+    Raises:
+        StageError: DVC fails.
+    """
+    lines = run_program(["dvc", "config", "--list"], folder).splitlines()
+    values = dict(line.split("=", 1) for line in lines if "=" in line)
+    url = values.get(f"remote.{values.get('core.remote')}.url", "")  # paths are absolute here
+    return Path(url).is_relative_to(root.resolve())
+
+
 def commit_data(folder: Path, cases: Sequence[str], num_quarantined: int) -> str:
     """Commit data/ of a worktree as a new data version, and move the branch `scans` to it.
 

@@ -164,8 +164,8 @@ def read_commit_message(folder: Path, branch: str) -> tuple[str, str]:
 def publish(folder: Path, day: date, data_version: str, message: str) -> str:
     """Commit the results in a worktree on a new branch.
 
-    The commit holds everything that git does not ignore: dvc.lock, reports/, and the files of a
-    DVC remote that is kept in git. No other branch moves.
+    The commit holds everything that git does not ignore: dvc.lock and reports/. No other branch
+    moves.
 
     Args:
         folder: the worktree.

@@ -255,7 +255,8 @@ def test_scans_that_land_meanwhile_are_trained_on_by_the_same_run_without_a_serv
     (scans_repo / ".dvcignore").write_text("__pycache__\n")
     with (scans_repo / ".gitignore").open("a") as ignored:
         ignored.write("/mlruns\n")
-    run_program(["dvc", "remote", "add", "-d", "team", str(tmp_path / "remote")], scans_repo)
+    in_git = scans_repo / "remote-in-git"
+    run_program(["dvc", "remote", "add", "-d", "sample", str(in_git)], scans_repo)
     commit_paths(scans_repo, ["."], "A pipeline")
     landed: list[str] = []
 
@@ -280,3 +281,6 @@ def test_scans_that_land_meanwhile_are_trained_on_by_the_same_run_without_a_serv
     assert f"scans landed meanwhile: data version {landed[0]}" in caplog.text
     message = git(scans_repo, "log", "-1", "--format=%B", newest)
     assert "Reason: scans landed during a retraining" in message
+    # Patients' scans are never committed.
+    assert "Not pushed: the DVC remote is a folder inside the git repository" in message
+    assert "remote-in-git" not in git(scans_repo, "ls-tree", "-r", "--name-only", newest)

@@ -12,6 +12,7 @@ from fullscale.scans.cohort import read_cohort, write_cases
 from fullscale.versioning.data_version import (
     commit_data,
     find_unannounced,
+    is_remote_in_git,
     mark_announced,
     open_newest,
     restore_data,
@@ -104,6 +105,21 @@ def test_data_that_the_cache_lacks_come_from_the_remote(scans_repo, tmp_path):
     with open_newest(scans_repo, "inbox") as folder:
         restore_data(folder)
         assert len(read_cohort(folder / "data").cases) == 3
+
+
+def test_remote_inside_the_project_is_known(scans_repo, tmp_path):
+    assert not is_remote_in_git(scans_repo, scans_repo)
+    for name, place, is_inside in (
+        ("sample", "sample-remote", True),
+        ("team", str(tmp_path / "remote"), False),
+        ("cloud", "s3://bucket/scans", False),
+    ):
+        run_program(["dvc", "remote", "add", "--default", name, place], scans_repo)
+        assert is_remote_in_git(scans_repo, scans_repo) == is_inside
+    run_program(["dvc", "remote", "default", "sample"], scans_repo)
+    commit_paths(scans_repo, [".dvc/config"], "Keep scans in git")
+    with open_newest(scans_repo, "retrain") as folder:
+        assert is_remote_in_git(folder, scans_repo)
 
 
 def test_newer_code_is_merged_before_the_next_version(scans_repo):

@@ -177,20 +177,6 @@ def test_code_that_people_changed_meanwhile_is_trained_on_too(project: Path) -> 
     assert contains(project, branch, SCANS_BRANCH)
 
 
-def test_results_in_a_remote_kept_in_git_are_committed(project: Path) -> None:
-    (project / "params.yaml").write_text("slice:\n  size_px: 64\n")
-    run_program(["dvc", "remote", "add", "--default", "sample", "sample-remote"], project)
-    head = commit_paths(project, ["."], "Keep scans in git")
-    with open_newest(project, "retrain") as folder:
-        run_program(["dvc", "checkout", "--quiet", "data.dvc"], folder)
-        run_program(["dvc", "repro", "--quiet"], folder)
-        run_program(["dvc", "push", "--quiet"], folder)
-        branch = publish(folder, DAY, "0123456789", "Retrain")
-    added = git(project, "diff", "--name-only", head, branch).splitlines()
-    assert any(name.startswith("sample-remote/files/md5/") for name in added)
-    assert not (project / "sample-remote").exists()
-
-
 def test_scans_added_during_a_retraining_are_reported_once(project: Path) -> None:
     assert find_data_since(project, None, "any") is None
     first = land(project, "2")
