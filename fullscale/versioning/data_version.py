@@ -12,6 +12,7 @@ from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import read_json_or_empty, write_json
 from fullscale.versioning.git import (
     SCANS_BRANCH,
+    check_branch_names,
     commit_paths,
     contains,
     find_commit,
@@ -42,8 +43,9 @@ def open_newest(root: Path, name: str) -> Iterator[Path]:
         The folder of the worktree.
 
     Raises:
-        StageError: `scans` and HEAD have a merge conflict, or git fails.
+        StageError: `scans` and HEAD have a merge conflict, a branch is in the way, or git fails.
     """
+    check_branch_names(root)
     head = git(root, "rev-parse", "HEAD")
     scans = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
     start = head if scans is None or contains(root, head, scans) else scans

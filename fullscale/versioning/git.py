@@ -12,7 +12,20 @@ from fullscale.runtime.processes import bind_to_parent, stage_environment
 
 SCANS_BRANCH = "scans"
 """Branch of the data versions made from the inbox, one commit each."""
+RETRAIN_PREFIX = "retrain/"
+"""Beginning of the names of branches with the results of a retraining."""
 _LAST_LINES = 3
+# A person's own settings must not change what is committed, merged or printed.
+_NEUTRAL = {
+    "color.ui": "false",
+    "commit.gpgSign": "false",
+    "commit.template": "",
+    "core.hooksPath": "/dev/null",
+    "log.showSignature": "false",
+    "merge.ff": "true",
+    "merge.verifySignatures": "false",
+    "user.useConfigOnly": "false",
+}
 
 
 def run_program(command: list[str], folder: Path) -> str:
@@ -49,13 +62,13 @@ def run_program(command: list[str], folder: Path) -> str:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Run git without hooks and signatures; return its standard output, stripped.
+    """Run git without hooks, signatures and a person's settings; return its output, stripped.
 
     Raises:
         StageError: git failed.
     """
-    quiet = ("-c", "core.hooksPath=/dev/null", "-c", "commit.gpgSign=false")
-    return run_program(["git", *quiet, *arguments], folder).strip()
+    options = [option for item in _NEUTRAL.items() for option in ("-c", "=".join(item))]
+    return run_program(["git", *options, *arguments], folder).strip()
 
 
 def find_commit(folder: Path, name: str) -> str | None:
@@ -64,6 +77,25 @@ def find_commit(folder: Path, name: str) -> str | None:
         return git(folder, "rev-parse", "--verify", "--end-of-options", f"{name}^{{commit}}")
     except StageError:
         return None
+
+
+def check_branch_names(root: Path) -> None:
+    """Check that no branch has a name under which git cannot make ours.
+
+    Raises:
+        StageError: a branch is called retrain, or its name begins with scans/.
+    """
+    taken = RETRAIN_PREFIX.rstrip("/")
+    found = git(
+        root, "for-each-ref", "--format=%(refname:short)",
+        f"refs/heads/{taken}", f"refs/heads/{SCANS_BRANCH}/",
+    ).split()  # fmt: skip
+    for name in found:
+        if name == taken or name.startswith(f"{SCANS_BRANCH}/"):
+            raise StageError(
+                f"a branch is called {name}, and beside it git cannot have {SCANS_BRANCH} and "
+                f"{RETRAIN_PREFIX}DATE; rename it: git branch --move {name} OTHER"
+            )
 
 
 def contains(folder: Path, later: str, earlier: str) -> bool:
@@ -121,7 +153,8 @@ def move_branch(folder: Path, branch: str, commit: str) -> None:
 def _identity(folder: Path) -> tuple[str, ...]:
     """Return options that set a committer, if git's settings have none."""
     try:
-        git(folder, "config", "--get", "user.email")
+        for key in ("user.email", "user.name"):
+            git(folder, "config", "--get", key)
     except StageError:
         return ("-c", "user.name=fullscale", "-c", "user.email=fullscale@localhost")
     return ()

@@ -15,6 +15,7 @@ from typing import Any
 from fullscale.runtime.files import read_json_or_empty, write_atomically, write_json
 from fullscale.versioning.data_version import Announcement, list_added_cases
 from fullscale.versioning.git import (
+    RETRAIN_PREFIX,
     SCANS_BRANCH,
     commit_paths,
     find_commit,
@@ -26,7 +27,6 @@ from fullscale.versioning.provenance import parse_data_version
 
 logger = logging.getLogger(__name__)
 
-BRANCHES = "retrain/"
 OUTPUTS = ("artifacts/", "reports/")
 PENDING_FILE = Path(".cache/retrain/begun.json")
 """Number of failed attempts to publish, by commit whose results may be registered already."""
@@ -180,7 +180,7 @@ def publish(folder: Path, day: date, data_version: str, message: str) -> str:
         StageError: git fails.
     """
     commit = commit_paths(folder, ["."], message)
-    wanted = f"{BRANCHES}{day.isoformat()}-{data_version[:8]}"
+    wanted = f"{RETRAIN_PREFIX}{day.isoformat()}-{data_version[:8]}"
     branch, number = wanted, 1
     while find_commit(folder, f"refs/heads/{branch}") is not None:
         number += 1

@@ -17,7 +17,14 @@ from fullscale.versioning.data_version import (
     open_newest,
     restore_data,
 )
-from fullscale.versioning.git import commit_paths, contains, find_commit, git, run_program
+from fullscale.versioning.git import (
+    SCANS_BRANCH,
+    commit_paths,
+    contains,
+    find_commit,
+    git,
+    run_program,
+)
 from fullscale.versioning.provenance import read_data_version
 
 pytestmark = pytest.mark.slow
@@ -132,6 +139,52 @@ def test_newer_code_is_merged_before_the_next_version(scans_repo):
     assert not contains(scans_repo, "scans", head)
     make_version(scans_repo, "p2")
     assert contains(scans_repo, "scans", head)
+
+
+PERSONAL = """
+[commit]
+	gpgSign = true
+	template = /nowhere
+[core]
+	hooksPath = HOOKS
+[log]
+	showSignature = true
+[merge]
+	ff = only
+	verifySignatures = true
+[user]
+	useConfigOnly = true
+[color]
+	ui = always
+"""
+
+
+def test_settings_of_a_person_change_nothing(scans_repo, tmp_path, monkeypatch):
+    hook = tmp_path / "hooks/pre-commit"
+    hook.parent.mkdir()
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    (tmp_path / "gitconfig").write_text(PERSONAL.replace("HOOKS", str(hook.parent)))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    first = make_version(scans_repo, "one")
+    (scans_repo / "code.py").write_text("newer\n")
+    head = commit_paths(scans_repo, ["code.py"], "Change the code")
+    second = make_version(scans_repo, "two")  # merges the code
+    assert first != second
+    assert contains(scans_repo, SCANS_BRANCH, head)
+    found = find_unannounced(scans_repo)
+    assert (found.data_version, found.cases) == (second, ("a",))
+
+
+@pytest.mark.parametrize("name", ["retrain", "scans/of-a-person"])
+def test_branch_in_the_way_is_told_before_the_work(scans_repo, name):
+    git(scans_repo, "branch", name)
+    with pytest.raises(StageError, match=f"a branch is called {name}.*git branch --move {name}"):
+        make_version(scans_repo, "one")
+    git(scans_repo, "branch", "--move", name, "other")
+    git(scans_repo, "branch", "retrainer")  # these are no obstacle
+    git(scans_repo, "branch", "scans-of-a-person")
+    make_version(scans_repo, "one")
 
 
 def test_versions_that_people_merged_are_where_the_next_begins(scans_repo):
