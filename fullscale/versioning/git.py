@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fullscale.runtime.errors import StageError
@@ -28,13 +28,16 @@ _NEUTRAL = {
 }
 
 
-def run_program(command: list[str], folder: Path) -> str:
+def run_program(
+    command: list[str], folder: Path, environment: Mapping[str, str] | None = None
+) -> str:
     """Run a program without a shell; it ends when this process dies.
 
     Args:
         command: program and arguments. The folder of this Python interpreter is first on PATH, so
             that `dvc` is the one of this environment.
         folder: working directory.
+        environment: variables to set in addition to this process's own.
 
     Returns:
         The standard output.
@@ -45,7 +48,7 @@ def run_program(command: list[str], folder: Path) -> str:
     done = subprocess.run(
         bind_to_parent(command),
         cwd=folder,
-        env=stage_environment(os.environ),
+        env=stage_environment({**os.environ, **(environment or {})}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
@@ -67,8 +70,10 @@ def git(folder: Path, *arguments: str) -> str:
     Raises:
         StageError: git failed.
     """
-    options = [option for item in _NEUTRAL.items() for option in ("-c", "=".join(item))]
-    return run_program(["git", *options, *arguments], folder).strip()
+    settings = {"GIT_CONFIG_COUNT": str(len(_NEUTRAL))}
+    for place, (key, value) in enumerate(_NEUTRAL.items()):
+        settings |= {f"GIT_CONFIG_KEY_{place}": key, f"GIT_CONFIG_VALUE_{place}": value}
+    return run_program(["git", *arguments], folder, settings).strip()
 
 
 def find_commit(folder: Path, name: str) -> str | None:
