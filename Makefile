@@ -8,8 +8,10 @@ PYTHON ?= $(firstword $(shell command -v python3.11) python3)
 VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-# Waiting threads sleep: spinning ones slow training down many times over on a busy machine.
-export OMP_WAIT_POLICY ?= PASSIVE
+# Waiting threads spin for a moment, then sleep: benchmarks/waiting.py.
+ifndef OMP_WAIT_POLICY
+export GOMP_SPINCOUNT ?= 10000
+endif
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile

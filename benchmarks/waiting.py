@@ -1,7 +1,8 @@
-"""Measure the cost of spinning threads: a training step with and without OMP_WAIT_POLICY=PASSIVE.
+"""Measure the cost of spinning threads: a training step with three settings of OpenMP.
 
     python -m benchmarks.waiting
 
+Waiting threads spin (torch's default), sleep at once, or spin for a moment as this project has it.
 The settings run in turn, each in a new process: on an otherwise idle machine, together with one
 busy process for each core, and together with two trainings of the same setting.
 """
@@ -14,7 +15,7 @@ import statistics
 import subprocess
 import sys
 
-from fullscale.runtime.processes import bind_to_parent
+from fullscale.runtime.processes import SPIN_COUNT, bind_to_parent
 
 STEP = """
 import statistics, sys, time, torch
@@ -31,7 +32,12 @@ for _ in range(num_steps):
     times.append(time.perf_counter() - start)
 print(statistics.median(times[2:]))
 """
-SETTINGS = {"default": {}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
+SETTINGS = {
+    "default": {},
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "ours": {"GOMP_SPINCOUNT": SPIN_COUNT},
+}
+VARIABLES = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
 NUM_STEPS, ENDLESS = 8, 10**9
 NEIGHBOURS = {
     "idle": [],
@@ -42,7 +48,7 @@ NEIGHBOURS = {
 
 def time_step(setting: str, neighbours: list[list[str]]) -> float:
     """Return the median seconds of a training step in a new process that runs with others."""
-    kept = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    kept = {key: value for key, value in os.environ.items() if key not in VARIABLES}
     environment = kept | SETTINGS[setting]
     running = [
         subprocess.Popen(bind_to_parent([sys.executable, *arguments]), env=environment)
@@ -68,14 +74,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    print("| other processes | default, s | passive, s | default / passive |\n|---|---|---|---|")
+    print(
+        "| other processes | default, s | passive, s | ours, s | default / ours | passive / ours |"
+    )
+    print("|---|---|---|---|---|---|")
     for title, neighbours in NEIGHBOURS.items():
         times: dict[str, list[float]] = {setting: [] for setting in SETTINGS}
         for _ in range(rounds):
             for setting, seconds in times.items():
                 seconds.append(time_step(setting, neighbours))
-        default, passive = (statistics.median(seconds) for seconds in times.values())
-        print(f"| {title} | {default:.3f} | {passive:.3f} | {default / passive:.1f} |", flush=True)
+        default, passive, ours = (statistics.median(seconds) for seconds in times.values())
+        ratios = f"{default / ours:.1f} | {passive / ours:.1f}"
+        print(f"| {title} | {default:.3f} | {passive:.3f} | {ours:.3f} | {ratios} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from flows.service_settings import DEFAULTS
 from fullscale.params import Params
 from fullscale.runtime.errors import EX_TEMPFAIL
 from fullscale.runtime.markdown import format_table
-from fullscale.runtime.processes import CANNOT_RUN, NOT_FOUND
+from fullscale.runtime.processes import CANNOT_RUN, NOT_FOUND, SPIN_COUNT
 from fullscale.serving.upload import MAX_VOXELS
 from fullscale.tracking.store import REQUEST_SETTINGS
 
@@ -147,7 +147,10 @@ OTHER: Group = {
     "DO_NOT_TRACK": (None, "libraries that honour it report nothing"),
     "CUDA_VISIBLE_DEVICES": ("all GPUs", "GPUs that may be used; flows set it for each training"),
     "CUBLAS_WORKSPACE_CONFIG": (":4096:8 if `train.deterministic`", "makes cuBLAS deterministic"),
-    "OMP_WAIT_POLICY": ("PASSIVE", "waiting threads sleep; ACTIVE is faster on an idle machine"),
+    "GOMP_SPINCOUNT": (
+        f"{SPIN_COUNT}, unless OMP_WAIT_POLICY is set",
+        "how long waiting threads spin before they sleep",
+    ),
     "PYTHONUNBUFFERED": ("1", "always set for stages, so that their lines appear at once"),
 }
 GROUPS: Mapping[str, Group] = {

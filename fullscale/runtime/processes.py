@@ -16,6 +16,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CANNOT_RUN = 126  # as in shells
 NOT_FOUND = 127
+SPIN_COUNT = "10000"
 
 
 def die_with_parent() -> None:
@@ -52,10 +53,12 @@ def bind_to_parent(command: Sequence[str]) -> list[str]:
 def stage_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a stage: this interpreter first on PATH, output unbuffered.
 
-    OpenMP's threads sleep while they wait: spinning ones slow a shared machine down many times.
+    OpenMP's waiting threads spin for a moment, then sleep, unless the environment says otherwise.
+    Those that spin for longer slow a shared machine down many times; those that sleep at once are
+    slower on an idle one (benchmarks/waiting.py).
     """
     return {
-        "OMP_WAIT_POLICY": "PASSIVE",
+        **({} if "OMP_WAIT_POLICY" in environment else {"GOMP_SPINCOUNT": SPIN_COUNT}),
         **environment,
         "PYTHONUNBUFFERED": "1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")]),

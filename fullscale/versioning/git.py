@@ -70,8 +70,9 @@ def git(folder: Path, *arguments: str) -> str:
     Raises:
         StageError: git failed.
     """
-    settings = {"GIT_CONFIG_COUNT": str(len(_NEUTRAL))}
-    for place, (key, value) in enumerate(_NEUTRAL.items()):
+    given = int(os.environ.get("GIT_CONFIG_COUNT", 0))
+    settings = {"GIT_CONFIG_COUNT": str(given + len(_NEUTRAL))}
+    for place, (key, value) in enumerate(_NEUTRAL.items(), start=given):
         settings |= {f"GIT_CONFIG_KEY_{place}": key, f"GIT_CONFIG_VALUE_{place}": value}
     return run_program(["git", *arguments], folder, settings).strip()
 

@@ -10,7 +10,7 @@ from prefect.artifacts import Artifact
 from flows.reproduce import reproduce
 from flows.stages import StageFailedError, plan, run_logged
 from fullscale.params import load_params
-from fullscale.runtime.processes import stage_environment
+from fullscale.runtime.processes import SPIN_COUNT, stage_environment
 from fullscale.tracking.registry import find_training_run
 from fullscale.tracking.store import default_store
 
@@ -71,7 +71,11 @@ def test_failing_program_tells_its_last_words(prefect, tmp_path):
 
 
 def test_stage_finds_this_interpreter_first():
-    environment = stage_environment({"PATH": "/usr/bin", "OMP_WAIT_POLICY": "ACTIVE"})
+    environment = stage_environment({"PATH": "/usr/bin"})
     assert environment["PATH"].split(":") == [str(Path(sys.executable).parent), "/usr/bin"]
-    assert environment["OMP_WAIT_POLICY"] == "ACTIVE"
-    assert stage_environment({})["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_waiting_threads_spin_for_a_moment_unless_the_user_decides():
+    assert stage_environment({})["GOMP_SPINCOUNT"] == SPIN_COUNT
+    assert stage_environment({"GOMP_SPINCOUNT": "1"})["GOMP_SPINCOUNT"] == "1"
+    assert "GOMP_SPINCOUNT" not in stage_environment({"OMP_WAIT_POLICY": "ACTIVE"})

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from fullscale.runtime.processes import SPIN_COUNT
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -22,7 +24,7 @@ class Project:
         kept = {"HOME", "LANG", "TMPDIR", "SSL_CERT_FILE", "OMP_NUM_THREADS"}
         self.environment = {key: os.environ[key] for key in kept if key in os.environ} | {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            "OMP_WAIT_POLICY": "PASSIVE",
+            "GOMP_SPINCOUNT": SPIN_COUNT,
             "DO_NOT_TRACK": "1",
             "GIT_CONFIG_COUNT": "2",
             "GIT_CONFIG_KEY_0": "user.name",

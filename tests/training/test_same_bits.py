@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from fullscale.runtime.processes import SPIN_COUNT
+
 PROGRAM = Path(__file__).parents[1] / "shared/short_training.py"
 CPU_INFO = Path("/proc/cpuinfo")
 IS_MEASURED = CPU_INFO.is_file() and "AuthenticAMD" in CPU_INFO.read_text()
@@ -30,7 +32,7 @@ WEIGHTS = {"unet": "711ceaec95d84be7", "unet3plus": "faffd7ba05a76f58"}
 @pytest.mark.parametrize("network", WEIGHTS)
 def test_short_training_has_the_same_bits_on_every_processor(network: str) -> None:
     # Fewer threads than asked for must not count, as on a machine with one core.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": SPIN_COUNT}
     done = subprocess.run(
         [sys.executable, str(PROGRAM), network],
         env=environment, capture_output=True, text=True, check=True,
