@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fullscale.runtime.cpu_kernels import CpuKernels
 from fullscale.runtime.errors import StageError
@@ -19,6 +27,15 @@ RENAMED_KEYS = {
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
+
+
+def _check_label(value: int | str) -> int | str:
+    if value == "" or (isinstance(value, int) and value < 1):
+        raise ValueError("must be the name of a label, or its number, at least 1")
+    return value
+
+
+Label = Annotated[int | str, AfterValidator(_check_label)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -378,11 +395,11 @@ class RegisterParams(ParamsSection):
 class Params(ParamsSection):
     """The whole params.yaml."""
 
-    organs: dict[str, tuple[Positive, ...]] = Field(
+    organs: dict[str, tuple[Label, ...]] = Field(
         min_length=1,
         description=(
-            "label ids of each organ in data/dataset.json: the organ itself first, then its "
-            "parts, such as tumours"
+            "labels of each organ by their names in data/dataset.json: the organ itself first, "
+            "then its parts, such as tumours; a number is taken only where its label has that name"
         ),
     )
     networks: tuple[str, ...] = Field(
@@ -399,18 +416,29 @@ class Params(ParamsSection):
 
     @model_validator(mode="after")
     def _organs_share_no_label(self) -> Self:
-        owner: dict[int, str] = {}
-        for organ, label_ids in self.organs.items():
-            if not label_ids:
-                raise ValueError(f"organs.{organ} names no label id")
-            for label_id in label_ids:
-                if label_id in owner:
+        owner: dict[int | str, str] = {}
+        for organ, labels in self.organs.items():
+            if not labels:
+                raise ValueError(f"organs.{organ} names no label")
+            for label in labels:
+                if label in owner:
                     raise ValueError(
-                        f"label id {label_id} is given to both organs.{owner[label_id]} "
+                        f"label {label!r} is given to both organs.{owner[label]} "
                         f"and organs.{organ}; a voxel can be one organ only"
                     )
-                owner[label_id] = organ
+                owner[label] = organ
         return self
+
+    @property
+    def label_ids(self) -> dict[str, tuple[int, ...]]:
+        """Label ids of each organ.
+
+        Raises:
+            StageError: an organ still has names, which only the cohort can resolve.
+        """
+        if named := [o for o, labels in self.organs.items() if any(type(x) is str for x in labels)]:
+            raise StageError(f"the labels of {', '.join(named)} have no ids without a cohort")
+        return {organ: tuple(map(int, labels)) for organ, labels in self.organs.items()}
 
     @model_validator(mode="after")
     def _every_organ_has_a_floor(self) -> Self:

@@ -20,6 +20,7 @@ from fullscale.evaluation.summary import (
     summarise_calibration,
     tabulate_calibration,
 )
+from fullscale.label_names import resolve_organs
 from fullscale.runtime.console import report_errors
 from fullscale.runtime.cpu_kernels import fix_cpu_kernels
 from fullscale.runtime.files import save_picture
@@ -68,12 +69,13 @@ def main() -> None:
     workspace, params, name = parse_network_command("evaluate", sys.argv[1:])
     fix_cpu_kernels(params.train.cpu_kernels, params.train.num_threads)
     cohort = read_cohort(workspace.data)
+    organs = resolve_organs(params.organs, cohort.labels)
     split = pd.read_csv(workspace.split, dtype=str)
     test_cases = split.loc[split["fold"] == "test", "case"].tolist()
     trained = load_trained(workspace.trained(name))
     calibration = {organ: ReliabilityCurve() for organ in trained.description.organs}
     predictor, scores = evaluate_network(
-        trained, cohort, test_cases, params.evaluate, calibration, params.organs
+        trained, cohort, test_cases, params.evaluate, calibration, organs
     )
     write_scores(workspace, name, scores)
     write_calibration(workspace, name, tabulate_calibration(calibration))

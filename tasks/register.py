@@ -19,6 +19,7 @@ from fullscale.evaluation.score_files import (
     write_verdict,
 )
 from fullscale.evaluation.summary import evaluate_network, summarise
+from fullscale.label_names import resolve_organs
 from fullscale.params import Params
 from fullscale.prediction.network_files import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
 from fullscale.reporting.model_card import (
@@ -121,7 +122,8 @@ def score_champion(
             }
         )
         organs = trained.description.organs
-        known = {organ: ids for organ, ids in params.organs.items() if organ in organs}
+        label_ids = resolve_organs(params.organs, cohort.labels)
+        known = {organ: ids for organ, ids in label_ids.items() if organ in organs}
         _, scores = evaluate_network(trained, cohort, test_cases, settings, organs=known)
     return Champion(
         found.version,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from fullscale.label_names import resolve_organs
 from fullscale.params import Params
 from fullscale.runtime.console import report_errors, track
 from fullscale.runtime.errors import ScanError, StageError
@@ -56,9 +57,9 @@ def slice_cohort(
             the message names all of them.
     """
     cohort = read_cohort(data_dir.resolve())
-    _check_labels(cohort, params)
+    _check_cases(cohort)
     recipe = SliceRecipe(
-        organs={organ: tuple(label_ids) for organ, label_ids in params.organs.items()},
+        organs=resolve_organs(params.organs, cohort.labels),
         size_px=params.slice.size_px,
         pixel_mm=params.slice.pixel_mm,
         window_hu=params.slice.window_hu,
@@ -104,13 +105,7 @@ def _slice_one(
         return ScanError(error.code, f"{case.name}: {error.found}", error.wanted, error.cure)
 
 
-def _check_labels(cohort: Cohort, params: Params) -> None:
-    for organ, label_ids in params.organs.items():
-        if unknown := sorted(set(label_ids) - set(cohort.labels.values())):
-            raise StageError(
-                f"organs.{organ} names label ids {unknown}, but {cohort.root.name}/dataset.json "
-                f"has {cohort.labels}; correct organs in params.yaml"
-            )
+def _check_cases(cohort: Cohort) -> None:
     if not cohort.cases:
         raise StageError(
             f"{cohort.root.name}/cases.csv has no case; bring scans in with "

@@ -121,6 +121,8 @@ def train_network(
         StageError: a fold is empty, memory runs out, or a loss is not finite.
         Interrupted: a signal asked to stop.
     """
+    # The network's description has ids; only the slices know those of labels given by name.
+    params = params.model_copy(update={"organs": store.label_ids})
     fabric, run = session.fabric, session.run
     if fabric is None:
         fabric = make_fabric(params)

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fullscale.ingestion.names import label_key, name_case
+from fullscale.ingestion.names import name_case
 from fullscale.ingestion.source import Refused, Source, SourceCase, check_mask_values, paint_masks
+from fullscale.label_names import label_key
 from fullscale.scans.checks import failure
 from fullscale.scans.dicom import (
     READ_ERRORS,

@@ -16,8 +16,9 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from fullscale.ingestion.names import label_key, name_case
+from fullscale.ingestion.names import name_case
 from fullscale.ingestion.source import Source, SourceCase, paint_masks
+from fullscale.label_names import label_key
 from fullscale.runtime.errors import ScanError
 from fullscale.runtime.files import file_sha256
 from fullscale.scans.checks import failure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import unicodedata
 
 from fullscale.scans.cohort import CASE_NAME, safe_name
@@ -29,11 +28,3 @@ def name_case(text: str) -> str:
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     readable = safe_name(plain)[:_READABLE_CHARS] or "case"
     return f"{readable}_{digest[:_DIGEST_CHARS]}"
-
-
-def label_key(text: str) -> str:
-    """Return the form in which names of one label are equal, such as "Liver" and "liver ".
-
-    Letter case, blanks, "-" and "_" make no difference.
-    """
-    return re.sub(r"[\s_-]+", "_", unicodedata.normalize("NFKC", text).casefold()).strip("_")

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fullscale.ingestion.names import label_key
 from fullscale.ingestion.source import Refused, Source, SourceCase, masks_case, nifti_case
+from fullscale.label_names import label_key
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import Finding, failure
 from fullscale.scans.cohort import (

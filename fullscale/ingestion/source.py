@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fullscale.ingestion.names import label_key, name_case
+from fullscale.ingestion.names import name_case
+from fullscale.label_names import label_key
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import Finding, failure
 from fullscale.scans.geometry import check_aligned

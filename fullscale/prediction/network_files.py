@@ -121,7 +121,7 @@ def describe_network(name: str, params: Params) -> NetworkDescription:
         width=params.train.width,
         deep_supervision=recipe.deep_supervision,
         cgm=recipe.cgm,
-        organs=params.organs,
+        organs=params.label_ids,
         slice=params.slice,
     )
 

@@ -107,7 +107,7 @@ _TABLE = (
         "refused",
         "dataset.json has labels that are no single organ",
         "one id for each label",
-        "name each id once, and join the ids of an organ under organs in params.yaml; leave out "
+        "name each id once, and join the labels of an organ under organs in params.yaml; leave out "
         "cases with a label `ignore`",
     ),
     Check(

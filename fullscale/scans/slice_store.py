@@ -1,6 +1,6 @@
 """Read a slice store: one folder per case, memory-mapped, and tables of all cases and slices.
 
-    <root>/store.json          organs in order, size_px, window_hu, version
+    <root>/store.json          organs in order, their label ids, size_px, window_hu, version
     <root>/cases.csv           one row per case: patient, annotated organs, slices, lost voxels,
                                and training_only if any case has that flag
     <root>/index.csv           one row per slice: case, patient, z, pixels of each organ
@@ -28,7 +28,7 @@ from fullscale.scans.checks import failure
 if TYPE_CHECKING:
     from fullscale.scans.slicing import Grid
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 TABLES = ("store.json", "cases.csv", "index.csv")
 
 
@@ -77,6 +77,9 @@ class SliceStore:
                 f"{self.root} of version {content.get('version')}, not {STORE_VERSION}",
             )
         self.organs: tuple[str, ...] = tuple(content["organs"])
+        self.label_ids: dict[str, tuple[int, ...]] = {
+            organ: tuple(ids) for organ, ids in content["label_ids"].items()
+        }
         self.size_px: int = int(content["size_px"])
         low, high = content["window_hu"]
         self.window_hu: tuple[float, float] = (float(low), float(high))

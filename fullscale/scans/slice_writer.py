@@ -248,6 +248,7 @@ def write_tables(
         {
             "version": STORE_VERSION,
             "organs": list(recipe.organs),
+            "label_ids": {organ: list(ids) for organ, ids in recipe.organs.items()},
             "size_px": recipe.size_px,
             "window_hu": list(recipe.window_hu),
         },

@@ -72,11 +72,14 @@ def test_published_params_are_valid():
         ({"networks": ["unet", "unet", "unet3plus"]}, r"networks names one twice"),
         ({"networks": []}, r"networks: .*at least 1 item"),
         (
-            {"organs": {"spleen": [1]}},
-            r"label id 1 is given to both organs\.liver and organs\.spleen",
+            {"organs": {"spleen": ["liver"]}},
+            r"label 'liver' is given to both organs\.liver and organs\.spleen",
         ),
-        ({"organs": {"spleen": []}}, r"organs\.spleen names no label id"),
-        ({"organs": {"spleen": [0]}}, r"organs\.spleen\.0: .*greater than or equal to 1"),
+        ({"organs": {"spleen": []}}, r"organs\.spleen names no label"),
+        (
+            {"organs": {"spleen": [0]}},
+            r"organs\.spleen\.0: .*name of a label, or its number, at least 1",
+        ),
         ({"compute": {"backend": "dask"}}, r"compute: backend dask needs the address"),
     ],
 )

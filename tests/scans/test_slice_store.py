@@ -67,7 +67,7 @@ def test_store_without_a_table_says_how_to_make_it(store, name):
 def test_store_of_another_version_is_refused(store):
     path = store.root / "store.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 0}))
-    with pytest.raises(ScanError, match="of version 0, not 2"):
+    with pytest.raises(ScanError, match="of version 0, not 3"):
         SliceStore(store.root)
 
 

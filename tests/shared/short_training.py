@@ -54,6 +54,8 @@ def main(name: str) -> None:
     """Train and print."""
     fix_cpu_kernels("avx2", 2)
     params = load_params(PARAMS)
+    ids = {organ: (number,) for number, organ in enumerate(params.organs, start=1)}
+    params = params.model_copy(update={"organs": ids})
     torch.manual_seed(0)
     network = build(describe_network(name, params)).to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer(network, params.train)

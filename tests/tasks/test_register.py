@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import mlflow
 import nibabel as nib
@@ -287,17 +288,18 @@ def test_champion_keeps_its_threshold_and_is_scored_on_todays_labels(
     settings = tiny_params.register_.model_copy(update={"model_name": "relabelled"})
     params = tiny_params.model_copy(update={"register_": settings})
     assert run_stage(project, params, mlflow_store)[1] == "1"
+    cohort = replace(tiny_cohort, labels={"background": 0, "spleen": 1, "liver": 2})
     today = params.model_copy(
         update={
-            "organs": {"liver": (2,), "bone": (1,)},
+            "organs": {"liver": ("liver",), "bone": ("spleen",)},
             "evaluate": params.evaluate.model_copy(update={"threshold": 0.999}),
         }
     )
-    champion = score_champion(today, tiny_cohort, mlflow_store, TEST_CASES, "other weights")
+    champion = score_champion(today, cohort, mlflow_store, TEST_CASES, "other weights")
     assert champion.organs == ("liver", "spleen")
     trained = load_trained(project / "artifacts/train/unet3plus")
     plain = params.evaluate.model_copy(update={"ablate_slice_classifier": False})
-    _, wanted = evaluate_network(trained, tiny_cohort, TEST_CASES, plain, organs={"liver": (2,)})
+    _, wanted = evaluate_network(trained, cohort, TEST_CASES, plain, organs={"liver": (2,)})
     pd.testing.assert_frame_equal(champion.scores, wanted)
     assert set(wanted["organ"]) == {"liver"}
     assert wanted["num_predicted_voxels"].any()  # at 0.999 there would be none

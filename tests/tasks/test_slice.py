@@ -211,7 +211,19 @@ def test_slice_cohort_tells_the_split_what_is_for_training_only(data, tmp_path, 
 
 def test_slice_cohort_names_an_organ_without_a_label(data, tmp_path, content):
     params = make_params({**content, "organs": {"liver": [1], "pancreas": [7]}})
-    with pytest.raises(StageError, match=r"organs.pancreas names label ids \[7\]"):
+    with pytest.raises(StageError, match=r"organs.pancreas in params.yaml names 7, and no label"):
+        slice_cohort(data, tmp_path / "slices", params)
+
+
+def test_slice_cohort_finds_labels_by_name_and_stores_their_ids(data, tmp_path, content):
+    params = make_params({**content, "organs": {"milt": ["spleen"], "liver": ["hepatic"]}})
+    slice_cohort(data, tmp_path / "slices", params)
+    assert SliceStore(tmp_path / "slices").label_ids == {"milt": (2,), "liver": (1,)}
+
+
+def test_slice_cohort_refuses_a_number_that_is_another_organ(data, tmp_path, content):
+    params = make_params({**content, "organs": {"spleen": [1]}})
+    with pytest.raises(StageError, match="names 1, which is the label 'liver'"):
         slice_cohort(data, tmp_path / "slices", params)
 
 
