@@ -13,6 +13,10 @@ from fullscale.runtime.errors import StageError
 
 OLD_KEYS = {
     "evaluate.ablate_gate": "is now called evaluate.ablate_slice_classifier; rename it",
+    "evaluate.min_false_positive_px": (
+        "is replaced by evaluate.min_false_positive_mm2, an area in mm2, so that it means the same "
+        "in scans of any pixel size; write pixels x area of a pixel there"
+    ),
     "register.min_cases": "is now called register.min_patients; rename it",
     "split.seed": "has no use any more, because hashes choose the validation patients; remove it",
     "split.val_fraction": (
@@ -304,8 +308,12 @@ class EvaluateParams(ParamsSection):
             "the same scores on every machine"
         ),
     )
-    min_false_positive_px: Positive = Field(
-        description="predicted pixels from which an organ-free slice counts as false positive",
+    min_false_positive_mm2: float = Field(
+        gt=0,
+        description=(
+            "area of predicted pixels from which an organ-free slice counts as false positive, in "
+            "mm2"
+        ),
     )
     largest_component: bool = Field(
         default=False,

@@ -53,6 +53,10 @@ def test_published_params_are_valid():
         ({"split": {"folds": 1}}, r"split\.folds: .*greater than or equal to 2"),
         ({"split": {"val_fold": 5}}, r"split: val_fold 5 is none of the 5 folds, which are 0 to 4"),
         (
+            {"evaluate": {"min_false_positive_px": 10}},
+            r"evaluate\.min_false_positive_px: is replaced by evaluate\.min_false_positive_mm2",
+        ),
+        (
             {"split": {"val_fraction": 0.2}},
             r"split\.val_fraction: is replaced by split\.folds.* and split\.val_fold",
         ),
