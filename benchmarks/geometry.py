@@ -44,6 +44,7 @@ SCANS: dict[str, Options] = {
 GROUPS = (tuple(SCANS)[:6], tuple(SCANS)[6:])
 """Scans that should be scored alike."""
 GOAL = 0.02
+MIN_FALSE_POSITIVE_MM2 = 90
 
 
 def simulate(patient: int, options: Options) -> tuple[Volume, np.ndarray]:
@@ -59,9 +60,15 @@ def score_scan(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each organ of a network."""
     found = predictor.predict(scan)
+    labels_ZYX = predictor.label_map(found)
     for organ in found.organs:
         true_ZYX = label_ZYX == ORGANS[organ]
-        overlap = score_overlap(found.restore(organ) >= predictor.threshold, true_ZYX, 10)
+        overlap = score_overlap(
+            labels_ZYX == predictor.description.organs[organ][0],
+            true_ZYX,
+            scan.spacing_mm,
+            MIN_FALSE_POSITIVE_MM2,
+        )
         row: dict[str, Any] = {"organ": organ, "Dice": overlap.dice, "slice FPR": overlap.slice_fpr}
         present_Z = found.organ_probability(organ)
         if present_Z is not None:

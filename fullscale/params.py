@@ -19,11 +19,20 @@ from pydantic import (
 from fullscale.runtime.cpu_kernels import CpuKernels
 from fullscale.runtime.errors import StageError
 
-RENAMED_KEYS = {
-    "evaluate.ablate_gate": "evaluate.ablate_slice_classifier",
-    "register.min_cases": "register.min_patients",
+OLD_KEYS = {
+    "evaluate.ablate_gate": "is now called evaluate.ablate_slice_classifier; rename it",
+    "evaluate.min_false_positive_px": (
+        "is replaced by evaluate.min_false_positive_mm2, an area in mm2, so that it means the same "
+        "in scans of any pixel size; write pixels x area of a pixel there"
+    ),
+    "register.min_cases": "is now called register.min_patients; rename it",
+    "split.seed": "has no use any more, because hashes choose the validation patients; remove it",
+    "split.val_fraction": (
+        "is replaced by split.folds, the number of folds (val_fraction 0.2 is folds: 5), and "
+        "split.val_fold, the one that validates (val_fold: 0); write these two instead"
+    ),
 }
-"""Keys of older versions, and their present names, for messages."""
+"""Keys of older versions, and what became of them, for messages."""
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -120,7 +129,10 @@ class SplitParams(ParamsSection):
     """Stage split: the patients of the test, validation and training sets."""
 
     salt: str = Field(
-        description="hashed with the patient's name; the hash decides who is in the test set"
+        description=(
+            "hashed with the patient's name; one hash decides who is in the test set, another one "
+            "the fold of everybody else"
+        )
     )
     test_fraction: Fraction = Field(
         description="share of hash values of the test set; about this share of the patients",
@@ -131,8 +143,20 @@ class SplitParams(ParamsSection):
             "patients of the test set, for example of a published split; if given, no hash is used"
         ),
     )
-    val_fraction: Fraction = Field(description="share of the other patients in the validation set")
-    seed: int = Field(description="random seed of the split into training and validation")
+    folds: int = Field(ge=2, description="folds into which the other patients are divided")
+    val_fold: int = Field(
+        ge=0,
+        description="fold that validates, counted from 0; the others train",
+    )
+
+    @model_validator(mode="after")
+    def _val_fold_exists(self) -> Self:
+        if self.val_fold >= self.folds:
+            raise ValueError(
+                f"val_fold {self.val_fold} is none of the {self.folds} folds, which are 0 to "
+                f"{self.folds - 1}"
+            )
+        return self
 
 
 class Recipe(ParamsSection):
@@ -301,8 +325,12 @@ class EvaluateParams(ParamsSection):
             "the same scores on every machine"
         ),
     )
-    min_false_positive_px: Positive = Field(
-        description="predicted pixels from which an organ-free slice counts as false positive",
+    min_false_positive_mm2: float = Field(
+        gt=0,
+        description=(
+            "area of predicted pixels from which an organ-free slice counts as false positive, in "
+            "mm2"
+        ),
     )
     largest_component: bool = Field(
         default=False,
@@ -510,11 +538,7 @@ def _explain(error: ValidationError) -> str:
         key = ".".join(str(part) for part in detail["loc"])
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
-            message = (
-                f"is now called {RENAMED_KEYS[key]}; rename it"
-                if key in RENAMED_KEYS
-                else "unknown key; remove it or correct its spelling"
-            )
+            message = OLD_KEYS.get(key, "unknown key; remove it or correct its spelling")
         elif detail["type"] == "missing":
             message = "is missing"
         elif not isinstance(detail["input"], dict | BaseModel):

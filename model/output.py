@@ -13,6 +13,9 @@ from torch import Tensor
 Gating = Literal["hard", "soft", "none"]
 """How the slice classifier (CGM) acts on the probabilities, see `probabilities`."""
 
+PRESENT_ABOVE = 0.5
+"""The slice classifier closes slices of this probability and below."""
+
 
 class Output(NamedTuple):
     """Raw scores of a network for a batch of slices.
@@ -37,6 +40,27 @@ def organ_probability(organ_logits: Tensor) -> Tensor:
     """Return softmax of "present": B x K x 2 -> B x K; above 0.5 where `organ_present`."""
     # Softmax of two scores is the sigmoid of their difference.
     return torch.sigmoid((organ_logits[..., 1] - organ_logits[..., 0]).float())
+
+
+def gate_weights(organ_probability_ZK: Tensor, gating: Gating) -> Tensor:
+    """Return the factor of each slice's probabilities.
+
+    Args:
+        organ_probability_ZK: of `organ_probability`, for each slice and organ.
+        gating: see `probabilities`.
+
+    Returns:
+        Z x K, float32, in [0, 1].
+
+    Raises:
+        ValueError: unknown `gating`.
+    """
+    check_gating(gating)
+    if gating == "none":
+        return torch.ones_like(organ_probability_ZK)
+    if gating == "soft":
+        return organ_probability_ZK
+    return (organ_probability_ZK > PRESENT_ABOVE).to(organ_probability_ZK.dtype)
 
 
 def check_gating(gating: str) -> None:

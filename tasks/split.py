@@ -1,8 +1,8 @@
 """Stage split: assign every case to the training, validation or test set.
 
-Membership in the test set is a function of the patient and a salt alone, so adding a patient never
-moves another one. scikit-learn splits the other patients into training and validation, grouped by
-patient and stratified by the organs that a case annotates.
+Two independent hashes of the patient, both with the same salt, decide: one whether the patient is
+tested, the other the fold of everybody else. So adding a patient never moves another one, in any
+set. One fold validates, the others train.
 
 Cases for training only, such as scans from the inbox, never change the test set: they do not make
 their patient a test patient, and those of a test patient are not used at all.
@@ -11,7 +11,9 @@ their patient a test patient, and those of a test patient are not used at all.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -25,6 +27,8 @@ from fullscale.scans.slice_store import SliceStore
 from fullscale.workspace import parse_command
 
 FOLDS = ("train", "val", "test")
+NUM_SALTS = 200
+"""Other salts that are tried to name a cure."""
 
 
 def is_test_patient(patient: str, params: SplitParams) -> bool:
@@ -39,20 +43,31 @@ def is_test_patient(patient: str, params: SplitParams) -> bool:
     return int.from_bytes(digest[:8], "big") / 2**64 < params.test_fraction
 
 
+def fold_index(patient: str, params: SplitParams) -> int:
+    """Return the fold of a patient outside the test set, 0 to `params.folds` - 1.
+
+    HMAC is another hash than that of `is_test_patient`: with the same one, the patients who are
+    not tested would have its upper values only, and the lower folds would be empty.
+    """
+    digest = hmac.digest(params.salt.encode(), patient.encode(), "sha256")
+    # In whole numbers, because the largest hash divided by 2^64 rounds to 1.
+    return int.from_bytes(digest[:8], "big") * params.folds >> 64
+
+
 def split_cases(cases: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
-    """Assign every case to a fold.
+    """Assign every case to a set.
 
     Args:
-        cases: one row per case; columns case, patient, annotated (organs, ';'-separated), and
-            optionally training_only (bool).
+        cases: one row per case; columns case, patient, and optionally training_only (bool).
         params: the section `split` of params.yaml.
 
     Returns:
-        Columns case, patient, fold (train, val, test or unused), sorted by case. A case for
-        training only whose patient is a test patient is unused.
+        Columns case, patient, fold_index (from 0; missing outside training and validation), fold
+        (train, val, test or unused), sorted by case. A case for training only whose patient is a
+        test patient is unused. A set may be empty; see `check_split`.
 
     Raises:
-        StageError: a named test patient has no case to test, or there are too few patients.
+        StageError: a named test patient has no case to test.
     """
     cases = cases.sort_values("case", ignore_index=True)
     may_test = np.ones(len(cases), dtype=bool)
@@ -68,36 +83,85 @@ def split_cases(cases: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
         )
     test_patients = {patient for patient in testable if is_test_patient(patient, params)}
     is_tested = cases["patient"].isin(test_patients).to_numpy()
-    is_test = is_tested & may_test
-    rest = cases[~is_tested]
-    num_folds = max(2, round(1 / params.val_fraction))
-    num_patients = rest["patient"].nunique()
-    if num_patients < num_folds or not is_test.any():
-        raise StageError(
-            f"{cases['patient'].nunique()} patients give {cases[is_test]['patient'].nunique()} "
-            f"for testing and {num_patients} for training and validation; wanted at least 1 and "
-            f"{num_folds}: add scans, or change split.test_fraction or split.val_fraction"
-        )
-    fold = np.select([is_test, is_tested], ["test", "unused"], "train").astype(object)
-    fold[rest.index[_validation_rows(rest, num_folds, params.seed)]] = "val"
-    return pd.DataFrame({"case": cases["case"], "patient": cases["patient"], "fold": fold})
+    index = cases["patient"].map(lambda patient: fold_index(patient, params)).astype("Int64")
+    index = index.mask(is_tested)
+    validates = (index == params.val_fold).fillna(False).to_numpy(dtype=bool)
+    fold = np.select(
+        [is_tested & may_test, is_tested, validates], ["test", "unused", "val"], "train"
+    )
+    columns = {"case": cases["case"], "patient": cases["patient"], "fold_index": index}
+    return pd.DataFrame({**columns, "fold": fold})
 
 
-def _validation_rows(rest: pd.DataFrame, num_folds: int, seed: int) -> np.ndarray:
-    """Return the positions in `rest` of one fold of a grouped and stratified K-fold split."""
-    # Imported here: it takes a second, and most importers of this module do not split.
-    from sklearn.model_selection import StratifiedGroupKFold
+def check_split(
+    table: pd.DataFrame, cases: pd.DataFrame, params: SplitParams, organs: Sequence[str]
+) -> None:
+    """Check that no set is empty, and that training and validation have every organ.
 
-    strata = rest["annotated"].to_numpy()
-    counts = rest.groupby("annotated")["patient"].nunique()
-    # scikit-learn needs at least num_folds members in every stratum.
-    rare = set(counts[counts < num_folds].index)
-    strata = np.array(["rare" if stratum in rare else stratum for stratum in strata])
-    if (pd.Series(strata).value_counts() < num_folds).any():
-        strata = np.full(len(rest), "all")
-    folds = StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
-    _, validation = next(folds.split(rest, strata, groups=rest["patient"]))
-    return np.asarray(validation)
+    A hash cannot stratify, so a small cohort may need another fold or another salt.
+
+    Args:
+        table: as `split_cases` returns it.
+        cases: one row per case; columns case, patient, annotated (organs, ';'-separated), and
+            optionally training_only (bool).
+        params: the section `split` of params.yaml.
+        organs: the organs of params.yaml.
+
+    Raises:
+        StageError: something is missing; the message names settings that do not lack it.
+    """
+    gap = _find_gap(table, cases, organs)
+    if gap is None:
+        return
+    numbers = ", ".join(f"{count_patients(table, fold)} {fold}" for fold in FOLDS)
+    raise StageError(
+        f"with split.salt {params.salt}, split.folds {params.folds} and split.val_fold "
+        f"{params.val_fold} there is no {gap} (patients: {numbers}); wanted a patient to test, and "
+        f"{', '.join(organs)} in training and in validation; {_find_cure(cases, params, organs)}"
+    )
+
+
+def count_patients(table: pd.DataFrame, fold: str) -> int:
+    """Return the number of patients of a set."""
+    return int(table.loc[table["fold"] == fold, "patient"].nunique())
+
+
+def _find_gap(table: pd.DataFrame, cases: pd.DataFrame, organs: Sequence[str]) -> str | None:
+    """Return what is missing, or None."""
+    if not count_patients(table, "test"):
+        return "test patient"
+    annotated = cases.set_index("case")["annotated"]
+    for fold, word in (("val", "validation"), ("train", "training")):
+        names = annotated[table.loc[table["fold"] == fold, "case"]]
+        if names.empty:
+            return f"{word} patient"
+        drawn = {organ for text in names for organ in text.split(";")}
+        missing = [organ for organ in organs if organ not in drawn]
+        if missing:
+            return f"{word} patient in whom {' or '.join(missing)} is annotated"
+    return None
+
+
+def _find_cure(cases: pd.DataFrame, params: SplitParams, organs: Sequence[str]) -> str:
+    """Return the smallest change of the settings that leaves nothing missing, in words."""
+    for changes, words in _changes(params):
+        changed = params.model_copy(update=changes)
+        if _find_gap(split_cases(cases, changed), cases, organs) is None:
+            return f"try {words}"
+    return "add scans: no other fold, no smaller number of folds and no salt tried has all of this"
+
+
+def _changes(params: SplitParams) -> Iterator[tuple[dict[str, int | str], str]]:
+    for val_fold in range(params.folds):
+        yield {"val_fold": val_fold}, f"split.val_fold: {val_fold}"
+    for folds in range(params.folds - 1, 1, -1):
+        for val_fold in range(folds):
+            words = f"split.folds: {folds} and split.val_fold: {val_fold}"
+            yield {"folds": folds, "val_fold": val_fold}, words
+    tested = "" if params.test_patients else ", which also chooses other test patients"
+    for number in range(2, NUM_SALTS + 2):
+        salt = f"{params.salt}-{number}"
+        yield {"salt": salt}, f"split.salt: {salt}{tested}"
 
 
 @report_errors
@@ -105,11 +169,14 @@ def main() -> None:
     """Run the stage: artifacts/slices -> artifacts/split.csv."""
     workspace = parse_command("split", sys.argv[1:])
     store = SliceStore(workspace.slices)
-    table = split_cases(store.cases, workspace.load_params().split)
+    params = workspace.load_params().split
+    table = split_cases(store.cases, params)
+    check_split(table, store.cases, params, store.organs)
     write_atomically(workspace.split, table.to_csv(index=False))
     for fold in FOLDS:
-        rows = table[table["fold"] == fold]
-        print(f"{fold}: {rows['patient'].nunique()} patients, {len(rows)} cases")
+        print(
+            f"{fold}: {count_patients(table, fold)} patients, {(table['fold'] == fold).sum()} cases"
+        )
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def identify(
         "recipe": params.recipes[name].model_dump(),
         "slice": params.slice.model_dump(),
         "train": params.train.model_dump(exclude=NOT_IDENTITY),
-        "evaluate": params.evaluate.model_dump(include={"threshold", "min_false_positive_px"}),
+        "evaluate": params.evaluate.model_dump(include={"threshold", "min_false_positive_mm2"}),
     }
     cases = {
         f"slices of {fold} case {case}": file_sha256(store.root / case / "case.json")[:12]

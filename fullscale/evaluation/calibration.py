@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from fullscale.evaluation.surface import Box, Mask, bounding_box
 
 NUM_BINS = 10
+UNCERTAIN = (0.1, 0.9)
+"""Probabilities between which a network is not sure of a voxel."""
 MARGIN_MM = 10.0
 
 
@@ -80,10 +82,34 @@ class ReliabilityCurve:
         The distance between mean probability and share of true voxels in a bin, averaged over
         voxels (Naeini et al. 2015; Guo et al. 2017).
         """
-        if not self.num_voxels:
+        return self._error_of(slice(None))
+
+    @property
+    def num_uncertain_voxels(self) -> int:
+        """Number of voxels counted whose probability is between 0.1 and 0.9."""
+        return int(self.num_voxels_N[self._uncertain].sum())
+
+    @property
+    def uncertain_error(self) -> float:
+        """Expected calibration error of the voxels between 0.1 and 0.9; NaN without any.
+
+        Even near an organ most voxels are certain, and they lower the error of all.
+        """
+        return self._error_of(self._uncertain)
+
+    @property
+    def _uncertain(self) -> slice:
+        """The bins between 0.1 and 0.9, which holds 0.1 but not 0.9."""
+        num_bins = len(self.num_voxels_N)
+        low, high = (round(end * num_bins) for end in UNCERTAIN)
+        return slice(low, high)
+
+    def _error_of(self, bins: slice) -> float:
+        num_voxels = self.num_voxels_N[bins].sum()
+        if not num_voxels:
             return math.nan
-        gaps_N = np.abs(self.probability_sum_N - self.num_true_N)
-        return float(gaps_N.sum() / self.num_voxels)
+        gaps_N = np.abs(self.probability_sum_N[bins] - self.num_true_N[bins])
+        return float(gaps_N.sum() / num_voxels)
 
     def rows(self) -> list[dict[str, float]]:
         """Return bin_low, bin_high, num_voxels, mean_probability and fraction_true of each bin.

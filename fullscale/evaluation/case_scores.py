@@ -5,7 +5,7 @@ Z slices, Y X voxels of the scan in canonical orientation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from fullscale.evaluation.metrics import score_classifier, score_overlap, score_physical
 from fullscale.evaluation.surface import Mask, largest_component
 from fullscale.scans.volume import Volume, read_image, read_labels
+from model.output import PRESENT_ABOVE, Gating
 
 if TYPE_CHECKING:
     from fullscale.evaluation.calibration import ReliabilityCurve
@@ -28,11 +29,16 @@ NO_CLASSIFIER, SOFT_CLASSIFIER = "_no_classifier", "_soft_classifier"
 """Suffixes of scores of the same prediction without the slice classifier, and with its probability
 as a factor."""
 
-CLASSIFIER_THRESHOLD = 0.5
-"""The slice classifier closes slices of this probability and below."""
-
+VARIANTS: dict[str, Gating] = {NO_CLASSIFIER: "none", SOFT_CLASSIFIER: "soft"}
 ABLATED = ("dice", "num_false_positive_slices")
-TRUTH_ONLY = ("num_true_voxels", "num_organ_slices", "num_free_slices", "num_free_voxels")
+TRUTH_ONLY = (
+    "num_true_voxels",
+    "num_organ_slices",
+    "num_free_slices",
+    "num_near_free_slices",
+    "num_remote_free_slices",
+    "num_free_voxels",
+)
 """Counts of the annotation, equal for every variant of a prediction."""
 
 ScoreRow = dict[str, Any]
@@ -46,7 +52,10 @@ def score_case(
     settings: EvaluateParams,
     calibration: Mapping[str, ReliabilityCurve] | None,
 ) -> list[ScoreRow]:
-    """Score every annotated organ of a case; one organ's volumes are in memory at a time.
+    """Score every annotated organ of a case on the label map that users get.
+
+    Where the probabilities of two organs overlap, the more probable one has the voxel, as in a
+    label map that `fullscale predict` writes: both come from `Predictor.to_labels`.
 
     Args:
         predictor: a network ready to segment.
@@ -66,59 +75,38 @@ def score_case(
     """
     scan, labels = read_pair(case)
     spacing_mm = scan.spacing_mm
-    min_false_positive_px = settings.min_false_positive_px
-    found = predictor.predict(scan, "none" if settings.ablate_slice_classifier else "hard")
+    min_mm2 = settings.min_false_positive_mm2
+    ablates = settings.ablate_slice_classifier
+    predicted = predictor.predict(scan, "none" if ablates else "hard")
     del scan  # as large as two masks, and the scores do not need it
+    found = predicted.gated("hard") if ablates else predicted
+    label_ZYX = predictor.label_map(found)
+    variants = {}
+    if ablates and predicted.has_classifier:
+        variants = {
+            suffix: predictor.label_map(predicted.gated(gating))
+            for suffix, gating in VARIANTS.items()
+        }
     rows = []
     for organ in cohort.annotated_organs(case, organs):
+        label_id = predictor.description.organs[organ][0]
         true_ZYX = np.isin(labels.values_ZYX, organs[organ])
-        present_Z = found.organ_probability(organ)
-        probability_ZYX = found.restore(organ)
-        classifier_scores: ScoreRow = {}
-        if present_Z is not None:
-            open_Z = present_Z > CLASSIFIER_THRESHOLD
-            classifier_scores = asdict(score_classifier(open_Z, true_ZYX))
-            if settings.ablate_slice_classifier:
-                variants = classifier_variants(probability_ZYX, present_Z, predictor.threshold)
-                for suffix, mask_ZYX in variants:
-                    other = asdict(score_overlap(mask_ZYX, true_ZYX, min_false_positive_px))
-                    ablated = {name: other[name] for name in ABLATED}
-                    classifier_scores |= add_suffix(ablated, suffix)
-            probability_ZYX[present_Z <= CLASSIFIER_THRESHOLD] = 0
-        if calibration is not None:
-            calibration[organ].add(probability_ZYX, true_ZYX, spacing_mm)
-        predicted_ZYX = probability_ZYX >= predictor.threshold
-        del probability_ZYX  # as large as four masks
+        predicted_ZYX = label_ZYX == label_id
         row: ScoreRow = {"case": case.name, "patient": case.patient, "organ": organ}
-        row |= score_mask(predicted_ZYX, true_ZYX, spacing_mm, min_false_positive_px)
-        row |= classifier_scores
+        row |= score_mask(predicted_ZYX, true_ZYX, spacing_mm, min_mm2)
+        present_Z = found.organ_probability(organ)
+        if present_Z is not None:
+            row |= asdict(score_classifier(present_Z > PRESENT_ABOVE, true_ZYX))
+        for suffix, variant_ZYX in variants.items():
+            other = asdict(score_overlap(variant_ZYX == label_id, true_ZYX, spacing_mm, min_mm2))
+            row |= add_suffix({name: other[name] for name in ABLATED}, suffix)
         if settings.largest_component:
-            cleaned_ZYX = largest_component(predicted_ZYX)
-            cleaned = score_mask(cleaned_ZYX, true_ZYX, spacing_mm, min_false_positive_px)
+            cleaned = score_mask(largest_component(predicted_ZYX), true_ZYX, spacing_mm, min_mm2)
             row |= add_suffix(cleaned, CLEANED)
+        if calibration is not None:
+            calibration[organ].add(found.restore(organ), true_ZYX, spacing_mm)
         rows.append(row)
     return rows
-
-
-def classifier_variants(
-    probability_ZYX: np.ndarray, present_Z: np.ndarray, threshold: float
-) -> Iterator[tuple[str, Mask]]:
-    """Yield the masks without the slice classifier, and with its probability as a factor.
-
-    Args:
-        probability_ZYX: of the decoder, in [0, 1].
-        present_Z: the slice classifier's probability that a slice holds the organ.
-        threshold: probability from which a voxel belongs to the organ.
-
-    Yields:
-        The suffix of the scores' names, and the mask, boolean (Z, Y, X).
-    """
-    yield NO_CLASSIFIER, probability_ZYX >= threshold
-    # Slice by slice: the product of whole volumes would be as large as four masks.
-    soft_ZYX = np.empty(probability_ZYX.shape, dtype=bool)
-    for mask_YX, probability_YX, present in zip(soft_ZYX, probability_ZYX, present_Z, strict=True):
-        np.greater_equal(probability_YX * present, threshold, out=mask_YX)
-    yield SOFT_CLASSIFIER, soft_ZYX
 
 
 def add_suffix(row: ScoreRow, suffix: str) -> ScoreRow:
@@ -135,10 +123,10 @@ def score_mask(
     predicted_ZYX: Mask,
     true_ZYX: Mask,
     spacing_mm: tuple[float, float, float],
-    min_false_positive_px: int,
+    min_false_positive_mm2: float,
 ) -> ScoreRow:
     """Return Dice, IoU, the fields of `PhysicalScores`, both false-positive rates, all counts."""
-    overlap = score_overlap(predicted_ZYX, true_ZYX, min_false_positive_px)
+    overlap = score_overlap(predicted_ZYX, true_ZYX, spacing_mm, min_false_positive_mm2)
     return {
         "dice": overlap.dice,
         "iou": overlap.iou,

@@ -14,8 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fullscale.evaluation.surface import Mask, diagonal_mm, surface_distances
+from fullscale.evaluation.surface import ROUNDING_MM, Mask, diagonal_mm, surface_distances
+from fullscale.evaluation.surface_area import area_surface_dice
 from model.overlap import dice_score, share
+
+NEAR_MM = 10.0
+"""An organ-free slice is near the organ if a slice with it is at most this far away."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,13 @@ class OverlapScores:
         num_predicted_voxels: voxels of the organ in the prediction.
         num_organ_slices: slices in which the truth holds the organ.
         num_free_slices: slices in which the truth does not hold the organ.
-        num_false_positive_slices: organ-free slices with at least `min_false_positive_px`
+        num_near_free_slices: those of them within `NEAR_MM` of a slice that holds it, where the
+            annotation's own end is uncertain.
+        num_remote_free_slices: all others of them; all slices of an organ-free scan.
+        num_false_positive_slices: organ-free slices with at least `min_false_positive_mm2` of
             predicted pixels.
+        num_near_false_positive_slices: those of them that are near.
+        num_remote_false_positive_slices: those of them that are remote.
         num_false_positive_voxels: predicted voxels outside the organ.
         num_free_voxels: voxels outside the organ.
     """
@@ -41,7 +50,11 @@ class OverlapScores:
     num_predicted_voxels: int
     num_organ_slices: int
     num_free_slices: int
+    num_near_free_slices: int
+    num_remote_free_slices: int
     num_false_positive_slices: int
+    num_near_false_positive_slices: int
+    num_remote_false_positive_slices: int
     num_false_positive_voxels: int
     num_free_voxels: int
 
@@ -63,8 +76,10 @@ class PhysicalScores:
     Attributes:
         hd95_mm: Hausdorff distance, the larger of the two directed 95th percentiles.
         mean_surface_distance_mm: average symmetric surface distance.
-        surface_dice_1mm: share of both surfaces within 1 mm of the other, 0 to 1.
+        surface_dice_1mm: share of both surfaces' voxels within 1 mm of the other, 0 to 1.
         surface_dice_3mm: within 3 mm.
+        area_surface_dice_1mm: share of both surfaces' area within 1 mm of the other, 0 to 1.
+        area_surface_dice_3mm: within 3 mm.
         volume_difference_ml: predicted volume - true volume.
     """
 
@@ -72,6 +87,8 @@ class PhysicalScores:
     mean_surface_distance_mm: float
     surface_dice_1mm: float
     surface_dice_3mm: float
+    area_surface_dice_1mm: float
+    area_surface_dice_3mm: float
     volume_difference_ml: float
 
 
@@ -94,13 +111,20 @@ class ClassifierScores:
     classifier_specificity: float
 
 
-def score_overlap(predicted_ZYX: Mask, true_ZYX: Mask, min_false_positive_px: int) -> OverlapScores:
+def score_overlap(
+    predicted_ZYX: Mask,
+    true_ZYX: Mask,
+    spacing_mm: Sequence[float],
+    min_false_positive_mm2: float,
+) -> OverlapScores:
     """Count voxels and slices.
 
     Args:
         predicted_ZYX: boolean mask, after the slice classifier.
         true_ZYX: boolean mask of the annotation, same shape.
-        min_false_positive_px: predicted pixels that make an organ-free slice a false positive.
+        spacing_mm: distance of voxels along Z, Y, X.
+        min_false_positive_mm2: area of predicted pixels that makes an organ-free slice a false
+            positive, above 0.
 
     Raises:
         ValueError: shapes differ.
@@ -113,15 +137,22 @@ def score_overlap(predicted_ZYX: Mask, true_ZYX: Mask, min_false_positive_px: in
     overlap = int(np.count_nonzero(predicted_ZYX & true_ZYX))
     num_predicted, num_true = int(predicted_Z.sum()), int(true_Z.sum())
     is_empty = num_predicted == num_true == 0
-    false_positive_Z = (true_Z == 0) & (predicted_Z >= min_false_positive_px)
+    pixel_mm2 = spacing_mm[1] * spacing_mm[2]
+    free_Z = true_Z == 0
+    near_Z = free_Z & (_distance_mm(~free_Z, spacing_mm[0]) <= NEAR_MM + ROUNDING_MM)
+    false_positive_Z = free_Z & (predicted_Z * pixel_mm2 >= min_false_positive_mm2)
     return OverlapScores(
         dice=1.0 if is_empty else dice_score(overlap, num_predicted, num_true),
         iou=1.0 if is_empty else share(overlap, num_predicted + num_true - overlap),
         num_true_voxels=num_true,
         num_predicted_voxels=num_predicted,
         num_organ_slices=int(np.count_nonzero(true_Z)),
-        num_free_slices=int(np.count_nonzero(true_Z == 0)),
+        num_free_slices=int(np.count_nonzero(free_Z)),
+        num_near_free_slices=int(np.count_nonzero(near_Z)),
+        num_remote_free_slices=int(np.count_nonzero(free_Z & ~near_Z)),
         num_false_positive_slices=int(np.count_nonzero(false_positive_Z)),
+        num_near_false_positive_slices=int(np.count_nonzero(false_positive_Z & near_Z)),
+        num_remote_false_positive_slices=int(np.count_nonzero(false_positive_Z & ~near_Z)),
         num_false_positive_voxels=num_predicted - overlap,
         num_free_voxels=true_ZYX.size - num_true,
     )
@@ -142,17 +173,20 @@ def score_physical(
     """
     num_predicted, num_true = np.count_nonzero(predicted_ZYX), np.count_nonzero(true_ZYX)
     if not num_predicted and not num_true:
-        return PhysicalScores(math.nan, math.nan, math.nan, math.nan, math.nan)
+        return PhysicalScores(*[math.nan] * 7)
     difference_ml = float(num_predicted - num_true) * math.prod(spacing_mm) / 1000
     if not num_predicted or not num_true:
         far_mm = diagonal_mm(true_ZYX.shape, spacing_mm)
-        return PhysicalScores(far_mm, far_mm, 0.0, 0.0, difference_ml)
+        return PhysicalScores(far_mm, far_mm, 0.0, 0.0, 0.0, 0.0, difference_ml)
     distances = surface_distances(predicted_ZYX, true_ZYX, spacing_mm)
+    area_1mm, area_3mm = area_surface_dice(predicted_ZYX, true_ZYX, spacing_mm, (1, 3))
     return PhysicalScores(
         hd95_mm=distances.hd95_mm,
         mean_surface_distance_mm=distances.mean_mm,
         surface_dice_1mm=distances.dice_within(1),
         surface_dice_3mm=distances.dice_within(3),
+        area_surface_dice_1mm=area_1mm,
+        area_surface_dice_3mm=area_3mm,
         volume_difference_ml=difference_ml,
     )
 
@@ -172,19 +206,27 @@ def score_classifier(open_Z: NDArray[np.bool_], true_ZYX: Mask) -> ClassifierSco
             f"decisions of the slice classifier of shape {open_Z.shape} for {len(true_ZYX)} slices "
             "of truth; they must be one for each slice"
         )
+    # Imported here: it takes a second, and most importers of this module judge no classifier.
+    from sklearn.metrics import confusion_matrix
+
     true_Z = _num_pixels(true_ZYX)
-    has_organ_Z = true_Z > 0
-    num_organ = int(np.count_nonzero(has_organ_Z))
-    num_false_closings = int(np.count_nonzero(has_organ_Z & ~open_Z))
-    num_false_openings = int(np.count_nonzero(~has_organ_Z & open_Z))
-    num_free = len(true_Z) - num_organ
+    counts = confusion_matrix(true_Z > 0, open_Z, labels=[False, True])
+    (num_closed, num_false_openings), (num_false_closings, num_opened) = counts.tolist()
     return ClassifierScores(
         num_false_closings=num_false_closings,
         num_closed_voxels=int(true_Z[~open_Z].sum()),
         num_false_openings=num_false_openings,
-        classifier_sensitivity=share(num_organ - num_false_closings, num_organ),
-        classifier_specificity=share(num_free - num_false_openings, num_free),
+        classifier_sensitivity=share(num_opened, num_opened + num_false_closings),
+        classifier_specificity=share(num_closed, num_closed + num_false_openings),
     )
+
+
+def _distance_mm(wanted_Z: NDArray[np.bool_], spacing_mm: float) -> NDArray[np.float64]:
+    """Return the distance of each slice from the nearest wanted one; infinity without any."""
+    places = np.flatnonzero(wanted_Z)
+    if not len(places):
+        return np.full(len(wanted_Z), math.inf)
+    return np.asarray(np.abs(np.arange(len(wanted_Z))[:, None] - places).min(axis=1) * spacing_mm)
 
 
 def _num_pixels(mask_ZYX: Mask) -> NDArray[np.int64]:

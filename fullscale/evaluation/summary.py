@@ -29,11 +29,15 @@ MEANS = {
     "mean_surface_distance_mm": (0.0, math.inf),
     "surface_dice_1mm": (0.0, 1.0),
     "surface_dice_3mm": (0.0, 1.0),
+    "area_surface_dice_1mm": (0.0, 1.0),
+    "area_surface_dice_3mm": (0.0, 1.0),
     "volume_difference_ml": (-math.inf, math.inf),
 }
 """Metrics that are averaged over cases, with their lowest and highest possible value."""
 RATES = {
     "slice_fpr": ("num_false_positive_slices", "num_free_slices"),
+    "near_slice_fpr": ("num_near_false_positive_slices", "num_near_free_slices"),
+    "remote_slice_fpr": ("num_remote_false_positive_slices", "num_remote_free_slices"),
     "voxel_fpr": ("num_false_positive_voxels", "num_free_voxels"),
     "false_closings": ("num_false_closings", "num_organ_slices"),
     "false_openings": ("num_false_openings", "num_free_slices"),
@@ -43,6 +47,14 @@ RATES = {
 
 The second one counts the annotation, so a variant of the prediction does not change it.
 """
+TOTALS = (
+    "num_organ_slices",
+    "num_free_slices",
+    "num_near_free_slices",
+    "num_remote_free_slices",
+    "num_free_voxels",
+)
+"""Counts of the annotation over which rates are taken; their sums are part of a summary."""
 
 
 def score_cases(
@@ -110,9 +122,7 @@ def summarise(
             "num_cases": int(rows["dice"].notna().sum()),
             "num_organ_free": int((rows["num_true_voxels"] == 0).sum()),
             "num_missed": int(missed.sum()),
-            "num_organ_slices": int(rows["num_organ_slices"].sum()),
-            "num_free_slices": int(rows["num_free_slices"].sum()),
-            "num_free_voxels": int(rows["num_free_voxels"].sum()),
+            **{name: int(rows[name].sum()) for name in TOTALS if name in rows},
         } | _summarise_organ(rows, params)
         metrics |= {f"test/{metric}/{organ}": value for metric, value in found.items()}
     return {key: value for key, value in metrics.items() if not math.isnan(value)}
@@ -200,12 +210,15 @@ def tabulate_calibration(calibration: Mapping[str, ReliabilityCurve]) -> pd.Data
 
 
 def summarise_calibration(calibration: Mapping[str, ReliabilityCurve]) -> dict[str, float]:
-    """Return expected calibration error and number of voxels of each organ that was counted."""
+    """Return expected calibration errors and numbers of voxels of each organ that was counted."""
     metrics: dict[str, float] = {}
     for organ, curve in calibration.items():
         if curve.num_voxels:
             metrics[f"test/ece/{organ}"] = curve.expected_error
             metrics[f"test/num_calibration_voxels/{organ}"] = curve.num_voxels
+        if curve.num_uncertain_voxels:
+            metrics[f"test/uncertain_ece/{organ}"] = curve.uncertain_error
+            metrics[f"test/num_uncertain_voxels/{organ}"] = curve.num_uncertain_voxels
     return metrics
 
 

@@ -22,7 +22,7 @@ from model.inference import (
     predict_slices,
     prepare,
 )
-from model.output import Gating
+from model.output import Gating, gate_weights
 from model.preprocessing import NUM_ADJACENT_SLICES, neighbour_step, normalise
 
 MAX_SLAB_SLICES = 8
@@ -51,6 +51,32 @@ class SlicePrediction:
         """
         index = self.organs.index(organ)
         return restore(self.prediction.probabilities[index].numpy(), self.grid)
+
+    def gated(self, gating: Gating) -> SlicePrediction:
+        """Return the prediction with probabilities as the slice classifier would change them.
+
+        Of a prediction with gating "none" this is what predicting with `gating` gives, but for
+        the rounding of a decoder that computes fewer slices at a time: both multiply before they
+        resample. Without a classifier nothing changes.
+
+        Args:
+            gating: see `model.output.probabilities`.
+        """
+        found = self.prediction
+        if found.organ_probability is None:
+            return self
+        weight_KZ = gate_weights(found.organ_probability, gating).T
+        probabilities = found.probabilities * weight_KZ[..., None, None]
+        return replace(self, prediction=found._replace(probabilities=probabilities))
+
+    def slabs(self) -> Iterator[Slab]:
+        """Yield the prediction on the scan's own voxels, from the feet up, some slices a time."""
+        yield from _restore_slabs(self.grid, 0, *self.prediction)
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether the network has a slice classifier (CGM)."""
+        return self.prediction.organ_probability is not None
 
     def organ_probability(self, organ: str) -> np.ndarray | None:
         """Return the slice classifier's probability that a slice contains the organ.
@@ -85,7 +111,7 @@ class Segmentation:
     """Organs found in a scan, on the scan's own voxels in canonical orientation.
 
     Attributes:
-        masks: organ to boolean array (Z, Y, X).
+        masks: organ to boolean array (Z, Y, X), its voxels in the label map.
         label_map: uint8 (Z, Y, X), each organ's first label id; a voxel of two organs gets the
             more probable one.
     """
@@ -215,16 +241,9 @@ class Predictor:
         if progress is not None:
             batches = progress(batches, "slices", -(-len(image_ZHW) // self._settings.batch_size))
         for batch in batches:
-            first, end = batch.slices.start, batch.slices.stop
-            for start in range(first, end, MAX_SLAB_SLICES):
-                z = slice(start, min(start + MAX_SLAB_SLICES, end))
-                part = slice(z.start - first, z.stop - first)
-                found_BK = batch.organ_probability
-                yield Slab(
-                    z,
-                    restore(batch.probabilities[:, part].numpy(), _part_of(grid, z)),
-                    None if found_BK is None else found_BK[part].numpy(),
-                )
+            yield from _restore_slabs(
+                grid, batch.slices.start, batch.probabilities, batch.organ_probability
+            )
 
     def segment(self, scan: Volume) -> Segmentation:
         """Segment a scan.
@@ -235,14 +254,16 @@ class Predictor:
         Raises:
             ScanError: the scan shows no trunk.
         """
-        shape_ZYX = scan.values_ZYX.shape
-        label_map = np.zeros(shape_ZYX, dtype=np.uint8)
-        masks = {organ: np.zeros(shape_ZYX, dtype=bool) for organ in self.description.organs}
+        label_ZYX = np.zeros(scan.values_ZYX.shape, dtype=np.uint8)
         for slab in self.slabs(scan):
-            label_map[slab.z] = self.to_labels(slab)
-            for mask_ZYX, found_ZYX in zip(masks.values(), slab.probability_KZYX, strict=True):
-                np.greater_equal(found_ZYX, self.threshold, out=mask_ZYX[slab.z])
-        return Segmentation(masks, label_map)
+            label_ZYX[slab.z] = self.to_labels(slab)
+        organs = self.description.organs
+        masks = {organ: label_ZYX == label_ids[0] for organ, label_ids in organs.items()}
+        return Segmentation(masks, label_ZYX)
+
+    def label_map(self, found: SlicePrediction) -> np.ndarray:
+        """Return the label map of a prediction, uint8 (Z, Y, X); see `Segmentation`."""
+        return np.concatenate([self.to_labels(slab) for slab in found.slabs()])
 
     def to_labels(self, slab: Slab) -> np.ndarray:
         """Return the label map of a slab, uint8 (Z, Y, X); see `Segmentation`."""
@@ -275,6 +296,21 @@ class Predictor:
         for image_HW, hu_HW in zip(image_ZHW, hu_ZHW, strict=True):
             image_HW.copy_(normalise(hu_HW, settings.window_hu))
         return grid, image_ZHW
+
+
+def _restore_slabs(
+    grid: Grid, first: int, probability_KBHW: Tensor, organ_probability_BK: Tensor | None
+) -> Iterator[Slab]:
+    """Yield consecutive slices, the first of them at `first`, on the scan's own voxels."""
+    end = first + probability_KBHW.shape[1]
+    for start in range(first, end, MAX_SLAB_SLICES):
+        z = slice(start, min(start + MAX_SLAB_SLICES, end))
+        part = slice(z.start - first, z.stop - first)
+        yield Slab(
+            z,
+            restore(probability_KBHW[:, part].numpy(), _part_of(grid, z)),
+            None if organ_probability_BK is None else organ_probability_BK[part].numpy(),
+        )
 
 
 def _part_of(grid: Grid, z: slice) -> Grid:

@@ -33,6 +33,7 @@ from fullscale.reporting.tables import (
     classifier_table,
     comparison_table,
     criteria_table,
+    false_slice_table,
     score_table,
     surface_table,
     under_variant,
@@ -84,12 +85,13 @@ def score_section(results: Results, params: Params) -> ReportSection:
             "Scored in 3D on each scan's own grid. In brackets: the "
             f"{percent(params.register_.confidence)} bootstrap interval over patients, unless the "
             "cases are too few or too similar for one. Slice FPR: organ-free slices with "
-            "a false positive, of all organ-free slices.",
+            "a false positive, of all organ-free slices. Next to the organ, within 10 mm of a "
+            "slice with it, its end is uncertain; elsewhere a false positive is a wrong finding.",
             "Box plots: each mark is a case and each line joins a case's marks. A line is dashed "
             f"where {results.candidate} is worse than {results.baseline}. The thick bar is the "
             "median, the box holds the middle half of the cases.",
         ),
-        tables=known_tables(score_table(results)),
+        tables=known_tables(score_table(results), false_slice_table(results)),
         pictures=boxes + known_pictures([_fpr_chart(results)]),
         notes=() if boxes else ("No box plots: no table of cases has a Dice.",),
     )
@@ -122,7 +124,8 @@ def surface_section(results: Results) -> ReportSection:
         "Surfaces",
         text=(
             "HD95 is the larger of the two directed 95th percentiles. A missed organ counts with "
-            "the scan's diagonal.",
+            "the scan's diagonal. Surface Dice counts voxels of the surfaces, or weights them by "
+            "their area.",
         ),
         tables=known_tables(table),
         notes=() if table else (f"Distances: {OLDER}",),
@@ -213,7 +216,8 @@ def calibration_section(results: Results) -> ReportSection:
         "Calibration",
         text=(
             "Of the voxels given probability 0.8, eight in ten should belong to the organ: the "
-            "thin diagonal. Voxels in the box around the true organ are counted.",
+            "thin diagonal. Voxels in the box around the true organ are counted. Most of them are "
+            "certain, so the error is also given for those between 0.1 and 0.9 alone.",
         ),
         tables=known_tables(table),
         pictures=pictures,

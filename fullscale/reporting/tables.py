@@ -23,14 +23,23 @@ if TYPE_CHECKING:
 DICE = Metric("dice", "Dice", 3)
 SLICE_FPR = Metric("slice_fpr", "slice FPR", 4)
 OVERLAP = (DICE, Metric("iou", "IoU", 3), SLICE_FPR, Metric("voxel_fpr", "voxel FPR", 5))
+FALSE_SLICES = (
+    Metric("near_slice_fpr", "slice FPR next to the organ", 4),
+    Metric("remote_slice_fpr", "slice FPR elsewhere", 4),
+)
 SURFACE = (
     Metric("hd95_mm", "HD95, mm", 1),
     Metric("mean_surface_distance_mm", "mean surface distance, mm", 2),
     Metric("surface_dice_1mm", "surface Dice at 1 mm", 3),
     Metric("surface_dice_3mm", "surface Dice at 3 mm", 3),
+    Metric("area_surface_dice_1mm", "at 1 mm, by area", 3),
+    Metric("area_surface_dice_3mm", "at 3 mm, by area", 3),
     Metric("volume_difference_ml", "volume difference, ml", 1),
 )
-ERROR = Metric("ece", "expected calibration error", 4)
+ERRORS = (
+    Metric("ece", "expected calibration error", 4),
+    Metric("uncertain_ece", "of voxels between 0.1 and 0.9", 4),
+)
 VARIANTS = {"_no_classifier": "none", "_soft_classifier": "soft", "": "hard"}
 """Suffix of the scores' names with each use of the slice classifier, and its name in tables."""
 
@@ -97,6 +106,16 @@ def score_table(results: Results) -> Table | None:
     return metric_table(results, "Scores of the test set", OVERLAP, counts)
 
 
+def false_slice_table(results: Results) -> Table | None:
+    """Return the slice FPR next to the organ and elsewhere; None if not measured."""
+    counts = (
+        Metric("num_near_free_slices", "organ-free slices next to it", 0),
+        Metric("num_remote_free_slices", "organ-free slices elsewhere", 0),
+    )
+    caption = "False positive slices within 10 mm of a slice with the organ, and elsewhere"
+    return metric_table(results, caption, FALSE_SLICES, counts)
+
+
 def surface_table(results: Results) -> Table | None:
     """Return distances and volumes of every organ and network; None if not measured."""
     counts = (Metric("num_cases", "cases", 0),)
@@ -104,9 +123,12 @@ def surface_table(results: Results) -> Table | None:
 
 
 def calibration_table(results: Results) -> Table | None:
-    """Return the expected calibration error; None if not measured."""
-    counts = (Metric("num_calibration_voxels", "voxels", 0),)
-    return metric_table(results, "Expected calibration error", (ERROR,), counts)
+    """Return the expected calibration errors; None if not measured."""
+    counts = (
+        Metric("num_calibration_voxels", "voxels", 0),
+        Metric("num_uncertain_voxels", "voxels between 0.1 and 0.9", 0),
+    )
+    return metric_table(results, "Expected calibration error", ERRORS, counts)
 
 
 def metric_table(

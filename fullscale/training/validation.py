@@ -26,7 +26,7 @@ MIN_SPECIFICITY = 0.5
 
 
 def count_batch(
-    output: Output, batch: Batch, threshold: float, min_false_positive_px: int
+    output: Output, batch: Batch, threshold: float, min_false_positive_px: float
 ) -> Tensor:
     """Count pixels and slices for the metrics; zeros where an organ is not annotated.
 
@@ -80,14 +80,15 @@ def count_cases(
         predict: the network: B x 3 x H x W in window units to `Output`.
         batches: slices of the cases.
         num_cases: V.
-        params: all of params.yaml; gives organs, window and thresholds.
+        params: all of params.yaml; gives organs, window, size of a pixel and thresholds.
         device: where to compute.
 
     Returns:
         int64, V x K x N, on `device`.
     """
     window_hu, settings = params.slice.window_hu, params.evaluate
-    threshold, min_false_positive_px = settings.threshold, settings.min_false_positive_px
+    threshold = settings.threshold
+    min_false_positive_px = settings.min_false_positive_mm2 / params.slice.pixel_mm**2
     shape = (num_cases, len(params.organs), NUM_COUNTS)
     counts_VKN = torch.zeros(shape, dtype=torch.int64, device=device)
     with torch.inference_mode():

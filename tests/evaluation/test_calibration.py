@@ -30,6 +30,22 @@ def test_curve_matches_hand_count():
     assert curve.expected_error == pytest.approx(expected)
 
 
+def test_error_of_uncertain_voxels_leaves_the_certain_ones_out():
+    curve = ReliabilityCurve()
+    curve.add(volume(0.05, 0.1, 0.12, 0.85, 0.91, 1.0), mask(1, 1, 0, 1, 0, 1), SPACING_MM)
+    assert curve.num_uncertain_voxels == 3
+    expected = (abs(0.1 + 0.12 - 1) + (1 - 0.85)) / 3
+    assert curve.uncertain_error == pytest.approx(expected)
+    assert curve.expected_error == pytest.approx((3 * expected + 0.95 + 0.91) / 6)
+
+
+def test_curve_of_certain_voxels_has_no_error_of_uncertain_ones():
+    curve = ReliabilityCurve()
+    curve.add(volume(0.0, 0.95), mask(1, 0), SPACING_MM)
+    assert curve.num_uncertain_voxels == 0
+    assert math.isnan(curve.uncertain_error)
+
+
 def test_calibrated_probabilities_have_little_error():
     rng = np.random.default_rng(0)
     probability = rng.random((20, 60, 60)).astype(np.float32)

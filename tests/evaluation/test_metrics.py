@@ -41,13 +41,16 @@ def test_dice_of_two_empty_masks_is_not_a_number():
 
 
 def test_overlap_matches_hand_count():
-    scores = score_overlap(PREDICTED, TRUE, min_false_positive_px=2)
+    scores = score_overlap(PREDICTED, TRUE, SPACING_MM, min_false_positive_mm2=4)
     assert scores.dice == pytest.approx(2 * 3 / (6 + 5))
     assert scores.iou == pytest.approx(3 / 8)
     assert (scores.num_true_voxels, scores.num_predicted_voxels) == (5, 6)
     assert (scores.num_organ_slices, scores.num_free_slices) == (2, 2)
     assert scores.num_false_positive_slices == 1
     assert scores.slice_fpr == 0.5
+    assert (scores.num_near_free_slices, scores.num_remote_free_slices) == (2, 0)
+    assert scores.num_near_false_positive_slices == 1
+    assert scores.num_remote_false_positive_slices == 0
     assert scores.num_false_positive_voxels == 3
     assert scores.num_free_voxels == 11
     assert scores.voxel_fpr == pytest.approx(3 / 11)
@@ -78,16 +81,45 @@ def test_classifier_rates_without_slices_to_judge_are_not_numbers():
     assert math.isnan(score_classifier(np.ones(4, dtype=bool), EMPTY).classifier_sensitivity)
 
 
-@pytest.mark.parametrize(("k", "slices"), [(1, 2), (2, 1), (3, 0)])
-def test_false_positive_slices_need_k_pixels(k, slices):
-    scores = score_overlap(masks("##/..", "#./.."), masks("../..", "../.."), k)
+@pytest.mark.parametrize(
+    ("min_mm2", "spacing", "slices"),
+    [
+        (0.5, SPACING_MM, 2),
+        (2, SPACING_MM, 2),
+        (2.1, SPACING_MM, 1),
+        (4, SPACING_MM, 1),
+        (4.1, SPACING_MM, 0),
+        (4.1, (5.0, 2.0, 2.0), 1),
+        (4, (1.0, 2.0, 1.0), 1),
+    ],
+)
+def test_false_positive_slices_need_an_area(min_mm2, spacing, slices):
+    scores = score_overlap(masks("##/..", "#./.."), masks("../..", "../.."), spacing, min_mm2)
     assert scores.num_false_positive_slices == slices
+    assert scores.num_remote_false_positive_slices == slices
     assert scores.dice == 0.0
+
+
+@pytest.mark.parametrize(
+    ("slice_mm", "near_slices", "near_false"),
+    [(2.5, 6, 4), (5.0, 4, 2), (5.00001, 4, 2), (5.1, 2, 1), (10.0, 2, 1), (12.0, 0, 0)],
+)
+def test_false_positives_next_to_the_organ_are_counted_apart(slice_mm, near_slices, near_false):
+    true = np.zeros((9, 2, 2), dtype=bool)
+    true[3] = True
+    predicted = np.ones_like(true)
+    predicted[[2, 5]] = False
+    scores = score_overlap(predicted, true, (slice_mm, 1.0, 1.0), 1)
+    assert (scores.num_free_slices, scores.num_false_positive_slices) == (8, 6)
+    assert scores.num_near_free_slices == near_slices + (slice_mm == 2.5)
+    assert scores.num_remote_free_slices == 8 - scores.num_near_free_slices
+    assert scores.num_near_false_positive_slices == near_false + (slice_mm == 2.5)
+    assert scores.num_remote_false_positive_slices == 6 - scores.num_near_false_positive_slices
 
 
 def test_rates_without_free_slices_are_not_numbers():
     true = masks("#./..")
-    scores = score_overlap(true, true, 1)
+    scores = score_overlap(true, true, SPACING_MM, 1)
     assert math.isnan(scores.slice_fpr)
     assert scores.voxel_fpr == 0.0
 
@@ -101,9 +133,12 @@ def test_volume_difference_is_in_millilitres_and_signed():
 
 
 def test_organ_that_neither_has_is_perfect_and_nowhere():
-    overlap, physical = score_overlap(EMPTY, EMPTY, 1), score_physical(EMPTY, EMPTY, SPACING_MM)
+    overlap, physical = (
+        score_overlap(EMPTY, EMPTY, SPACING_MM, 1),
+        score_physical(EMPTY, EMPTY, SPACING_MM),
+    )
     assert (overlap.dice, overlap.iou) == (1, 1)
-    assert len(vars(physical)) == 5
+    assert len(vars(physical)) == 7
     assert all(math.isnan(value) for value in vars(physical).values())
     assert overlap.slice_fpr == 0
 
@@ -113,7 +148,7 @@ def test_organ_that_neither_has_is_perfect_and_nowhere():
 )
 def test_missed_organ_is_a_diagonal_away(predicted, true, difference_ml):
     overlap, physical = (
-        score_overlap(predicted, true, 1),
+        score_overlap(predicted, true, SPACING_MM, 1),
         score_physical(predicted, true, SPACING_MM),
     )
     assert overlap.dice == overlap.iou == 0
@@ -121,6 +156,7 @@ def test_missed_organ_is_a_diagonal_away(predicted, true, difference_ml):
     assert physical.hd95_mm == pytest.approx(diagonal)
     assert physical.mean_surface_distance_mm == pytest.approx(diagonal)
     assert physical.surface_dice_1mm == physical.surface_dice_3mm == 0
+    assert physical.area_surface_dice_1mm == physical.area_surface_dice_3mm == 0
     assert physical.volume_difference_ml == pytest.approx(difference_ml)
 
 
@@ -132,19 +168,23 @@ def test_no_distance_exceeds_that_of_a_missed_organ():
 
 
 def test_perfect_prediction_is_perfect_in_every_score():
-    overlap, physical = score_overlap(TRUE, TRUE, 1), score_physical(TRUE, TRUE, SPACING_MM)
+    overlap, physical = (
+        score_overlap(TRUE, TRUE, SPACING_MM, 1),
+        score_physical(TRUE, TRUE, SPACING_MM),
+    )
     assert (overlap.dice, overlap.iou, overlap.voxel_fpr) == (1, 1, 0)
-    assert tuple(vars(physical).values()) == (0, 0, 1, 1, 0)
+    assert tuple(vars(physical).values()) == (0, 0, 1, 1, 1, 1, 0)
 
 
 def test_surface_dice_at_three_millimetres_forgives_more():
     moved = np.roll(TRUE, 1, axis=1)
     scores = score_physical(moved, TRUE, SPACING_MM)
     assert scores.surface_dice_1mm < scores.surface_dice_3mm == 1
+    assert scores.area_surface_dice_1mm < scores.area_surface_dice_3mm == 1
 
 
 def test_scores_refuse_shapes_that_differ():
     with pytest.raises(ValueError, match=r"prediction \(1, 2, 2\) and truth \(2, 2, 2\)"):
-        score_overlap(masks("#./.."), masks("#./..", "../.."), 1)
+        score_overlap(masks("#./.."), masks("#./..", "../.."), SPACING_MM, 1)
     with pytest.raises(ValueError, match=r"slice classifier of shape \(3,\) for 4 slices"):
         score_classifier(np.ones(3, dtype=bool), TRUE)

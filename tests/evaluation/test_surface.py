@@ -108,7 +108,7 @@ def random_pair(seed):
 @pytest.mark.parametrize("seed", range(200))
 def test_scores_equal_brute_force_on_random_pairs(seed):
     predicted, true, spacing = random_pair(seed)
-    overlap = score_overlap(predicted, true, 1)
+    overlap = score_overlap(predicted, true, spacing, 1)
     physical = score_physical(predicted, true, spacing)
     expected = slow_scores(predicted, true, spacing)
     found = {
@@ -261,7 +261,7 @@ true = organ((300, 250, 200), (110, 120, 140))
 predicted = organ((304, 255, 204), (112, 118, 140))
 predicted[1, 2, 2] = predicted[598, 500, 508] = True  # the box is as large as the scan
 start = time.monotonic()
-overlap = score_overlap(predicted, true, 10)
+overlap = score_overlap(predicted, true, (1.0, 0.78, 0.78), 10)
 physical = score_physical(predicted, true, (1.0, 0.78, 0.78))
 score_classifier(true.any(axis=(1, 2)), true)
 cleaned = score_physical(largest_component(predicted), true, (1.0, 0.78, 0.78))

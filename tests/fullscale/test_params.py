@@ -50,7 +50,17 @@ def test_published_params_are_valid():
             r"window_hu must ascend, found \[240\.0, -160\.0\]",
         ),
         ({"split": {"test_fraction": 1}}, r"split\.test_fraction: .*less than 1, found 1"),
-        ({"split": {"val_fraction": 0}}, r"split\.val_fraction: .*greater than 0"),
+        ({"split": {"folds": 1}}, r"split\.folds: .*greater than or equal to 2"),
+        ({"split": {"val_fold": 5}}, r"split: val_fold 5 is none of the 5 folds, which are 0 to 4"),
+        (
+            {"evaluate": {"min_false_positive_px": 10}},
+            r"evaluate\.min_false_positive_px: is replaced by evaluate\.min_false_positive_mm2",
+        ),
+        (
+            {"split": {"val_fraction": 0.2}},
+            r"split\.val_fraction: is replaced by split\.folds.* and split\.val_fold",
+        ),
+        ({"split": {"seed": 0}}, r"split\.seed: has no use any more.*remove it"),
         ({"evaluate": {"threshold": 1.5}}, r"evaluate\.threshold: .*less than 1, found 1\.5"),
         ({"register": {"candidate": "unet"}}, r"register: candidate and baseline are both 'unet'"),
         ({"register": {"baseline": "fcn"}}, r"register\.baseline is 'fcn', which is not trained"),

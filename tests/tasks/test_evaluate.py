@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from fullscale.evaluation.calibration import ReliabilityCurve
-from fullscale.evaluation.case_scores import classifier_variants
 from fullscale.evaluation.summary import (
     evaluate_network,
     picture_cases,
@@ -18,13 +17,17 @@ from fullscale.evaluation.summary import (
 )
 from fullscale.params import EvaluateParams
 from fullscale.prediction.network_files import Trained, build, describe_network
-from fullscale.prediction.predictor import Predictor
+from fullscale.prediction.predictor import Predictor, Slab
+from fullscale.prediction.segmentation import segment_scan
 from fullscale.runtime.errors import StageError
 from fullscale.scans.volume import read_image, read_labels
+from model.output import gate_weights
 from tasks.evaluate import draw_case
 
-SETTINGS = EvaluateParams(threshold=0.5, batch_size=8, min_false_positive_px=2)
+SETTINGS = EvaluateParams(threshold=0.5, batch_size=8, min_false_positive_mm2=98)
+"""98 mm2 are two pixels of the tiny scans."""
 ORGANS = ("liver", "spleen")
+CPU = torch.device("cpu")
 CLASSIFIER_COLUMNS = {
     "num_false_closings",
     "num_closed_voxels",
@@ -53,6 +56,25 @@ class Drawn:
     masks: dict[str, np.ndarray]
     present: dict[str, np.ndarray] | None
 
+    @property
+    def has_classifier(self):
+        return self.present is not None
+
+    def gated(self, gating):
+        if self.present is None:
+            return self
+        present = torch.from_numpy(np.stack(list(self.present.values()), axis=1)).float()
+        weight_KZ = gate_weights(present, gating).numpy().T
+        found = {
+            organ: mask * weight_Z[:, None, None]
+            for (organ, mask), weight_Z in zip(self.masks.items(), weight_KZ, strict=True)
+        }
+        return Drawn(found, self.present)
+
+    def slabs(self):
+        found = np.stack([self.restore(organ) for organ in self.masks])
+        yield Slab(slice(0, found.shape[1]), found, None)
+
     def restore(self, organ):
         return self.masks[organ].astype(np.float32)
 
@@ -68,14 +90,13 @@ def opens_true_slices(truth, mask):
     return truth.any(axis=(1, 2))
 
 
-class Annotator:
+class Annotator(Predictor):
     """Replacement of a network: returns the annotation itself, or an edit of it."""
 
-    threshold = 0.5
-
-    def __init__(self, predictor, cohort, edit, classifier):
+    def __init__(self, predictor, cohort, edit, classifier, claims=None):
+        self.threshold = 0.5
         self.description = predictor.description
-        self._edit, self._classifier = edit, classifier
+        self._edit, self._classifier, self._claims = edit, classifier, claims
         self._labels = {
             read_image(case.image).values_ZYX.tobytes(): read_labels(case.label).values_ZYX
             for case in cohort.cases
@@ -85,12 +106,14 @@ class Annotator:
         labels = self._labels[scan.values_ZYX.tobytes()]
         truths = {organ: np.isin(labels, ids) for organ, ids in self.description.organs.items()}
         masks = {organ: self._edit(organ, truth) for organ, truth in truths.items()}
+        if self._claims is not None:
+            masks = self._claims(masks)
         present = None
         if self._classifier is not None:
             present = {
                 organ: self._classifier(truths[organ], mask) for organ, mask in masks.items()
             }
-        return Drawn(masks, present)
+        return Drawn(masks, present).gated(gating)
 
 
 @pytest.fixture
@@ -99,9 +122,10 @@ def score_drawn(predictor, tiny_cohort):
         edit=lambda organ, mask: mask,
         classifier=opens_predicted_slices,
         calibration=None,
+        claims=None,
         **changes,
     ):
-        annotator = Annotator(predictor, tiny_cohort, edit, classifier)
+        annotator = Annotator(predictor, tiny_cohort, edit, classifier, claims)
         settings = SETTINGS.model_copy(update=changes)
         return score_cases(annotator, tiny_cohort.cases, tiny_cohort, settings, calibration)
 
@@ -113,9 +137,10 @@ def without_spleen(organ, mask):
 
 
 def with_speck(organ, mask):
-    """The mask and two voxels in the corner of the scan's first slice."""
+    """The mask and two voxels in a corner of the scan's first slice, another one for each organ."""
     mask = mask.copy()
-    mask[0, 0, :2] = True
+    first = 2 * ORGANS.index(organ)
+    mask[0, 0, first : first + 2] = True
     return mask
 
 
@@ -203,12 +228,39 @@ def test_ablation_scores_variants_of_the_same_prediction(score_drawn):
     )
 
 
-def test_soft_classifier_multiplies_its_probability():
-    probability = np.array([0.9, 0.9, 0.9, 0.4], dtype=np.float32).reshape(4, 1, 1)
-    present = np.array([1.0, 0.6, 0.2, 1.0], dtype=np.float32)
-    masks = dict(classifier_variants(probability, present, 0.5))
-    assert masks["_no_classifier"].ravel().tolist() == [True, True, True, False]
-    assert masks["_soft_classifier"].ravel().tolist() == [True, True, False, False]
+def test_voxel_of_two_organs_is_scored_as_the_label_map_has_it(score_drawn):
+    """Liver and spleen both claim the liver; the more probable one has it."""
+
+    def both(organ, mask, truths):
+        return mask if organ == "liver" else np.where(truths["liver"], 0.6, mask)
+
+    scores = score_drawn(claims=lambda truths: {k: both(k, v, truths) for k, v in truths.items()})
+    assert (scores["dice"] == 1).all()
+    swapped = score_drawn(
+        claims=lambda truths: {k: both(k, v * 0.55, truths) for k, v in truths.items()}
+    )
+    liver = swapped[swapped["organ"] == "liver"]
+    assert (liver["dice"] == 0).all()
+    assert (liver["num_predicted_voxels"] == 0).all()
+    spleen = swapped[swapped["organ"] == "spleen"]
+    assert (spleen["num_false_positive_voxels"] > 0).any()
+
+
+@pytest.mark.parametrize("gating", ["hard", "soft", "none"])
+def test_scores_are_those_of_the_label_map_that_predict_writes(tiny_params, tiny_cohort, gating):
+    """An untrained network, whose organs overlap in most voxels."""
+    torch.manual_seed(5)
+    description = describe_network("unet3plus", tiny_params)
+    predictor = Predictor(Trained(build(description).eval(), description), 0.3, 8, CPU)
+    scan = read_image(tiny_cohort.cases[0].image)
+    plain = predictor.predict(scan, "none")
+    assert (plain.restore("liver") >= 0.3).any()
+    assert ((plain.restore("liver") >= 0.3) & (plain.restore("spleen") >= 0.3)).any()
+    directly = predictor.label_map(predictor.predict(scan, gating))
+    assert set(np.unique(directly)) - {0}
+    assert (predictor.label_map(plain.gated(gating)) != directly).mean() < 1e-3
+    if gating == "hard":
+        np.testing.assert_array_equal(directly, segment_scan(predictor, scan).label_ZYX)
 
 
 def test_network_without_a_classifier_has_nothing_to_ablate(score_drawn):
@@ -398,8 +450,8 @@ def test_segmentation_lies_on_the_scan(predictor, tiny_cohort):
         found = predictor.segment(scan)
         assert found.label_map.shape == scan.values_ZYX.shape
         assert set(np.unique(found.label_map)) <= {0, 1, 2}
-        claimed = found.masks["liver"] | found.masks["spleen"]
-        assert np.array_equal(found.label_map > 0, claimed)
+        for organ, mask in found.masks.items():
+            assert np.array_equal(mask, found.label_map == predictor.description.organs[organ][0])
 
 
 def test_closed_classifier_leaves_slices_empty(tiny_params, tiny_cohort):
@@ -425,15 +477,20 @@ def test_restored_probability_is_what_segmentation_thresholds(predictor, tiny_co
         probability = found.restore(organ)
         assert probability.dtype == np.float32
         assert 0 <= probability.min() <= probability.max() <= 1 + 1e-6
-        assert np.array_equal(probability >= 0.5, masks[organ])
+        other = found.restore(next(each for each in ORGANS if each != organ))
+        sure = (probability >= 0.5) & (probability > other)
+        assert masks[organ][sure].all()
+        assert not masks[organ][probability < 0.5].any()
 
 
 def test_more_probable_organ_has_a_disputed_voxel(trained, tiny_cohort):
-    found = Predictor(trained, 0.001, 8, torch.device("cpu")).segment(
-        read_image(tiny_cohort.cases[1].image)
-    )
-    disputed = found.masks["liver"] & found.masks["spleen"]
-    assert set(np.unique(found.label_map[disputed])) <= {1, 2}
+    predictor = Predictor(trained, 0.001, 8, torch.device("cpu"))
+    found = predictor.predict(read_image(tiny_cohort.cases[1].image))
+    liver, spleen = found.restore("liver"), found.restore("spleen")
+    disputed = (liver >= 0.001) & (spleen >= 0.001)
+    assert disputed.any()
+    expected = np.where(spleen >= liver, 2, 1)[disputed]
+    assert np.array_equal(predictor.label_map(found)[disputed], expected)
 
 
 def test_picture_cases_are_worst_median_and_best():

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -8,13 +9,14 @@ from hypothesis import strategies as st
 
 from fullscale.params import SplitParams
 from fullscale.runtime.errors import StageError
-from tasks.split import is_test_patient, split_cases
+from tasks.split import check_split, fold_index, is_test_patient, split_cases
 
 ANNOTATIONS = ("liver;spleen", "liver", "spleen")
+TESTED = [3, 4, 5, 7, 10, 11, 13, 16, 17, 19, 21, 24, 26, 28, 29, 34, 36, 38, 39, 43, 47]
 
 
 def make_params(**changes):
-    values = {"salt": "s", "test_fraction": 0.3, "val_fraction": 0.25, "seed": 0}
+    values = {"salt": "s", "test_fraction": 0.3, "folds": 4, "val_fold": 0}
     return SplitParams.model_validate(values | changes)
 
 
@@ -36,36 +38,50 @@ cohorts = st.lists(
 )
 
 
-def divisible(cases, params):
-    is_test = cases["patient"].map(lambda patient: is_test_patient(patient, params))
-    return is_test.any() and cases.loc[~is_test, "patient"].nunique() >= 4
-
-
 @settings(deadline=None, max_examples=60)
-@given(cohort=cohorts, seed=st.integers(0, 5), salt=st.text(max_size=4))
-def test_split_never_shares_patient_between_folds(cohort, seed, salt):
-    cases, params = make_cases(cohort), make_params(seed=seed, salt=salt)
-    if not divisible(cases, params):
-        return
+@given(cohort=cohorts, val_fold=st.integers(0, 3), salt=st.text(max_size=4))
+def test_split_never_shares_patient_between_folds(cohort, val_fold, salt):
+    cases, params = make_cases(cohort), make_params(val_fold=val_fold, salt=salt)
     table = split_cases(cases, params)
     assert table.groupby("patient")["fold"].nunique().max() == 1
+    assert table.groupby("patient")["fold_index"].nunique(dropna=False).max() == 1
     assert sorted(table["case"]) == sorted(cases["case"])
-    assert set(table["fold"]) == {"train", "val", "test"}
+    assert set(table["fold"]) <= {"train", "val", "test"}
+    assert (table["fold_index"].isna() == (table["fold"] == "test")).all()
+    assert ((table["fold_index"] == val_fold).fillna(False) == (table["fold"] == "val")).all()
+    assert table["fold_index"].dropna().between(0, 3).all()
 
 
 @settings(deadline=None, max_examples=60)
 @given(cohort=cohorts, later=cohorts)
-def test_split_keeps_test_set_when_patients_are_added(cohort, later):
+def test_new_patients_never_move_another_one(cohort, later):
     params = make_params()
-    before = make_cases(cohort)
     after = make_cases(cohort + [(f"new_{patient}", drawn) for patient, drawn in later])
-    if not divisible(before, params):
-        return
-    first = split_cases(before, params).set_index("case")["fold"]
-    second = split_cases(after, params).set_index("case")["fold"]
-    was_test = first == "test"
-    assert (second[first.index][was_test] == "test").all()
-    assert (second[first.index][~was_test] != "test").all()
+    first = split_cases(make_cases(cohort), params).set_index("case")
+    second = split_cases(after, params).set_index("case")
+    assert second.loc[first.index].equals(first)
+
+
+def test_folds_are_of_equal_size_and_independent_of_the_test_set():
+    params = make_params(test_fraction=0.45, folds=5)
+    table = pd.DataFrame({"patient": [f"patient_{number}" for number in range(10000)]})
+    tested = table["patient"].map(lambda patient: is_test_patient(patient, params))
+    index = table["patient"].map(lambda patient: fold_index(patient, params))
+    for group, num in ((tested, 4500), (~tested, 5500)):
+        assert (index[group].value_counts().sort_index() / num).between(0.18, 0.22).all()
+
+
+def test_largest_hash_is_in_the_last_fold(monkeypatch):
+    monkeypatch.setattr("tasks.split.hmac.digest", lambda *_: b"\xff" * 32)
+    assert fold_index("p", make_params(folds=7)) == 6
+
+
+def test_published_test_patients_and_their_number_stay():
+    """The sample's verdict is about these patients, so a later program must test the same."""
+    params = make_params(salt="fullscale-2", test_fraction=0.45, folds=5)
+    patients = [f"patient_{number:03d}" for number in range(1, 49)]
+    tested = [int(name[-3:]) for name in patients if is_test_patient(name, params)]
+    assert tested == TESTED
 
 
 @given(patient=st.text(min_size=1), fraction=st.floats(0.05, 0.9))
@@ -101,16 +117,84 @@ def test_split_names_test_patients_without_cases():
         split_cases(cases, make_params(test_patients=["q2", "p3", "q1"]))
 
 
-def test_split_refuses_too_few_patients():
-    cases = make_cases([(f"p{number}", "liver") for number in range(3)])
-    with pytest.raises(StageError, match=r"3 patients give 1 .* and 2 .*wanted at least 1 and 4"):
-        split_cases(cases, make_params(test_patients=["p0"]))
+def check(cohort, **changes):
+    cases, params = make_cases(cohort), make_params(**changes)
+    check_split(split_cases(cases, params), cases, params, ("liver", "spleen"))
 
 
-def test_validation_holds_every_common_annotation():
-    cohort = [(f"p{number:02d}", ANNOTATIONS[number % 3]) for number in range(60)]
-    table = split_cases(make_cases(cohort), make_params()).merge(make_cases(cohort))
-    assert set(table.loc[table["fold"] == "val", "annotated"]) == set(ANNOTATIONS)
+def cure_of(cohort, **changes):
+    """Return the settings that the message names; check that they are a cure."""
+    with pytest.raises(StageError) as error:
+        check(cohort, **changes)
+    text = str(error.value)
+    found = dict(re.findall(r"split\.(\w+): (\S+?)(?:,|\s|$)", text.rpartition("; ")[2]))
+    cure = {key: value if key == "salt" else int(value) for key, value in found.items()}
+    check(cohort, **(changes | cure))
+    return text, cure
+
+
+def by_fold(folds, **changes):
+    """Return a name of a patient outside the test set for each fold."""
+    params = make_params(folds=folds, **changes)
+    names = {}
+    for number in range(1000):
+        name = f"p{number}"
+        if not is_test_patient(name, params):
+            names.setdefault(fold_index(name, params), name)
+    return [names[fold] for fold in range(folds)]
+
+
+def test_missing_organ_of_the_validation_fold_names_another_fold():
+    a, b, c, d = by_fold(4, test_patients=["t"])
+    both = "liver;spleen"
+    cohort = [("t", both), (a, "liver"), (b, "spleen"), (c, both), (d, both)]
+    text, cure = cure_of(cohort, test_patients=["t"])
+    assert "no validation patient in whom spleen is annotated" in text
+    assert "(patients: 3 train, 1 val, 1 test)" in text
+    assert cure == {"val_fold": 2}
+
+
+def test_empty_validation_fold_names_another_fold():
+    a, b, _, d = by_fold(4, test_patients=["t"])
+    both = "liver;spleen"
+    cohort = [("t", both), (a, both), (b, "spleen"), (d, "liver")]
+    text, cure = cure_of(cohort, test_patients=["t"], val_fold=2)
+    assert "no validation patient (" in text
+    assert cure == {"val_fold": 0}
+
+
+def test_organ_that_training_lacks_is_named():
+    a, b, c, _ = by_fold(4, test_patients=["t"])
+    both = "liver;spleen"
+    cohort = [("t", both), (a, both), (b, "liver"), (c, "liver")]
+    with pytest.raises(StageError, match=r"no training patient in whom spleen is annotated"):
+        check(cohort, test_patients=["t"])
+
+
+def test_cohort_that_no_fold_fits_is_told_fewer_folds_or_another_salt():
+    both = "liver;spleen"
+    num_by_folds = {}
+    for number in range(40):
+        cohort = [(f"{number}_{each}", both) for each in range(6)]
+        try:
+            check(cohort, folds=4, test_fraction=0.5)
+        except StageError:
+            text, cure = cure_of(cohort, folds=4, test_fraction=0.5)
+            key = "salt" if "salt" in cure else "folds" if "folds" in cure else "val_fold"
+            num_by_folds[key] = num_by_folds.get(key, 0) + 1
+            assert ("also chooses other test patients" in text) == (key == "salt")
+    assert set(num_by_folds) == {"val_fold", "salt"}
+
+
+def test_cohort_without_a_cure_is_told_to_add_scans():
+    cohort = [("p0", "liver;spleen"), *((f"p{number}", "liver") for number in range(1, 9))]
+    with pytest.raises(StageError, match=r"in whom spleen is annotated .*; add scans: no other"):
+        check(cohort, test_patients=["p0"], folds=2)
+
+
+def test_split_without_a_test_patient_is_refused():
+    with pytest.raises(StageError, match=r"there is no test patient .*split\.salt: s-\d+, which"):
+        check([(f"p{number}", "liver;spleen") for number in range(9)], test_fraction=0.001)
 
 
 def test_split_ignores_order_of_cases():
@@ -132,8 +216,6 @@ def test_landed_cases_leave_the_test_set_as_it_is(cohort, later):
     """Draw cases from the inbox: of known patients, and of new ones with any name."""
     params = make_params()
     before = make_cases(cohort)
-    if not divisible(before, params):
-        return
     new = landed(later + [(f"new_{patient}", drawn) for patient, drawn in later])
     after = pd.concat([before.assign(training_only=False), new])
     first = split_cases(before, params)

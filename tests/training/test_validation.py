@@ -79,7 +79,7 @@ def test_classifier_is_counted_where_there_is_one(batch, output):
 
 def test_metrics_pool_slices_of_a_case(batch, output, tiny_params):
     settings = tiny_params.evaluate.model_copy(
-        update={"threshold": 0.5, "min_false_positive_px": 3}
+        update={"threshold": 0.5, "min_false_positive_mm2": 3 * 12**2}
     )
     params = tiny_params.model_copy(update={"evaluate": settings})
     counts = count_cases(lambda image: output, [batch], 2, params, torch.device("cpu"))
