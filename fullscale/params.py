@@ -11,11 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fullscale.runtime.cpu_kernels import CpuKernels
 from fullscale.runtime.errors import StageError
 
-RENAMED_KEYS = {
-    "evaluate.ablate_gate": "evaluate.ablate_slice_classifier",
-    "register.min_cases": "register.min_patients",
+_RENAMED = "is now called {}; rename it"
+OLDER_KEYS = {
+    "evaluate.ablate_gate": _RENAMED.format("evaluate.ablate_slice_classifier"),
+    "register.min_cases": _RENAMED.format("register.min_patients"),
+    "train.seed": (
+        "is now the list `seeds` beside `networks`: each network is trained once with each of "
+        "them; remove it and write `seeds: [0]` there"
+    ),
 }
-"""Keys of older versions, and their present names, for messages."""
+"""Keys of older versions, and what became of them, for messages."""
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -168,7 +173,6 @@ class AugmentParams(ParamsSection):
 class TrainParams(ParamsSection):
     """Stage train: the same budget, optimiser and augmentation for every network."""
 
-    seed: int = Field(ge=0, description="random seed of weights, order, augmentation and dropout")
     width: Positive = Field(description="channels of the first level; the paper has 64")
     num_epochs: Positive = Field(description="epochs, each of slices_per_epoch slices")
     sampling: Literal["case", "slice"] = Field(
@@ -305,6 +309,13 @@ class RegisterParams(ParamsSection):
     model_name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="name of the registered model")
     candidate: str = Field(description="network that may be promoted")
     baseline: str = Field(description="network that the candidate must beat")
+    deploy: Literal["ensemble", "best"] = Field(
+        default="ensemble",
+        description=(
+            "what is registered of several trainings (seeds): ensemble, the mean of their "
+            "probabilities, or best, the one with the highest validation Dice"
+        ),
+    )
     min_dice_gain: float = Field(
         ge=0,
         lt=1,
@@ -389,6 +400,13 @@ class Params(ParamsSection):
         min_length=1,
         description="networks to train and evaluate; each needs a recipe",
     )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        min_length=1,
+        description=(
+            "random seeds of weights, order, augmentation and dropout: each network is trained "
+            "once with each of them; adding one leaves the others' trainings as they are"
+        ),
+    )
     recipes: dict[str, Recipe] = Field(description="how each network is built, by name")
     compute: ComputeParams = ComputeParams()
     slice: SliceParams
@@ -421,6 +439,13 @@ class Params(ParamsSection):
                 f"each of the organs {sorted(self.organs)}"
             )
         return self
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("names one twice")
+        return seeds
 
     @model_validator(mode="after")
     def _networks_have_recipes(self) -> Self:
@@ -482,11 +507,7 @@ def _explain(error: ValidationError) -> str:
         key = ".".join(str(part) for part in detail["loc"])
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
-            message = (
-                f"is now called {RENAMED_KEYS[key]}; rename it"
-                if key in RENAMED_KEYS
-                else "unknown key; remove it or correct its spelling"
-            )
+            message = OLDER_KEYS.get(key, "unknown key; remove it or correct its spelling")
         elif detail["type"] == "missing":
             message = "is missing"
         elif not isinstance(detail["input"], dict | BaseModel):

@@ -55,7 +55,8 @@ def score_case(
         organs: the organs to score, all of them the network's, with their label ids in the
             annotation. A network may have been trained with other ids.
         settings: the section `evaluate` of params.yaml. With `ablate_slice_classifier` the decoder
-            runs for every slice, also for those that the slice classifier closes.
+            runs for every slice, also for those that the slice classifier closes; not for an
+            ensemble, in which each member has its own slice classifier.
         calibration: organ to the curve to which its voxels are added, after the slice classifier.
 
     Returns:
@@ -67,7 +68,8 @@ def score_case(
     scan, labels = read_pair(case)
     spacing_mm = scan.spacing_mm
     min_false_positive_px = settings.min_false_positive_px
-    found = predictor.predict(scan, "none" if settings.ablate_slice_classifier else "hard")
+    ablates = settings.ablate_slice_classifier and predictor.num_members == 1
+    found = predictor.predict(scan, "none" if ablates else "hard")
     del scan  # as large as two masks, and the scores do not need it
     rows = []
     for organ in cohort.annotated_organs(case, organs):
@@ -78,7 +80,7 @@ def score_case(
         if present_Z is not None:
             open_Z = present_Z > CLASSIFIER_THRESHOLD
             classifier_scores = asdict(score_classifier(open_Z, true_ZYX))
-            if settings.ablate_slice_classifier:
+            if ablates:
                 variants = classifier_variants(probability_ZYX, present_Z, predictor.threshold)
                 for suffix, mask_ZYX in variants:
                     other = asdict(score_overlap(mask_ZYX, true_ZYX, min_false_positive_px))

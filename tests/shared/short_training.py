@@ -54,7 +54,8 @@ def main(name: str) -> None:
     """Train and print."""
     fix_cpu_kernels("avx2", 2)
     params = load_params(PARAMS)
-    torch.manual_seed(0)
+    seed = 0
+    torch.manual_seed(seed)
     network = build(describe_network(name, params)).to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer(network, params.train)
     none = params.train.augment.model_copy(
@@ -64,7 +65,7 @@ def main(name: str) -> None:
     objective, augmented = (
         SegmentationObjective(
             network, len(params.organs), window, params.recipes[name].loss_terms,
-            Augment(augment, window, params.train.seed),
+            Augment(augment, window, seed),
         )
         for augment in (none, params.train.augment)
     )  # fmt: skip
@@ -72,7 +73,7 @@ def main(name: str) -> None:
     for step in range(NUM_STEPS):
         batch = draw_batch(generator, len(params.organs))
         image_BCHW, mask_BKHW = objective.prepare(batch)
-        seed_step(params.train.seed, 0, step, 0, 0)
+        seed_step(seed, 0, step, 0, 0)
         loss, _ = objective.loss(
             image_BCHW.contiguous(memory_format=torch.channels_last), mask_BKHW, batch.annotated_BK
         )

@@ -69,7 +69,7 @@ def add_network(root, name, params, cohort, seed, dice):
     torch.manual_seed(seed)
     description = describe_network(name, params)
     network = build(description)
-    folder = root / "artifacts/train" / name
+    folder = root / "artifacts/train" / name / "0"
     save_trained(folder, network, description)
     write_history(folder / "history.csv", [{"epoch": 1, "val/dice": 0.25}])
     trained = Trained(network.eval(), description)
@@ -79,7 +79,8 @@ def add_network(root, name, params, cohort, seed, dice):
     reports.mkdir(parents=True)
     scores.to_csv(reports / "cases.csv", index=False)
     test_set = digest_test_set(case for case in cohort.cases if case.name in TEST_CASES)
-    summary = {"test_set": test_set, **summarise(scores, tuple(params.organs))}
+    metrics = summarise(scores, tuple(params.organs))
+    summary = {"test_set": test_set, "seeds": [0], "members": [0], **metrics}
     (reports / "summary.json").write_text(json.dumps(summary))
 
 
@@ -117,7 +118,7 @@ def test_pass_registers_first_version_with_both_aliases(project, tiny_params, em
     for alias in (CHALLENGER, CHAMPION):
         assert int(find_alias(empty_store, name, alias).version) == 1
     tags = find_alias(empty_store, name, CHAMPION).tags
-    weights = file_sha256(project / "artifacts/train/unet3plus" / WEIGHTS_NAME)
+    weights = file_sha256(project / "artifacts/train/unet3plus/0" / WEIGHTS_NAME)
     assert tags[WEIGHTS_TAG] == weights == content["weights_sha256"]
     assert tags["fullscale.data_version"] == PROVENANCE.data_version
     assert tags["fullscale.git_commit"] == PROVENANCE.git_commit
@@ -190,7 +191,7 @@ def check_better_candidate(project, params, store):
     """Other weights are compared with the champion, become challenger, and leave it in place."""
     torch.manual_seed(5)
     description = describe_network("unet3plus", params)
-    save_trained(project / "artifacts/train/unet3plus", build(description), description)
+    save_trained(project / "artifacts/train/unet3plus/0", build(description), description)
     content, version = run_stage(project, params, store)
     assert [criterion["name"] for criterion in content["criteria"]][-4:] == [
         *("champion", "champion_failures", "champion/liver", "champion/spleen")
@@ -266,7 +267,7 @@ def test_failed_gate_registers_nothing_and_says_why(project, tiny_params, mlflow
 
 def test_failed_verdicts_count_as_verdicts_on_the_test_set(project, tiny_params, empty_store):
     workspace = open_workspace(project)
-    name = workspace.trained("unet3plus")
+    name = workspace.trained("unet3plus", 0)
     description = describe_network("unet3plus", tiny_params)
     rescale(project, "unet3plus", 0.7)
     for seed in (21, 22):
@@ -295,7 +296,7 @@ def test_champion_keeps_its_threshold_and_is_scored_on_todays_labels(
     )
     champion = score_champion(today, tiny_cohort, mlflow_store, TEST_CASES, "other weights")
     assert champion.organs == ("liver", "spleen")
-    trained = load_trained(project / "artifacts/train/unet3plus")
+    trained = load_trained(project / "artifacts/train/unet3plus/0")
     plain = params.evaluate.model_copy(update={"ablate_slice_classifier": False})
     _, wanted = evaluate_network(trained, tiny_cohort, TEST_CASES, plain, organs={"liver": (2,)})
     pd.testing.assert_frame_equal(champion.scores, wanted)
@@ -306,7 +307,7 @@ def test_champion_keeps_its_threshold_and_is_scored_on_todays_labels(
 def test_test_results_are_added_to_the_run_once(project, tiny_params, mlflow_store):
     for _ in range(2):
         run_stage(project, tiny_params, mlflow_store)
-    weights = file_sha256(project / "artifacts/train/unet" / WEIGHTS_NAME)
+    weights = file_sha256(project / "artifacts/train/unet/0" / WEIGHTS_NAME)
     run_id = find_training_run(mlflow_store, weights)
     client = mlflow.MlflowClient(mlflow_store.uri)
     history = client.get_metric_history(run_id, "test/dice/liver")
@@ -316,14 +317,14 @@ def test_test_results_are_added_to_the_run_once(project, tiny_params, mlflow_sto
 def test_run_written_afterwards_says_so(project, tiny_params, mlflow_store, capsys):
     torch.manual_seed(11)
     description = describe_network("unet", tiny_params)
-    save_trained(project / "artifacts/train/unet", build(description), description)
-    run_id = ensure_run("unet", open_workspace(project), mlflow_store, "d" * 32)
-    assert "wrote a run for unet from its stored history" in capsys.readouterr().out
+    save_trained(project / "artifacts/train/unet/0", build(description), description)
+    run_id = ensure_run("unet", 0, open_workspace(project), mlflow_store, "d" * 32)
+    assert "wrote a run for unet-0 from its stored history" in capsys.readouterr().out
     client = mlflow.MlflowClient(mlflow_store.uri)
     run = client.get_run(run_id)
     assert "written afterwards" in run.data.tags["mlflow.note.content"]
     assert run.data.metrics["val/dice"] == 0.25
-    assert ensure_run("unet", open_workspace(project), mlflow_store, "d" * 32) == run_id
+    assert ensure_run("unet", 0, open_workspace(project), mlflow_store, "d" * 32) == run_id
 
 
 def test_run_that_waits_on_disk_is_sent_before_runs_are_looked_for(
@@ -331,9 +332,9 @@ def test_run_that_waits_on_disk_is_sent_before_runs_are_looked_for(
 ):
     torch.manual_seed(12)
     description = describe_network("unet", tiny_params)
-    save_trained(project / "artifacts/train/unet", build(description), description)
-    weights = file_sha256(project / "artifacts/train/unet" / WEIGHTS_NAME)
-    folder = project / ".cache/train/unet/tracking"
+    save_trained(project / "artifacts/train/unet/0", build(description), description)
+    weights = file_sha256(project / "artifacts/train/unet/0" / WEIGHTS_NAME)
+    folder = project / ".cache/train/unet/0/tracking"
     location = mlflow_store.artifact_location
     description = RunDescription(mlflow_store.uri, location, "unet", {}, {}, "d" * 32)
     with training_run(description, folder) as run:
@@ -342,7 +343,7 @@ def test_run_that_waits_on_disk_is_sent_before_runs_are_looked_for(
     assert find_training_run(mlflow_store, weights) is None
     run_stage(project, tiny_params, mlflow_store)
     assert find_training_run(mlflow_store, weights) == run.run_id
-    assert "wrote a run for unet from" not in capsys.readouterr().out
+    assert "wrote a run for unet-0 from" not in capsys.readouterr().out
 
 
 def test_missing_scores_say_what_to_do(project):
