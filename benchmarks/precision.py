@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks.machine import describe_machine
 from fullscale.evaluation.case_scores import read_pair
-from fullscale.prediction.network_files import load_trained
+from fullscale.prediction.network_files import load_members
 from fullscale.prediction.predictor import Predictor
 from fullscale.scans.cohort import read_cohort
 from fullscale.workspace import open_workspace
@@ -45,7 +45,7 @@ def main() -> None:
     cohort = read_cohort(workspace.data)
     split = pd.read_csv(workspace.split, dtype=str)
     tested = set(split.loc[split["fold"] == "test", "case"])
-    trained = load_trained(workspace.trained(args.network))
+    trained = load_members(workspace.trainings(args.network, params.seeds))
     settings = params.evaluate
     predictors = [
         Predictor(trained, settings.threshold, settings.batch_size, device, precision)

@@ -15,13 +15,20 @@ import torch
 from PIL import Image
 from project import ROOT
 
-from fullscale.evaluation.score_files import read_scores, read_verdict
+from fullscale.evaluation.score_files import (
+    read_scores,
+    read_verdict,
+    write_scores,
+    write_summary,
+)
 from fullscale.evaluation.summary import evaluate_network, summarise
 from fullscale.prediction.network_files import (
     WEIGHTS_NAME,
     Trained,
     build,
     describe_network,
+    digest_weights,
+    load_members,
     load_trained,
     save_trained,
 )
@@ -458,3 +465,96 @@ def test_lines_show_what_the_slice_classifier_did(project, tiny_params):
 def test_missing_verdict_says_what_to_do(tmp_path):
     with pytest.raises(StageError, match=r"gate\.json is missing; run `dvc repro register`"):
         read_verdict(open_workspace(tmp_path))
+
+
+# Several seeds
+
+
+def add_seeds(project, params, cohort, deploy):
+    """Three trainings of both networks and their scores; the ensemble scores better than each."""
+    seeds = (0, 1, 2)
+    test_set = digest_test_set(case for case in cohort.cases if case.name in TEST_CASES)
+    settings = params.register_.model_copy(update={"deploy": deploy, "model_name": f"of-{deploy}"})
+    params = params.model_copy(update={"seeds": seeds, "register_": settings})
+    workspace = open_workspace(project)
+    for name, dice in (("unet3plus", 0.9), ("unet", 0.8)):
+        scores = pd.read_csv(workspace.scores(name), dtype={"case": str, "patient": str})
+        for seed in seeds:
+            torch.manual_seed(10 * seed + len(name))
+            description = describe_network(name, params).model_copy(
+                update={"epoch": 1, "val_dice": 0.5 + 0.1 * (seed == 1)}
+            )
+            save_trained(workspace.trained(name, seed), build(description), description)
+            history = [{"epoch": 1, "val/dice": 0.25}]
+            write_history(workspace.trained(name, seed) / "history.csv", history)
+        tables = {seed: scores.assign(dice=dice + 0.01 * seed) for seed in seeds}
+        write_scores(workspace, name, tables, scores.assign(dice=dice + 0.05))
+        members = seeds if deploy == "ensemble" else (1,)
+        metrics = summarise(scores.assign(dice=dice + 0.05), tuple(params.organs))
+        write_summary(workspace, name, test_set, metrics, seeds, members)
+    return params, workspace
+
+
+def test_ensemble_is_registered_with_all_members_and_runs_of_its_own(
+    project, tiny_params, tiny_cohort, empty_store
+):
+    params, workspace = add_seeds(project, tiny_params, tiny_cohort, "ensemble")
+    content, version = run_stage(project, params, empty_store)
+    assert (content["status"], version) == ("pass", "1")
+    assert (content["seeds"], content["members"]) == ([0, 1, 2], [0, 1, 2])
+    folders = workspace.trainings("unet3plus", params.seeds)
+    assert content["weights_sha256"] == digest_weights(folders)
+    assert any(
+        note.startswith("Judged: unet3plus against unet, 3 and 3") for note in content["notes"]
+    )
+    assert any(
+        "registers the ensemble of 3 trainings, seeds 0, 1, 2." in n for n in content["notes"]
+    )
+    found = find_alias(empty_store, "of-ensemble", CHAMPION)
+    assert found.tags[WEIGHTS_TAG] == digest_weights(folders)
+    assert found.tags["fullscale.members"] == "0, 1, 2"
+    client = mlflow.MlflowClient(empty_store.uri)
+    run = client.get_run(find_training_run(empty_store, digest_weights(folders)))
+    assert run.data.metrics["test/dice/liver"] == pytest.approx(0.95)
+    assert run.data.tags["fullscale.verdict"] == "pass"
+    for seed, folder in zip(params.seeds, folders, strict=True):
+        training = client.get_run(find_training_run(empty_store, digest_weights([folder])))
+        assert training.data.tags["fullscale.seed"] == str(seed)
+        assert training.info.run_id in run.data.tags["mlflow.note.content"]
+        assert training.data.metrics["test/dice/liver"] == pytest.approx(0.9 + 0.01 * seed)
+        assert "fullscale.verdict" not in training.data.tags
+    again, same = run_stage(project, params, empty_store)
+    assert (again["num_verdicts"], same) == (1, "1")
+
+
+def test_champion_of_several_networks_is_loaded_and_scored_as_one(
+    project, tiny_params, tiny_cohort, empty_store
+):
+    params, workspace = add_seeds(project, tiny_params, tiny_cohort, "ensemble")
+    run_stage(project, params, empty_store)
+    champion = score_champion(params, tiny_cohort, empty_store, TEST_CASES, "other weights")
+    trained = load_members(workspace.trainings("unet3plus", params.seeds))
+    _, wanted = evaluate_network(trained, tiny_cohort, TEST_CASES, params.evaluate)
+    assert trained.num_members == 3
+    pd.testing.assert_frame_equal(champion.scores, wanted)
+
+
+def test_best_training_is_registered_alone(project, tiny_params, tiny_cohort, empty_store):
+    params, workspace = add_seeds(project, tiny_params, tiny_cohort, "best")
+    content, version = run_stage(project, params, empty_store)
+    assert (content["status"], version, content["members"]) == ("pass", "1", [1])
+    weights = file_sha256(workspace.trained("unet3plus", 1) / WEIGHTS_NAME)
+    assert content["weights_sha256"] == weights
+    assert find_alias(empty_store, "of-best", CHAMPION).tags[WEIGHTS_TAG] == weights
+    floor = next(each for each in content["criteria"] if each["name"] == "organ_dice/liver")
+    assert floor["value"] == pytest.approx(0.91)
+    assert content["dice_gain"]["mean"] == pytest.approx(0.1)
+
+
+def test_scores_of_other_seeds_than_would_be_registered_are_refused(
+    project, tiny_params, tiny_cohort, empty_store
+):
+    params, workspace = add_seeds(project, tiny_params, tiny_cohort, "ensemble")
+    fewer = params.model_copy(update={"seeds": (0, 1)})
+    with pytest.raises(StageError, match=r"seeds \[0, 1, 2\], and a pass would register \[0, 1\]"):
+        decide(fewer, workspace, empty_store)
