@@ -22,7 +22,8 @@ from rich.table import Table
 
 from benchmarks.machine import describe_machine
 from fullscale.evaluation.case_scores import read_pair
-from fullscale.prediction.network_files import load_trained
+from fullscale.label_names import resolve_organs
+from fullscale.prediction.network_files import load_members
 from fullscale.prediction.predictor import Predictor
 from fullscale.scans.cohort import read_cohort
 from fullscale.workspace import open_workspace
@@ -43,9 +44,10 @@ def main() -> None:
     workspace = open_workspace(Path())
     params = workspace.load_params()
     cohort = read_cohort(workspace.data)
+    organs = resolve_organs(params.organs, cohort.labels)
     split = pd.read_csv(workspace.split, dtype=str)
     tested = set(split.loc[split["fold"] == "test", "case"])
-    trained = load_trained(workspace.trained(args.network))
+    trained = load_members(workspace.trainings(args.network, params.seeds))
     settings = params.evaluate
     predictors = [
         Predictor(trained, settings.threshold, settings.batch_size, device, precision)
@@ -60,8 +62,8 @@ def main() -> None:
             found.append(predictor.segment(scan).masks)
             took_s.append(time.perf_counter() - start)
         ratios.append(took_s[0] / took_s[1])
-        for organ in cohort.annotated_organs(case, params.organs):
-            truth = np.isin(labels.values_ZYX, params.organs[organ])
+        for organ in cohort.annotated_organs(case, organs):
+            truth = np.isin(labels.values_ZYX, organs[organ])
             scores = [
                 dice_score(
                     int((truth & masks[organ]).sum()), int(masks[organ].sum()), int(truth.sum())

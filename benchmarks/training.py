@@ -87,7 +87,7 @@ def measure(
         share = wanted / len(slices)
         cases = cases[: NUM_VAL_CASES + max(1, round(share * (len(cases) - NUM_VAL_CASES)))]
         slices = SliceDataset(store, cases[NUM_VAL_CASES:])
-    order = slices.make_order(train)
+    order = slices.make_order(train, 0)
     num_used = len(order) // batch_size * batch_size
     loader = [
         rate_of(
@@ -102,15 +102,15 @@ def measure(
             for _ in range(repeats)
         ]
     epochs: list[dict[str, float]] = []
-    params = params.model_copy(update={"train": train})
-    torch.manual_seed(train.seed)
+    params = params.model_copy(update={"train": train, "organs": store.label_ids})
+    torch.manual_seed(0)
     fabric = make_fabric(params)
     fabric.launch()
     training = Training(
         fabric,
         build(describe_network(network, params)),
         TrainingTask(
-            network, params, slices, SliceDataset(store, cases[:NUM_VAL_CASES]), batch_size
+            network, 0, params, slices, SliceDataset(store, cases[:NUM_VAL_CASES]), batch_size
         ),
         TrainingHooks(on_epoch=lambda metrics, measured: epochs.append(measured)),
     )

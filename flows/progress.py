@@ -15,28 +15,28 @@ class TrainingProgress:
     """A progress artifact that follows the events of one training.
 
     Args:
-        network: the network that is trained.
+        training: name of the training: its stage without `train@`.
     """
 
-    def __init__(self, network: str) -> None:
-        self._network = network
+    def __init__(self, training: str) -> None:
+        self._training = training
         self._artifact_id: UUID | None = None
 
     def show(self, event: Mapping[str, Any]) -> None:
-        """Update the artifact after an event `epoch` of this network; call it in a task.
+        """Update the artifact after an event `epoch` of this training; call it in a task.
 
         Args:
             event: as `fullscale.runtime.events` describes it; other events are ignored.
         """
-        if event["event"] != "epoch" or event["network"] != self._network:
+        if event["event"] != "epoch" or event["training"] != self._training:
             return
         percent = 100 * event["epoch"] / event["num_epochs"]
-        text = f"{self._network}: epoch {event['epoch']} of {event['num_epochs']}"
+        text = f"{self._training}: epoch {event['epoch']} of {event['num_epochs']}"
         if event["dice"] is not None:
             text += f", validation Dice {event['dice']:.4f}"
         try:
             if self._artifact_id is None:
-                key = artifact_key(f"training-{self._network}")
+                key = artifact_key(f"training-{self._training}")
                 created = create_progress_artifact(percent, key=key, description=text)
                 self._artifact_id = cast("UUID", created)
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Mapping
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +19,7 @@ from fullscale.params import Params
 from fullscale.runtime.errors import EX_TEMPFAIL
 from fullscale.runtime.events import EVENTS_VARIABLE, EventReader
 from fullscale.runtime.processes import bind_to_parent, stage_environment
+from fullscale.runtime.progress import training_title
 from fullscale.versioning.data_version import restore_data
 
 REGISTER = "register"
@@ -186,7 +187,7 @@ def plan(params: Params) -> list[str]:
     return [
         "slice",
         "split",
-        *(f"train@{network}" for network in params.networks),
+        *(f"train@{training_title(*each)}" for each in product(params.networks, params.seeds)),
         *(f"evaluate@{network}" for network in params.networks),
         REGISTER,
     ]
@@ -199,7 +200,7 @@ def run_stages(
     devices_root: Path | None = None,
     before_register: Callable[[], None] | None = None,
 ) -> None:
-    """Reproduce all stages, each as one task: the task of `train@unet` is named `train-unet`.
+    """Reproduce all stages, each as one task: the task of `train@unet-0` is named `train-unet-0`.
 
     Trainings run at the same time where the server's limit allows several, else one after another.
     All other stages run one after another.

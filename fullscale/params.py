@@ -31,6 +31,10 @@ OLD_KEYS = {
         "is replaced by split.folds, the number of folds (val_fraction 0.2 is folds: 5), and "
         "split.val_fold, the one that validates (val_fold: 0); write these two instead"
     ),
+    "train.seed": (
+        "is now the list `seeds` beside `networks`: each network is trained once with each of "
+        "them; remove it and write `seeds: [0]` there"
+    ),
 }
 """Keys of older versions, and what became of them, for messages."""
 
@@ -209,7 +213,6 @@ class AugmentParams(ParamsSection):
 class TrainParams(ParamsSection):
     """Stage train: the same budget, optimiser and augmentation for every network."""
 
-    seed: int = Field(ge=0, description="random seed of weights, order, augmentation and dropout")
     width: Positive = Field(description="channels of the first level; the paper has 64")
     num_epochs: Positive = Field(description="epochs, each of slices_per_epoch slices")
     sampling: Literal["case", "slice"] = Field(
@@ -350,6 +353,13 @@ class RegisterParams(ParamsSection):
     model_name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="name of the registered model")
     candidate: str = Field(description="network that may be promoted")
     baseline: str = Field(description="network that the candidate must beat")
+    deploy: Literal["ensemble", "best"] = Field(
+        default="ensemble",
+        description=(
+            "what is registered of several trainings (seeds): ensemble, the mean of their "
+            "probabilities, or best, the one with the highest validation Dice"
+        ),
+    )
     min_dice_gain: float = Field(
         ge=0,
         lt=1,
@@ -434,6 +444,13 @@ class Params(ParamsSection):
         min_length=1,
         description="networks to train and evaluate; each needs a recipe",
     )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        min_length=1,
+        description=(
+            "random seeds of weights, order, augmentation and dropout: each network is trained "
+            "once with each of them; adding one leaves the others' trainings as they are"
+        ),
+    )
     recipes: dict[str, Recipe] = Field(description="how each network is built, by name")
     compute: ComputeParams = ComputeParams()
     slice: SliceParams
@@ -477,6 +494,13 @@ class Params(ParamsSection):
                 f"each of the organs {sorted(self.organs)}"
             )
         return self
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("names one twice")
+        return seeds
 
     @model_validator(mode="after")
     def _networks_have_recipes(self) -> Self:

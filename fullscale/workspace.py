@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class Workspace:
         params_files: parameters; sections may be spread over several files.
         artifacts: outputs of stages.
         reports: scores and pictures.
-        work: what trainings keep while they run, outside DVC; a folder for each network.
+        work: what trainings keep while they run, outside DVC; a folder for each of them.
         profile: as requested, such as paper/sample; empty for the main pipeline.
     """
 
@@ -59,9 +59,13 @@ class Workspace:
         """The verdict of the promotion gate."""
         return self.reports / "gate.json"
 
-    def trained(self, network: str) -> Path:
-        """Return the folder of a trained network."""
-        return self.artifacts / "train" / network
+    def trained(self, network: str, seed: int) -> Path:
+        """Return the folder of a network as trained with a seed."""
+        return self.artifacts / "train" / network / str(seed)
+
+    def trainings(self, network: str, seeds: Iterable[int]) -> list[Path]:
+        """Return the folders of all trainings of a network, in the order of their seeds."""
+        return [self.trained(network, seed) for seed in sorted(seeds)]
 
     def report(self, network: str) -> Path:
         """Return the folder of a network's scores and pictures."""
@@ -79,21 +83,29 @@ class Workspace:
         """Return the file of a network's reliability curves."""
         return self.report(network) / "calibration.csv"
 
-    def tracking(self, network: str) -> Path:
-        """Return the folder of what a network's training sends to MLflow."""
-        return self.work / network / "tracking"
+    def training_work(self, network: str, seed: int) -> Path:
+        """Return the folder of what a training keeps while it runs."""
+        return self.work / network / str(seed)
+
+    def tracking(self, network: str, seed: int) -> Path:
+        """Return the folder of what a training sends to MLflow."""
+        return self.training_work(network, seed) / "tracking"
 
     def load_params(self) -> Params:
         """Read the parameters; raise as `fullscale.params.load_params` does."""
         return load_params(*self.params_files)
 
-    def command(self, stage: str, network: str = "") -> str:
-        """Return the command that runs a stage, for messages."""
-        if not self.profile:
-            return f"dvc repro {stage}@{network}" if network else f"dvc repro {stage}"
-        pipeline, name = Path(self.profile).parent, Path(self.profile).name
-        item = f"{name}-{network}" if network else name
-        return f"dvc repro {pipeline}/dvc.yaml:{stage}@{item}"
+    def command(self, stage: str, *item: str | int) -> str:
+        """Return the command that runs a stage, for messages.
+
+        Args:
+            stage: the stage.
+            item: the network, and for stage train the seed; nothing for a stage that runs once.
+        """
+        pipeline, profile = Path(self.profile).parent, Path(self.profile).name
+        name = "-".join(str(part) for part in (profile, *item) if part != "")
+        target = f"{stage}@{name}" if name else stage
+        return f"dvc repro {pipeline}/dvc.yaml:{target}" if profile else f"dvc repro {target}"
 
     def relative(self, path: Path) -> str:
         """Return a path as seen from the project's root, for messages."""
@@ -139,8 +151,7 @@ def open_workspace(root: Path, profile: str | None = None) -> Workspace:
 
 def parse_command(stage: str, arguments: Sequence[str]) -> Workspace:
     """Return the workspace that the command line of a stage names."""
-    workspace, _ = _parse(stage, arguments, takes_network=False)
-    return workspace
+    return open_workspace(Path(), _parser(stage).parse_args(arguments).profile)
 
 
 def parse_network_command(stage: str, arguments: Sequence[str]) -> tuple[Workspace, Params, str]:
@@ -149,19 +160,40 @@ def parse_network_command(stage: str, arguments: Sequence[str]) -> tuple[Workspa
     Raises:
         StageError: the network is not one of the workspace's.
     """
-    workspace, network = _parse(stage, arguments, takes_network=True)
+    parser = _parser(stage)
+    parser.add_argument("network", nargs="?", default="", help="one of networks in params.yaml")
+    found = parser.parse_args(arguments)
+    workspace = open_workspace(Path(), found.profile)
     params = workspace.load_params()
-    if network not in params.networks:
+    if found.network not in params.networks:
         raise StageError(
             f"usage: python -m tasks.{stage} NETWORK, one of {', '.join(params.networks)}"
         )
-    return workspace, params, network
+    return workspace, params, found.network
 
 
-def _parse(stage: str, arguments: Sequence[str], *, takes_network: bool) -> tuple[Workspace, str]:
-    parser = argparse.ArgumentParser(prog=f"python -m tasks.{stage}")
-    if takes_network:
-        parser.add_argument("network", nargs="?", default="", help="one of networks in params.yaml")
-    parser.add_argument("--profile", help="of another pipeline, such as paper/sample")
+def parse_training_command(arguments: Sequence[str]) -> tuple[Workspace, Params, str, int]:
+    """Return workspace, parameters, network and seed that the command line of stage train names.
+
+    Raises:
+        StageError: network or seed is not one of the workspace's.
+    """
+    parser = _parser("train")
+    parser.add_argument("network", nargs="?", default="", help="one of networks in params.yaml")
+    parser.add_argument("seed", nargs="?", default="", help="one of seeds in params.yaml")
     found = parser.parse_args(arguments)
-    return open_workspace(Path(), found.profile), getattr(found, "network", "")
+    workspace = open_workspace(Path(), found.profile)
+    params = workspace.load_params()
+    seeds = {str(seed): seed for seed in params.seeds}
+    if found.network not in params.networks or found.seed not in seeds:
+        raise StageError(
+            f"usage: python -m tasks.train NETWORK SEED, one of {', '.join(params.networks)}, and "
+            f"one of {', '.join(seeds)}"
+        )
+    return workspace, params, found.network, seeds[found.seed]
+
+
+def _parser(stage: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m tasks.{stage}")
+    parser.add_argument("--profile", help="of another pipeline, such as paper/sample")
+    return parser

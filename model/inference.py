@@ -14,6 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from model.ensemble import (
+    AnyNetwork,
+    join_organ_probabilities,
+    join_probabilities,
+    list_members,
+)
 from model.output import (
     Gating,
     Output,
@@ -33,15 +39,15 @@ class Prediction(NamedTuple):
         probabilities: K x Z x H x W, in [0, 1]; with "hard" gating exactly 0 in slices where the
             slice classifier finds the organ absent.
         organ_probability: Z x K, float32, the slice classifier's probability that the slice
-            contains the organ; None for a network without one.
+            contains the organ, of an ensemble the highest of its members'; None without one.
     """
 
     probabilities: Tensor
     organ_probability: Tensor | None
 
 
-def prepare(net: SegmentationNetwork) -> SegmentationNetwork:
-    """Copy a network for inference: eval mode, no gradients, batch norms folded."""
+def prepare(net: AnyNetwork) -> AnyNetwork:
+    """Copy a network or ensemble for inference: eval mode, no gradients, batch norms folded."""
     net = copy.deepcopy(net).eval().requires_grad_(False)
     for module in net.modules():
         fold = getattr(module, "fold_norms", None)
@@ -114,7 +120,7 @@ DEFAULTS = InferenceSettings()
 
 
 def predict_slices(
-    net: SegmentationNetwork,
+    net: AnyNetwork,
     image_ZHW: Tensor,
     settings: InferenceSettings = DEFAULTS,
     *,
@@ -142,7 +148,7 @@ def predict_slices(
 
 
 def predict_batches(
-    net: SegmentationNetwork, image_ZHW: Tensor, settings: InferenceSettings = DEFAULTS
+    net: AnyNetwork, image_ZHW: Tensor, settings: InferenceSettings = DEFAULTS
 ) -> Iterator[BatchPrediction]:
     """Yield the prediction of a scan batch by batch; memory holds one batch at a time.
 
@@ -171,7 +177,7 @@ def predict_batches(
 
 @torch.inference_mode()
 def _batches(
-    net: SegmentationNetwork, image_ZHW: Tensor, settings: InferenceSettings
+    net: AnyNetwork, image_ZHW: Tensor, settings: InferenceSettings
 ) -> Iterator[BatchPrediction]:
     device, batch_size = torch.device(settings.device), settings.batch_size
     was_training = net.training
@@ -200,10 +206,19 @@ def _autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMa
     return torch.autocast(device.type, precision)
 
 
-def _predict_batch(
+def _predict_batch(net: AnyNetwork, x_BCHW: Tensor, gating: Gating) -> tuple[Tensor, Tensor | None]:
+    """Return probabilities B x K x H x W and, with a classifier, organ probabilities B x K."""
+    found = [_predict_member(member, x_BCHW, gating) for member in list_members(net)]
+    classified = [each_BK for _, each_BK in found if each_BK is not None]
+    return (
+        join_probabilities([each_BKHW for each_BKHW, _ in found]),
+        join_organ_probabilities(classified) if classified else None,
+    )
+
+
+def _predict_member(
     net: SegmentationNetwork, x_BCHW: Tensor, gating: Gating
 ) -> tuple[Tensor, Tensor | None]:
-    """Return probabilities B x K x H x W and, with a classifier, organ probabilities B x K."""
     padded, frame = pad_to_multiple(x_BCHW, net.stride)
     maps = net.encode(padded)
     scores = net.classify(maps)

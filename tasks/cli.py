@@ -224,6 +224,7 @@ def verdict(
     from rich.console import Console
 
     from fullscale.evaluation.published_result import compare_with_published
+    from fullscale.reporting.numbers import seed_lines
     from fullscale.reporting.results import read_results
     from fullscale.reporting.text_summary import (
         classifier_lines,
@@ -241,7 +242,8 @@ def verdict(
     content = results.require_verdict()
     console = Console(highlight=False, soft_wrap=True)
     console.print(make_table(results))
-    for line in (*classifier_lines(results), *verdict_lines(content)):
+    lines = seed_lines(results.summaries, results.organs)
+    for line in (*lines, *classifier_lines(results), *verdict_lines(content)):
         console.print(line)
     console.print(registry_line(params, content, default_store(root)))
     if compare:

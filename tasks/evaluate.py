@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +13,19 @@ import pandas as pd
 
 from fullscale.evaluation.calibration import ReliabilityCurve
 from fullscale.evaluation.case_scores import read_pair
-from fullscale.evaluation.score_files import write_calibration, write_scores, write_summary
+from fullscale.evaluation.score_files import (
+    read_scores,
+    write_calibration,
+    write_scores,
+    write_summary,
+)
 from fullscale.evaluation.slice_pictures import choose_slices, draw_slices
 from fullscale.evaluation.summary import (
     evaluate_network,
     picture_cases,
     summarise,
     summarise_calibration,
+    summarise_seeds,
     tabulate_calibration,
 )
 from fullscale.label_names import resolve_organs
@@ -29,6 +37,7 @@ from fullscale.versioning.provenance import digest_test_set
 from fullscale.workspace import parse_network_command
 
 if TYPE_CHECKING:
+    from fullscale.params import Params
     from fullscale.prediction.predictor import Predictor
 
 
@@ -60,35 +69,81 @@ def draw_case(predictor: Predictor, case: Case, cohort: Cohort, heading: str, pa
     save_picture(figure, path)
 
 
-@report_errors
-def main() -> None:
-    """Run the stage for one network: `python -m tasks.evaluate NETWORK`."""
-    # Late: torch takes seconds to import, and a wrong command line must fail at once.
-    from fullscale.prediction.network_files import load_trained
+@dataclass(frozen=True)
+class Scored:
+    """A network or ensemble, ready to segment, and what it scored on the test cases.
 
-    workspace, params, name = parse_network_command("evaluate", sys.argv[1:])
-    fix_cpu_kernels(params.train.cpu_kernels, params.train.num_threads)
-    cohort = read_cohort(workspace.data)
+    Attributes:
+        predictor: the network or ensemble.
+        scores: as `score_cases` returns them.
+        calibration: organ to the curve of its voxels.
+    """
+
+    predictor: Predictor
+    scores: pd.DataFrame
+    calibration: dict[str, ReliabilityCurve]
+
+
+def score_networks(
+    folders: Sequence[Path], cohort: Cohort, test_cases: Sequence[str], params: Params
+) -> Scored:
+    """Score a trained network, or the ensemble of several.
+
+    Args:
+        folders: of the networks.
+        cohort: the cohort of the cases.
+        test_cases: names of the cases.
+        params: all of params.yaml.
+
+    Raises:
+        StageError: a network is missing or damaged, or the cohort lacks a case.
+    """
+    # Late: torch takes seconds to import, and a wrong command line must fail at once.
+    from fullscale.prediction.network_files import load_members
+
+    trained = load_members(folders)
     organs = resolve_organs(params.organs, cohort.labels)
-    split = pd.read_csv(workspace.split, dtype=str)
-    test_cases = split.loc[split["fold"] == "test", "case"].tolist()
-    trained = load_trained(workspace.trained(name))
     calibration = {organ: ReliabilityCurve() for organ in trained.description.organs}
     predictor, scores = evaluate_network(
         trained, cohort, test_cases, params.evaluate, calibration, organs
     )
-    write_scores(workspace, name, scores)
-    write_calibration(workspace, name, tabulate_calibration(calibration))
-    metrics = summarise(scores, tuple(params.organs), params.register_)
-    metrics |= summarise_calibration(calibration)
+    return Scored(predictor, scores, calibration)
+
+
+@report_errors
+def main() -> None:
+    """Run the stage for one network: `python -m tasks.evaluate NETWORK`."""
+    from fullscale.prediction.network_files import choose_deployed
+
+    workspace, params, name = parse_network_command("evaluate", sys.argv[1:])
+    fix_cpu_kernels(params.train.cpu_kernels, params.train.num_threads)
+    cohort = read_cohort(workspace.data)
+    split = pd.read_csv(workspace.split, dtype=str)
+    test_cases = split.loc[split["fold"] == "test", "case"].tolist()
+    seeds = tuple(sorted(params.seeds))
+    # Each training alone, and with several seeds all of them as an ensemble.
+    scored = {
+        group: score_networks(workspace.trainings(name, group), cohort, test_cases, params)
+        for group in dict.fromkeys([*((seed,) for seed in seeds), seeds])
+    }
+    chosen = choose_deployed(workspace.trainings(name, seeds), params.register_.deploy)
+    members = tuple(int(folder.name) for folder in chosen)
+    deployed = scored[members]
+    trainings = {seed: scored[seed,].scores for seed in seeds}
+    write_scores(workspace, name, trainings, scored[seeds].scores if len(seeds) > 1 else None)
+    write_calibration(workspace, name, tabulate_calibration(deployed.calibration))
+    organs = tuple(params.organs)
+    metrics = summarise(deployed.scores, organs, params.register_)
+    metrics |= summarise_seeds(read_scores(workspace, name), organs)
+    metrics |= summarise_calibration(deployed.calibration)
     by_name = {case.name: case for case in cohort.cases}
-    test_set = digest_test_set(by_name[case] for case in scores["case"].unique())
-    summary = write_summary(workspace, name, test_set, metrics)
-    for rank, case in picture_cases(scores).items():
-        dice = scores.loc[scores["case"] == case, "dice"].mean()
+    test_set = digest_test_set(by_name[case] for case in deployed.scores["case"].unique())
+    summary = write_summary(workspace, name, test_set, metrics, seeds, members)
+    for rank, case in picture_cases(deployed.scores).items():
+        dice = deployed.scores.loc[deployed.scores["case"] == case, "dice"].mean()
         heading = f"{name}, {rank} test case {case}, Dice {dice:.3f}"
         path = workspace.report(name) / f"{rank}.png"
-        draw_case(predictor, by_name[case], cohort, heading, path)
+        draw_case(deployed.predictor, by_name[case], cohort, heading, path)
     means = [key for key in summary if key == "test/dice" or key.startswith("test/dice/")]
     print(f"{name}: " + ", ".join(f"{key} {summary[key]}" for key in means))
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fullscale.evaluation.promotion_gate import Champion, Trial, Verdict, judge
+from fullscale.evaluation.paired import SEED
+from fullscale.evaluation.promotion_gate import Champion, Deployed, Trial, Verdict, judge
 from fullscale.evaluation.score_files import (
     VerdictContent,
+    read_deployed_scores,
     read_scores,
     read_summary,
     write_verdict,
@@ -21,7 +23,12 @@ from fullscale.evaluation.score_files import (
 from fullscale.evaluation.summary import evaluate_network, summarise
 from fullscale.label_names import resolve_organs
 from fullscale.params import Params
-from fullscale.prediction.network_files import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
+from fullscale.prediction.network_files import (
+    choose_deployed,
+    digest_weights,
+    load_trained,
+    package_files,
+)
 from fullscale.reporting.model_card import (
     PICTURE_WIDTH_PX,
     PICTURES,
@@ -29,10 +36,12 @@ from fullscale.reporting.model_card import (
     make_model_page,
     make_version_page,
 )
+from fullscale.reporting.numbers import deployed_title
 from fullscale.reporting.text_summary import verdict_lines
 from fullscale.runtime.console import report_errors
 from fullscale.runtime.errors import StageError
-from fullscale.runtime.files import file_sha256, write_atomically
+from fullscale.runtime.files import write_atomically
+from fullscale.runtime.progress import training_title
 from fullscale.scans.cohort import Cohort, read_cohort
 from fullscale.serving.model_lookup import DEFAULT_THRESHOLD
 from fullscale.serving.row_segmenter import ANSWERS, COLUMNS, example_rows
@@ -57,7 +66,14 @@ from fullscale.tracking.registry import (
 )
 from fullscale.tracking.run_record import RunDescription
 from fullscale.tracking.runs import send_leftovers, write_finished_run
-from fullscale.tracking.store import WEIGHTS_TAG, Store, default_store
+from fullscale.tracking.store import (
+    MEMBERS_TAG,
+    NETWORK_TAG,
+    SEED_TAG,
+    WEIGHTS_TAG,
+    Store,
+    default_store,
+)
 from fullscale.training.history import HISTORY_NAME, read_history
 from fullscale.versioning.provenance import Provenance, digest_test_set, read_provenance
 from fullscale.workspace import Workspace, open_workspace
@@ -76,28 +92,46 @@ def decide(params: Params, workspace: Workspace, store: Store) -> Verdict:
     Raises:
         StageError: scores are missing, or were made on different test cases or annotation.
     """
-    scores = {
-        name: read_scores(workspace, name)
-        for name in (params.register_.candidate, params.register_.baseline)
-    }
-    candidate, baseline = scores.values()
+    names = (params.register_.candidate, params.register_.baseline)
+    summaries = {name: read_summary(workspace, name) for name in names}
+    candidate, baseline = (read_scores(workspace, name) for name in names)
     if set(candidate["case"]) != set(baseline["case"]):
         raise StageError(
-            f"{' and '.join(scores)} were scored on different test cases; run `dvc repro`"
+            f"{' and '.join(names)} were scored on different test cases; run `dvc repro`"
         )
+    folders = {name: deployed_folders(params, workspace, name) for name in names}
+    for name, summary in summaries.items():
+        wanted = [int(folder.name) for folder in folders[name]]
+        if summary.get("members") != wanted:
+            raise StageError(
+                f"{workspace.summary(name)} is of the trainings with seeds "
+                f"{summary.get('members', 'unknown')}, and a pass would register {wanted}; run "
+                "`dvc repro`"
+            )
     cohort = read_cohort(workspace.data)
     test_cases = sorted(candidate["case"].unique())
     test_set = digest_test_set(case for case in cohort.cases if case.name in set(test_cases))
-    for name in scores:
-        if (scored_on := read_summary(workspace, name)["test_set"]) != test_set:
+    for name, summary in summaries.items():
+        if (scored_on := summary["test_set"]) != test_set:
             raise StageError(
                 f"{name} was scored on test set {scored_on}, and data/ has test set {test_set}: "
                 "patients, cases or labels differ; run `dvc repro`"
             )
-    weights = file_sha256(workspace.trained(params.register_.candidate) / WEIGHTS_NAME)
+    weights = digest_weights(folders[params.register_.candidate])
     trial = Trial(tuple(params.organs), test_set, 1 + count_judged(store, test_set, weights))
     champion = score_champion(params, cohort, store, test_cases, weights)
-    return judge(candidate, baseline, champion, trial, params.register_)
+    deployed = None
+    if len(params.seeds) > 1:
+        deployed = Deployed(
+            deployed_title(summaries[params.register_.candidate]),
+            *(read_deployed_scores(workspace, name, summaries[name]) for name in names),
+        )
+    return judge(candidate, baseline, champion, trial, params.register_, deployed)
+
+
+def deployed_folders(params: Params, workspace: Workspace, name: str) -> Sequence[Path]:
+    """Return the folders of the trainings of a network that are registered together."""
+    return choose_deployed(workspace.trainings(name, params.seeds), params.register_.deploy)
 
 
 def score_champion(
@@ -138,6 +172,7 @@ def record_verdict(
 ) -> VerdictContent:
     """Write reports/gate.json and return its content."""
     candidate = params.register_.candidate
+    members = deployed_folders(params, workspace, candidate)
     content = {
         "status": verdict.status,
         "candidate": candidate,
@@ -147,7 +182,9 @@ def record_verdict(
         "notes": verdict.notes,
         "comparisons": [asdict(each) for each in verdict.comparisons],
         "champion": _champion_scores(verdict.champion, tuple(params.organs)),
-        "weights_sha256": file_sha256(workspace.trained(candidate) / WEIGHTS_NAME),
+        "seeds": sorted(params.seeds),
+        "members": [int(folder.name) for folder in members],
+        "weights_sha256": digest_weights(members),
         "test_set": verdict.trial.test_set,
         "num_verdicts": verdict.trial.num_verdicts,
         "data_version": provenance.data_version,
@@ -166,33 +203,80 @@ def _champion_scores(champion: Champion | None, organs: tuple[str, ...]) -> dict
     return {"version": champion.version, "scores": scores}
 
 
-def ensure_run(name: str, workspace: Workspace, store: Store, data_version: str) -> str:
-    """Return the id of the tracked run that trained a network's weights.
+def ensure_run(name: str, seed: int, workspace: Workspace, store: Store, data_version: str) -> str:
+    """Return the id of the tracked run that trained a network's weights with a seed.
 
     A store may have never seen the training, where DVC restored the weights from its cache. Then a
     run is written from the stored history.
     """
-    written_afterwards = workspace.root / ".cache/register" / name
-    for records in (workspace.tracking(name), written_afterwards):
+    title = training_title(name, seed)
+    written_afterwards = workspace.root / ".cache/register" / title
+    for records in (workspace.tracking(name, seed), written_afterwards):
         send_leftovers(records)
-    folder = workspace.trained(name)
-    weights_sha256 = file_sha256(folder / WEIGHTS_NAME)
+    folder = workspace.trained(name, seed)
+    weights_sha256 = digest_weights([folder])
     run_id = find_training_run(store, weights_sha256)
     if run_id is None:
         tags = {
             WEIGHTS_TAG: weights_sha256,
-            "fullscale.network": name,
+            NETWORK_TAG: name,
+            SEED_TAG: str(seed),
             "mlflow.note.content": "Trained elsewhere or earlier, and restored from the DVC cache: "
             "written afterwards from the stored history.",
         }
+        parameters = {"network": name, "seed": seed}
         description = RunDescription(
-            store.uri, store.artifact_location, name, {"network": name}, tags, data_version
+            store.uri, store.artifact_location, title, parameters, tags, data_version
         )
         history = folder / HISTORY_NAME
         epochs = read_history(history) if history.is_file() else []  # an imported network has none
         run_id = write_finished_run(description, written_afterwards, epochs, folder)
-        print(f"register: wrote a run for {name} from its stored history; this store had none")
+        print(f"register: wrote a run for {title} from its stored history; this store had none")
     return run_id
+
+
+def ensure_deployed_run(
+    name: str, params: Params, workspace: Workspace, store: Store, data_version: str
+) -> str:
+    """Return the id of the run of what is registered of a network; each training gets its run too.
+
+    One training is its own run. An ensemble has a run of its own, which names those of its members:
+    test scores, verdict and registered version belong to it. With several seeds the run of each
+    training gets that training's test scores.
+    """
+    runs = {
+        seed: ensure_run(name, seed, workspace, store, data_version)
+        for seed in sorted(params.seeds)
+    }
+    if len(runs) > 1:
+        scores, summary = read_scores(workspace, name), read_summary(workspace, name)
+        for seed, run_id in runs.items():
+            rows = scores[scores[SEED] == seed]
+            metrics = summarise(rows, tuple(params.organs))
+            add_test_results(store, run_id, {"test_set": summary["test_set"], **metrics})
+    folders = deployed_folders(params, workspace, name)
+    members = [int(folder.name) for folder in folders]
+    if len(members) == 1:
+        return runs[members[0]]
+    records = workspace.root / ".cache/register" / f"{name}-ensemble"
+    send_leftovers(records)
+    weights_sha256 = digest_weights(folders)
+    ensemble_run = find_training_run(store, weights_sha256)
+    if ensemble_run is None:
+        listed = ", ".join(str(seed) for seed in members)
+        tags = {
+            WEIGHTS_TAG: weights_sha256,
+            NETWORK_TAG: name,
+            MEMBERS_TAG: listed,
+            "mlflow.note.content": f"Ensemble of the trainings of {name} with seeds {listed}: runs "
+            + ", ".join(runs[seed] for seed in members),
+        }
+        description = RunDescription(
+            store.uri, store.artifact_location, f"{name}-ensemble",
+            {"network": name, "seeds": listed}, tags, data_version,
+        )  # fmt: skip
+        ensemble_run = write_finished_run(description, records, [])
+    return ensemble_run
 
 
 def register(
@@ -205,7 +289,7 @@ def register(
     settings = params.register_
     run_ids, summaries = {}, {}
     for name in (settings.candidate, settings.baseline):
-        run_ids[name] = ensure_run(name, workspace, store, verdict["data_version"])
+        run_ids[name] = ensure_deployed_run(name, params, workspace, store, verdict["data_version"])
         summaries[name] = read_summary(workspace, name)
         add_test_results(store, run_ids[name], summaries[name], workspace.report(name))
     add_verdict(store, run_ids[settings.candidate], verdict["status"])
@@ -253,6 +337,7 @@ def version_tags(verdict: VerdictContent) -> dict[str, str]:
     """Return the tags of a registered version."""
     return {
         WEIGHTS_TAG: verdict["weights_sha256"],
+        MEMBERS_TAG: ", ".join(str(seed) for seed in verdict["members"]),
         "fullscale.data_version": verdict["data_version"],
         "fullscale.git_commit": verdict["git_commit"],
         TEST_SET_TAG: verdict["test_set"],
@@ -266,31 +351,27 @@ def version_tags(verdict: VerdictContent) -> dict[str, str]:
 
 def package_candidate(params: Params, workspace: Workspace) -> ModelPackage:
     """Return what a version of the candidate consists of: network, verdict, code, libraries."""
-    folder = workspace.trained(params.register_.candidate)
+    folders = deployed_folders(params, workspace, params.register_.candidate)
     threshold = params.evaluate.threshold
-    return package_network(folder, workspace.root, threshold, {"verdict": workspace.verdict})
+    return package_networks(folders, workspace.root, threshold, {"verdict": workspace.verdict})
 
 
-def package_network(
-    folder: Path,
+def package_networks(
+    folders: Sequence[Path],
     root: Path,
     threshold: float,
     more_files: Mapping[str, Path] = MappingProxyType({}),
 ) -> ModelPackage:
-    """Return what a version of a trained network consists of.
+    """Return what a version of a trained network, or of an ensemble, consists of.
 
     Args:
-        folder: as stage train leaves it.
+        folders: of the networks, as stage train leaves them.
         root: the project, whose code goes with the version.
         threshold: probability from which a voxel belongs to an organ.
         more_files: artifact name to file, in addition to the network's.
     """
     return ModelPackage(
-        trained_files={
-            "weights": folder / WEIGHTS_NAME,
-            "description": folder / DESCRIPTION_NAME,
-            **more_files,
-        },
+        trained_files={**package_files(folders), **more_files},
         code=tuple(root / package for package in PACKAGES),
         model_file=root / "fullscale/serving/pyfunc_model.py",
         model_config={"threshold": threshold},

@@ -20,7 +20,7 @@ from fullscale.reporting.sections import (
 )
 from fullscale.reporting.style import from_data_uri
 from fullscale.runtime.errors import ScanError, StageError
-from fullscale.runtime.files import file_sha256, write_atomically
+from fullscale.runtime.files import write_atomically
 from fullscale.versioning.provenance import read_provenance
 
 if TYPE_CHECKING:
@@ -66,16 +66,23 @@ def write_report(results: Results, params: Params, output: Path, *, with_overlay
 
 
 def track_report(report: Report, params: Params, workspace: Workspace, store: Store) -> str | None:
-    """Add page and pictures to the run that trained the candidate, under `report/`.
+    """Add page and pictures to the run of what is registered of the candidate, under `report/`.
 
     Returns:
         The run's id; None if the store has no such run.
     """
-    from fullscale.prediction.network_files import WEIGHTS_NAME
+    from fullscale.prediction.network_files import (
+        WEIGHTS_NAME,
+        choose_deployed,
+        digest_weights,
+    )
     from fullscale.tracking.registry import add_files, find_training_run
 
-    weights = workspace.trained(params.register_.candidate) / WEIGHTS_NAME
-    run_id = find_training_run(store, file_sha256(weights)) if weights.is_file() else None
+    trainings = workspace.trainings(params.register_.candidate, params.seeds)
+    run_id = None
+    if all((folder / WEIGHTS_NAME).is_file() for folder in trainings):
+        digest = digest_weights(choose_deployed(trainings, params.register_.deploy))
+        run_id = find_training_run(store, digest)
     if run_id is not None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

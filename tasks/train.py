@@ -30,11 +30,12 @@ from fullscale.runtime.files import file_sha256
 from fullscale.runtime.locks import acquire_lock
 from fullscale.runtime.memory import keep_freed_memory
 from fullscale.runtime.processes import die_with_parent
+from fullscale.runtime.progress import training_title
 from fullscale.runtime.signals import StopRequest, stop_on_signal
 from fullscale.scans.slice_store import SliceStore
 from fullscale.tracking.run_record import RunDescription, RunRecord
 from fullscale.tracking.runs import training_run
-from fullscale.tracking.store import WEIGHTS_TAG, default_store
+from fullscale.tracking.store import NETWORK_TAG, SEED_TAG, WEIGHTS_TAG, default_store
 from fullscale.training.batch_size import find_batch_size, out_of_memory_explained, uses_bf16
 from fullscale.training.dataset import SliceDataset
 from fullscale.training.history import HISTORY_NAME, write_history
@@ -45,7 +46,7 @@ from fullscale.versioning.provenance import (
     read_provenance,
     stage_code,
 )
-from fullscale.workspace import parse_network_command
+from fullscale.workspace import parse_training_command
 from model.segmentation import SegmentationNetwork
 
 # Imported when used: lightning_fabric imports torch's compiler, which takes a second.
@@ -98,19 +99,21 @@ def make_fabric(params: Params) -> Fabric:
 
 def train_network(
     name: str,
+    seed: int,
     params: Params,
     store: SliceStore,
     split: pd.DataFrame,
     folder: Path,
     session: TrainingSession,
 ) -> None:
-    """Train network `name` and write its best epoch to `folder`.
+    """Train network `name` with a seed and write its best epoch to `folder`.
 
     The best epoch has the highest mean 3D Dice of the validation cases. Test cases are never read.
     A slice classifier (CGM) that cannot learn, or did not, is a warning in the log.
 
     Args:
         name: one of params.networks.
+        seed: of weights, order, augmentation and dropout, whatever params.seeds holds.
         params: all of params.yaml.
         store: slices of every case.
         split: columns case, patient, fold.
@@ -132,15 +135,16 @@ def train_network(
     datasets = {
         fold: SliceDataset(store, cases_of(split, fold), neighbour_mm) for fold in ("train", "val")
     }
-    torch.manual_seed(params.train.seed)
+    torch.manual_seed(seed)
     network = build(describe_network(name, params))
     slices, organs = datasets["train"], tuple(params.organs)
-    order = slices.make_order(params.train)
+    title = training_title(name, seed)
+    order = slices.make_order(params.train, seed)
     warns = fabric.is_global_zero and network.classifier is not None
     if warns:
         first = order.of_epoch(0)
         warning = warn_of_samples(slices.annotated[first], slices.present[first], organs)
-        _log_warning(name, warning)
+        _log_warning(title, warning)
     state = fabric.broadcast(session.state)
     if state is not None:
         batch_size = int(state["batch_size"])
@@ -150,7 +154,7 @@ def train_network(
     if run is not None:
         from fullscale.reporting.training_pictures import Reporter
 
-        reporter = Reporter(name, params, datasets["val"], run)
+        reporter = Reporter(title, seed, params, datasets["val"], run)
 
     def on_epoch(metrics: dict[str, float], measured: dict[str, float]) -> None:
         if reporter is not None:
@@ -162,7 +166,7 @@ def train_network(
         training = Training(
             fabric,
             network,
-            TrainingTask(name, params, datasets["train"], datasets["val"], batch_size),
+            TrainingTask(name, seed, params, datasets["train"], datasets["val"], batch_size),
             TrainingHooks(on_epoch, session.checkpoints, session.stop),
         )
         if state is not None:
@@ -178,7 +182,7 @@ def train_network(
         )
     if warns:
         best = position.rows[position.best_epoch - 1]
-        _log_warning(name, warn_of_classifier(best, organs))
+        _log_warning(title, warn_of_classifier(best, organs))
     if fabric.is_global_zero:
         description = describe_network(name, params).model_copy(
             update={
@@ -196,9 +200,9 @@ def train_network(
         reporter.log_curves(position.rows)
 
 
-def _log_warning(name: str, text: str | None) -> None:
+def _log_warning(title: str, text: str | None) -> None:
     if text is not None:
-        logger.warning(f"warning: {name}: {text}")
+        logger.warning(f"warning: {title}: {text}")
 
 
 def cases_of(split: pd.DataFrame, fold: str) -> list[str]:
@@ -214,10 +218,16 @@ def cases_of(split: pd.DataFrame, fold: str) -> list[str]:
 
 
 def identify(
-    name: str, params: Params, store: SliceStore, split: pd.DataFrame, code: Mapping[str, str]
+    name: str,
+    seed: int,
+    params: Params,
+    store: SliceStore,
+    split: pd.DataFrame,
+    code: Mapping[str, str],
 ) -> dict[str, str]:
     """Return what decides a network's weights, by name: settings, slices of each case, code."""
     settings = {
+        "seed": seed,
         "organs": params.organs,
         "recipe": params.recipes[name].model_dump(),
         "slice": params.slice.model_dump(),
@@ -270,59 +280,60 @@ def _choose_batch_size(
 
 @report_errors
 def main() -> None:
-    """Run the stage for one network: `python -m tasks.train NETWORK`."""
+    """Run the stage for one training: `python -m tasks.train NETWORK SEED`."""
     import pandas as pd
 
     die_with_parent()
     keep_freed_memory()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    workspace, params, name = parse_network_command("train", sys.argv[1:])
+    workspace, params, name, seed = parse_training_command(sys.argv[1:])
     fix_cpu_kernels(params.train.cpu_kernels, params.train.num_threads)
     root = workspace.root
     store = SliceStore(workspace.slices)
     split = pd.read_csv(workspace.split, dtype=str)
-    folder = workspace.trained(name)
+    folder = workspace.trained(name, seed)
     with stop_on_signal() as stop:
         fabric = make_fabric(params)
         fabric.launch()
         if not fabric.is_global_zero:
             session = TrainingSession(fabric=fabric, stop=stop)
-            train_network(name, params, store, split, folder, session)
+            train_network(name, seed, params, store, split, folder, session)
             return
-        work = workspace.work / name
+        work = workspace.training_work(name, seed)
         # A dvc that was killed may have left a trainer that is about to end.
         with acquire_lock(work / "lock", on_wait=stop.raise_if_requested):
-            identity = identify(name, params, store, split, stage_code(root, "train"))
+            identity = identify(name, seed, params, store, split, stage_code(root, "train"))
             checkpoints = Checkpoints(work / "checkpoints", identity)
             state = checkpoints.load()
             tracking_store = default_store(root)
             description = RunDescription(
                 store_uri=tracking_store.uri,
                 artifact_location=tracking_store.artifact_location,
-                name=f"{workspace.profile} {name}".lstrip(),
-                parameters=_parameters(name, params),
-                tags=_tags(name, split, root),
+                name=f"{workspace.profile} {training_title(name, seed)}".lstrip(),
+                parameters=_parameters(name, seed, params),
+                tags=_tags(name, seed, root),
                 data_version=read_provenance(root).data_version,
             )
             with training_run(
-                description, workspace.tracking(name), resume=state is not None
+                description, workspace.tracking(name, seed), resume=state is not None
             ) as run:
                 session = TrainingSession(run, fabric, checkpoints, state, stop)
-                train_network(name, params, store, split, folder, session)
+                train_network(name, seed, params, store, split, folder, session)
                 run.log_files(folder, "trained")
                 run.set_tag(WEIGHTS_TAG, file_sha256(folder / WEIGHTS_NAME))
             checkpoints.clear()
 
 
-def _parameters(name: str, params: Params) -> dict[str, Any]:
+def _parameters(name: str, seed: int, params: Params) -> dict[str, Any]:
     dump = params.model_dump(by_alias=True, include={"organs", "slice", "split", "train"})
-    return flatten({**dump, "recipe": params.recipes[name].model_dump()})
+    return flatten({**dump, "seed": seed, "recipe": params.recipes[name].model_dump()})
 
 
-def _tags(name: str, split: pd.DataFrame, root: Path) -> dict[str, str]:
+def _tags(name: str, seed: int, root: Path) -> dict[str, str]:
     provenance = read_provenance(root)
     return {
-        "fullscale.network": name,
+        NETWORK_TAG: name,
+        SEED_TAG: str(seed),
         "fullscale.git_commit": provenance.git_commit,
         "fullscale.data_version": provenance.data_version,
         **{f"fullscale.version.{library}": text for library, text in library_versions().items()},

@@ -64,7 +64,8 @@ def score_case(
         organs: the organs to score, all of them the network's, with their label ids in the
             annotation. A network may have been trained with other ids.
         settings: the section `evaluate` of params.yaml. With `ablate_slice_classifier` the decoder
-            runs for every slice, also for those that the slice classifier closes.
+            runs for every slice, also for those that the slice classifier closes; not for an
+            ensemble, in which each member has its own slice classifier.
         calibration: organ to the curve to which its voxels are added, after the slice classifier.
 
     Returns:
@@ -76,7 +77,7 @@ def score_case(
     scan, labels = read_pair(case)
     spacing_mm = scan.spacing_mm
     min_mm2 = settings.min_false_positive_mm2
-    ablates = settings.ablate_slice_classifier
+    ablates = settings.ablate_slice_classifier and predictor.num_members == 1
     predicted = predictor.predict(scan, "none" if ablates else "hard")
     del scan  # as large as two masks, and the scores do not need it
     found = predicted.gated("hard") if ablates else predicted

@@ -88,6 +88,21 @@ class Champion:
 
 
 @dataclass(frozen=True)
+class Deployed:
+    """What a pass registers of each network: one training, or the ensemble of several.
+
+    Attributes:
+        title: in words, such as "the ensemble of 3 trainings".
+        candidate: scores of the candidate's, without a column `seed`.
+        baseline: scores of what would be registered of the baseline in the same way.
+    """
+
+    title: str
+    candidate: pd.DataFrame
+    baseline: pd.DataFrame
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The decision of the promotion gate, with its reasons.
 
@@ -117,8 +132,14 @@ def judge(
     champion: Champion | None,
     trial: Trial,
     params: RegisterParams,
+    deployed: Deployed | None = None,
 ) -> Verdict:
     """Return the verdict on a candidate.
+
+    The gain and the organ losses compare the networks: each patient's Dice is the mean over the
+    trainings. Failures, smallest mean Dice, slice FPR and the comparison with the champion judge
+    what a pass registers, because that is what will segment patients; its failures are compared
+    with those of the baseline deployed in the same way.
 
     Args:
         candidate: scores by case and organ, as `score_cases` returns them. With a column `seed` the
@@ -127,18 +148,21 @@ def judge(
         champion: the model in use; None without a champion, or if it is the candidate itself.
         trial: the organs to judge, and the test set.
         params: the section `register` of params.yaml.
+        deployed: what a pass registers; None if that is the only training of each network.
     """
     gain = paired_gain(candidate, baseline, params)
+    registered, other = (
+        (candidate, baseline) if deployed is None else (deployed.candidate, deployed.baseline)
+    )
     criteria = [
         patients_criterion(candidate, baseline, trial.organs, params),
         dice_gain_criterion(gain, params),
-        failures_criterion("failures", candidate, baseline, params.baseline, params),
+        failures_criterion("failures", registered, other, params.baseline, params),
     ]
     for organ in trial.organs:
-        rows = of_organ(candidate, organ)
-        others = of_organ(baseline, organ)
+        rows = of_organ(registered, organ)
         criteria.append(organ_dice_criterion(organ, rows, params))
-        loss = paired_gain(rows, others, params)
+        loss = paired_gain(of_organ(candidate, organ), of_organ(baseline, organ), params)
         criteria.append(
             loss_criterion(
                 f"organ_loss/{organ}", f"{organ}: Dice", loss, params.baseline,
@@ -148,8 +172,10 @@ def judge(
         criteria.append(slice_fpr_criterion(organ, rows, params))
         criteria += organ_free_criteria(organ, rows, params)
     tables = {params.candidate: candidate, params.baseline: baseline}
+    if deployed is not None:
+        tables[f"{params.candidate} ({deployed.title})"] = registered
     if champion is not None:
-        criteria += _champion_criteria(candidate, champion, trial, params)
+        criteria += _champion_criteria(registered, champion, trial, params)
         tables[champion.title] = champion.scores
     if not criteria[0].passed:
         status: Status = "undecided"
@@ -158,7 +184,7 @@ def judge(
     return Verdict(
         status,
         tuple(criteria),
-        tuple(_notes(candidate, baseline, champion, trial, params)),
+        tuple(_notes(candidate, baseline, champion, trial, params, deployed)),
         gain,
         tuple(compare_networks(tables, params)),
         champion,
@@ -194,6 +220,7 @@ def _notes(
     champion: Champion | None,
     trial: Trial,
     params: RegisterParams,
+    deployed: Deployed | None,
 ) -> list[str]:
     exact = candidate["patient"].nunique() <= MAX_EXACT_PATIENTS
     how = "exact sign-flip test" if exact else f"sign-flip test ({NUM_DRAWN:,} random sign vectors)"
@@ -203,6 +230,7 @@ def _notes(
         f'{percent(one_sided_level(params))}; "true rate at most" is the exact bound at '
         f"{percent(1 - RATE_CONFIDENCE)}.",
         _seeds_note(candidate, baseline, params),
+        *(() if deployed is None else (_deployed_note(deployed),)),
         *(_champion_notes(champion, trial, params) if champion is not None else ()),
         f"First candidate judged on test set {trial.test_set}."
         if count == 1
@@ -227,6 +255,15 @@ def _seeds_note(candidate: pd.DataFrame, baseline: pd.DataFrame, params: Registe
     return (
         f"Judged: these weights against those weights ({counts[0]} and {counts[1]} trainings; from "
         f"{WANTED_SEEDS} each on, {params.candidate} against {params.baseline}).{between}"
+    )
+
+
+def _deployed_note(deployed: Deployed) -> str:
+    return (
+        f"A pass registers {deployed.title}. Dice against the baseline and p are of the networks, "
+        "each patient's Dice averaged over the trainings; failures, mean Dice, slice FPR and the "
+        "comparison with a champion are of what is registered, the failures against those of the "
+        "baseline deployed in the same way."
     )
 
 

@@ -51,10 +51,12 @@ def _stages(lock: str) -> Stages:
 
 def _outputs(stages: Stages, network: str) -> dict[str, str]:
     """Return the checksum of each output of a network's stages, by path."""
+    folders = (f"artifacts/train/{network}/", f"reports/{network}/")
     return {
         out["path"]: out["md5"]
-        for stage in ("train", "evaluate")
-        for out in stages.get(f"{stage}@{network}", {}).get("outs", [])
+        for stage in stages.values()
+        for out in stage.get("outs", [])
+        if out["path"].startswith(folders)
     }
 
 

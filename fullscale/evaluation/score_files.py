@@ -1,22 +1,27 @@
 """The files of scores that the stages evaluate and register leave.
 
-<reports>/NETWORK/cases.csv         scores, a row for each test case and organ
+<reports>/NETWORK/cases.csv         scores, a row for each training, test case and organ; the column
+                                    `seed` has the training's seed, or `ensemble` for the scores of
+                                    all trainings segmenting together
 <reports>/NETWORK/calibration.csv   reliability curves, a row for each organ and bin
-<reports>/NETWORK/summary.json      means, rates and intervals under keys such as test/dice/liver
+<reports>/NETWORK/summary.json      means, rates and intervals under keys such as test/dice/liver,
+                                    of what a pass registers: the trainings in `members`
 <reports>/gate.json                 the verdict of the promotion gate
 
 Only this module reads and writes these files. Files of older versions are read under today's
-names: see `_OLDER_PARTS` and `_OLDER_VERDICT_KEYS`.
+names: see `_OLDER_PARTS` and `_OLDER_VERDICT_KEYS`. Their scores are of one training, without a
+column `seed`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fullscale.evaluation.paired import SEED
 from fullscale.runtime.errors import StageError, shorten
 from fullscale.runtime.files import write_atomically
 from fullscale.workspace import Workspace
@@ -26,13 +31,16 @@ if TYPE_CHECKING:
 
 Content = TypeVar("Content")
 Summary = dict[str, Any]
-"""The content of a summary.json: test_set, and numbers under `test/METRIC/ORGAN`."""
+"""The content of a summary.json: test_set, seeds, members, numbers under `test/METRIC/ORGAN`."""
 VerdictContent = dict[str, Any]
 """The content of gate.json: `Verdict` as plain values, and what the verdict was made from."""
 
 VERDICT_KEYS = (
     "status", "candidate", "baseline", "criteria", "test_set", "data_version", "git_commit",
 )  # fmt: skip
+
+_ENSEMBLE = "ensemble"
+"""In the column `seed`: scores of all trainings segmenting together."""
 
 # Older versions called the slice classifier a gate, in columns and keys.
 _OLDER_PARTS = {
@@ -44,17 +52,70 @@ _OLDER_PARTS = {
 _OLDER_VERDICT_KEYS = {"clauses": "criteria"}
 
 
-def write_scores(workspace: Workspace, network: str, scores: pd.DataFrame) -> None:
-    """Write cases.csv, numbers with 6 digits after the point."""
-    _write_table(workspace.scores(network), scores)
+def write_scores(
+    workspace: Workspace,
+    network: str,
+    trainings: Mapping[int, pd.DataFrame],
+    ensemble: pd.DataFrame | None = None,
+) -> None:
+    """Write cases.csv, numbers with 6 digits after the point.
+
+    Args:
+        workspace: the pipeline.
+        network: the network that was scored.
+        trainings: seed to the scores of that training, as `score_cases` returns them.
+        ensemble: scores of all trainings segmenting together; None with one training.
+    """
+    import pandas as pd
+
+    tables = {str(seed): scores for seed, scores in trainings.items()}
+    if ensemble is not None:
+        tables[_ENSEMBLE] = ensemble
+    table = pd.concat(tables, names=[SEED]).reset_index(level=SEED)
+    _write_table(workspace.scores(network), table)
 
 
 def read_scores(workspace: Workspace, network: str) -> pd.DataFrame:
-    """Return a network's scores, as `score_cases` makes them.
+    """Return the scores of a network's trainings, told apart by the column `seed`.
+
+    The rows are as `score_cases` makes them.
 
     Raises:
         StageError: the file is missing or damaged.
     """
+    table = _read_table(workspace, network)
+    if SEED not in table:
+        return table
+    table = table[table[SEED] != _ENSEMBLE]
+    return table.assign(**{SEED: table[SEED].astype(int)}).reset_index(drop=True)
+
+
+def read_deployed_scores(workspace: Workspace, network: str, summary: Summary) -> pd.DataFrame:
+    """Return the scores of what a pass registers, as `score_cases` makes them, without a seed.
+
+    Args:
+        workspace: the pipeline.
+        network: the network.
+        summary: of the network; its `members` are the trainings that are registered.
+
+    Raises:
+        StageError: the file is missing or damaged, or lacks these scores.
+    """
+    table = _read_table(workspace, network)
+    if SEED not in table:
+        return table
+    members = summary.get("members", [])
+    wanted = str(members[0]) if len(members) == 1 else _ENSEMBLE
+    rows = table[table[SEED] == wanted]
+    if rows.empty:
+        raise StageError(
+            f"{workspace.scores(network)} has no scores of {SEED} {wanted}, which "
+            f"{workspace.summary(network)} is about; run `{workspace.command('evaluate', network)}`"
+        )
+    return rows.drop(columns=SEED).reset_index(drop=True)
+
+
+def _read_table(workspace: Workspace, network: str) -> pd.DataFrame:
     return read_or_explain(
         workspace.scores(network), _parse_scores, workspace.command("evaluate", network)
     )
@@ -77,7 +138,12 @@ def read_calibration(workspace: Workspace, network: str) -> pd.DataFrame:
 
 
 def write_summary(
-    workspace: Workspace, network: str, test_set: str, metrics: Mapping[str, float]
+    workspace: Workspace,
+    network: str,
+    test_set: str,
+    metrics: Mapping[str, float],
+    seeds: Sequence[int],
+    members: Sequence[int],
 ) -> Summary:
     """Write summary.json and return its content.
 
@@ -86,8 +152,15 @@ def write_summary(
         network: the network that was scored.
         test_set: digest of the test cases.
         metrics: as `summarise` returns them; rounded to 6 digits after the point.
+        seeds: of all trainings.
+        members: seeds of the trainings that `metrics` are of, which a pass registers.
     """
-    summary = {"test_set": test_set, **{key: round(value, 6) for key, value in metrics.items()}}
+    summary = {
+        "test_set": test_set,
+        "seeds": list(seeds),
+        "members": list(members),
+        **{key: round(value, 6) for key, value in metrics.items()},
+    }
     write_atomically(workspace.summary(network), json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -156,7 +229,8 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
 def _parse_scores(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    table = pd.read_csv(path, dtype={"case": str, "patient": str}).rename(columns=_rename)
+    texts = {"case": str, "patient": str, SEED: str}
+    table = pd.read_csv(path, dtype=texts).rename(columns=_rename)
     _check_names(table, ("case", "organ"))
     return table
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from fullscale.evaluation.calibration import ReliabilityCurve
 from fullscale.evaluation.case_scores import CLEANED, NO_CLASSIFIER, SOFT_CLASSIFIER, score_case
+from fullscale.evaluation.paired import SEED, count_seeds, of_organ
 from fullscale.evaluation.statistics import Interval, mean_over_cases, pooled_mean
 from fullscale.params import EvaluateParams, RegisterParams
 from fullscale.runtime.console import track
@@ -125,6 +126,28 @@ def summarise(
             **{name: int(rows[name].sum()) for name in TOTALS if name in rows},
         } | _summarise_organ(rows, params)
         metrics |= {f"test/{metric}/{organ}": value for metric, value in found.items()}
+    return {key: value for key, value in metrics.items() if not math.isnan(value)}
+
+
+def summarise_seeds(trainings: pd.DataFrame, organs: Sequence[str]) -> dict[str, float]:
+    """Return mean and standard deviation of Dice over trainings; nothing with one training.
+
+    Keys are `test/dice_seeds_mean` and `test/dice_seeds_sd`, of all organs together, and
+    `test/dice_seeds_mean/<organ>` and `test/dice_seeds_sd/<organ>`. The Dice of a training is the
+    mean over cases, as `summarise` takes it.
+
+    Args:
+        trainings: as `read_scores` returns them.
+        organs: sets the order of the keys.
+    """
+    if count_seeds(trainings) < 2:
+        return {}
+    metrics: dict[str, float] = {}
+    for organ in ("all", *organs):
+        by_seed = of_organ(trainings, organ).groupby(SEED)["dice"].mean()
+        ending = "" if organ == "all" else f"/{organ}"
+        metrics[f"test/dice_seeds_mean{ending}"] = float(by_seed.mean())
+        metrics[f"test/dice_seeds_sd{ending}"] = float(by_seed.std(ddof=1))
     return {key: value for key, value in metrics.items() if not math.isnan(value)}
 
 

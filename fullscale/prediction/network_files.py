@@ -1,8 +1,14 @@
-"""A trained network on disk: its weights as safetensors, and a description to rebuild it."""
+"""Trained networks on disk: weights as safetensors, and a description to rebuild the network.
+
+A folder with network.json holds one network. A folder without it, whose subfolders hold networks of
+the same recipe, is their ensemble: so are artifacts/train/NETWORK, with a subfolder for each seed,
+and the files of a registered version of several networks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,14 +21,16 @@ from safetensors.torch import load_file, save
 
 from fullscale.params import Params, ParamsSection, SliceParams
 from fullscale.runtime.errors import StageError, shorten
-from fullscale.runtime.files import write_atomically
+from fullscale.runtime.files import file_sha256, write_atomically
 from fullscale.scans.slicing import Grid
+from model.ensemble import AnyNetwork, Ensemble, list_members
 from model.networks import build_network
 from model.preprocessing import NUM_ADJACENT_SLICES
 from model.segmentation import SegmentationNetwork
 
 WEIGHTS_NAME = "weights.safetensors"
 DESCRIPTION_NAME = "network.json"
+_MEMBER_PREFIX = "network_"
 
 
 class TrainedOn(ParamsSection):
@@ -105,10 +113,21 @@ class NetworkDescription(ParamsSection):
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in eval mode and its description."""
+    """A network, or an ensemble of several, in eval mode, and its description.
 
-    network: SegmentationNetwork
+    Attributes:
+        network: in eval mode.
+        description: of an ensemble, that of its first member with the members' mean `val_dice` and
+            the epoch 0, for each has its own.
+    """
+
+    network: AnyNetwork
     description: NetworkDescription
+
+    @property
+    def num_members(self) -> int:
+        """Return the number of networks that segment together; 1 for a single one."""
+        return len(list_members(self.network))
 
 
 def describe_network(name: str, params: Params) -> NetworkDescription:
@@ -167,12 +186,116 @@ def save_trained(
     write_atomically(folder / DESCRIPTION_NAME, description.model_dump_json(indent=2) + "\n")
 
 
-def load_trained(folder: Path) -> Trained:
-    """Read the network that `save_trained` wrote, in eval mode.
+def member_folders(folder: Path) -> list[Path]:
+    """Return the folders of the networks in a folder: itself, or its subfolders by their number.
+
+    A folder that holds no network at all is returned as it is, for the message on what it lacks.
+    """
+    if (folder / DESCRIPTION_NAME).is_file() or (folder / WEIGHTS_NAME).is_file():
+        return [folder]
+    found = [path.parent for path in folder.glob(f"*/{DESCRIPTION_NAME}")]
+    # By number, because 10 follows 9; other names come last.
+    found.sort(key=lambda path: (not path.name.isdecimal(), path.name.zfill(20)))
+    return found or [folder]
+
+
+def package_files(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return what a registered version keeps of its networks, by artifact name.
+
+    Args:
+        folders: of the networks. Of one the two files are kept, of several the folders, under
+            `network_0`, `network_1`, ...; the names of the folders must differ.
+    """
+    if len(folders) == 1:
+        return {"weights": folders[0] / WEIGHTS_NAME, "description": folders[0] / DESCRIPTION_NAME}
+    return {f"{_MEMBER_PREFIX}{place}": folder for place, folder in enumerate(folders)}
+
+
+def find_packaged(artifacts: Mapping[str, str]) -> list[Path]:
+    """Return the folders of the networks of a registered version, in the order of its members.
+
+    Args:
+        artifacts: artifact name to path, with the names of `package_files`.
+    """
+    names = [name for name in artifacts if name.startswith(_MEMBER_PREFIX)]
+    if not names:
+        return [Path(artifacts["weights"]).parent]
+    names.sort(key=lambda name: int(name.removeprefix(_MEMBER_PREFIX)))
+    return [Path(artifacts[name]) for name in names]
+
+
+def digest_weights(folders: Sequence[Path]) -> str:
+    """Return the SHA-256 that names some weights: the file's, or of several the digest of theirs.
+
+    Args:
+        folders: of the networks, in the order of the ensemble's members.
 
     Raises:
-        StageError: a file is missing or damaged, or the two files do not belong together.
+        FileNotFoundError: a network has no weights.
     """
+    digests = [file_sha256(folder / WEIGHTS_NAME) for folder in folders]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()
+
+
+def choose_deployed(folders: Sequence[Path], deploy: Literal["ensemble", "best"]) -> Sequence[Path]:
+    """Return the folders of the trainings that are registered together.
+
+    Args:
+        folders: of all trainings of a network.
+        deploy: "ensemble" takes all, "best" the one with the highest Dice of the validation cases,
+            of equal ones the first.
+
+    Raises:
+        StageError: a network's description is missing or damaged.
+    """
+    if deploy == "ensemble" or len(folders) == 1:
+        return folders
+    return [max(folders, key=lambda folder: load_trained(folder).description.val_dice)]
+
+
+def load_trained(folder: Path) -> Trained:
+    """Read the network in a folder, or the ensemble of those in its subfolders, in eval mode.
+
+    Raises:
+        StageError: as `load_members` does.
+    """
+    return load_members(member_folders(folder))
+
+
+def load_members(folders: Sequence[Path]) -> Trained:
+    """Read a network, or several as one ensemble, in eval mode.
+
+    Args:
+        folders: of the networks, as `save_trained` writes them; at least one.
+
+    Raises:
+        StageError: a file is missing or damaged, the two files of a network do not belong
+            together, or the networks are not of the same recipe, organs and slices.
+    """
+    members = [_load_network(folder) for folder in folders]
+    first = members[0]
+    if len(members) == 1:
+        return first
+    own = {"epoch", "val_dice"}
+    for folder, member in zip(folders, members, strict=True):
+        wanted, found = (each.description.model_dump(exclude=own) for each in (first, member))
+        if found != wanted:
+            keys = ", ".join(key for key in wanted if found[key] != wanted[key])
+            raise StageError(
+                f"the networks in {folders[0]} and {folder} differ in {keys}, so they are no "
+                "ensemble; train them again with `dvc repro`, or name one of the folders"
+            )
+    mean = float(np.mean([member.description.val_dice for member in members]))
+    networks = [network for member in members for network in list_members(member.network)]
+    return Trained(
+        Ensemble(networks).eval(),
+        first.description.model_copy(update={"epoch": 0, "val_dice": mean}),
+    )
+
+
+def _load_network(folder: Path) -> Trained:
     cure = "train it again with `dvc repro`, or fetch it with `dvc pull dvc.yaml`"
     for name in (WEIGHTS_NAME, DESCRIPTION_NAME):
         if not (folder / name).is_file():

@@ -81,7 +81,7 @@ class SlicePrediction:
     def organ_probability(self, organ: str) -> np.ndarray | None:
         """Return the slice classifier's probability that a slice contains the organ.
 
-        Above 0.5, the organ counts as present.
+        Above 0.5, the organ counts as present. Of an ensemble it is the highest of the members'.
 
         Returns:
             float32 (Z,), or None for a network without a classifier.
@@ -175,7 +175,7 @@ def _has_native_bf16(device: torch.device) -> bool:
 
 
 class Predictor:
-    """A trained network, prepared once to segment any number of scans.
+    """A trained network or ensemble, prepared once to segment any number of scans.
 
     Args:
         trained: network and description.
@@ -185,6 +185,7 @@ class Predictor:
         precision: number format of convolutions, see `pick_precision`.
 
     Attributes:
+        num_members: networks that segment together; 1 for a single one.
         precision: "fp32" or "bf16", as computed in.
     """
 
@@ -197,6 +198,7 @@ class Predictor:
         precision: str = "fp32",
     ) -> None:
         self.description: NetworkDescription = trained.description
+        self.num_members = trained.num_members
         self.threshold = threshold
         self._network = prepare(trained.network)
         device = device or pick_device()

@@ -22,6 +22,7 @@ from fullscale.reporting.style import (
     find_curve,
     new_chart,
 )
+from fullscale.runtime.progress import training_title
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -210,12 +211,16 @@ def draw_gains(comparisons: Sequence[Mapping[str, Any]], wanted: float | None) -
 
 
 def draw_histories(
-    histories: Mapping[str, History], names: Sequence[str], key: str, title: str, unit: str
+    histories: Mapping[str, Mapping[int, History]],
+    names: Sequence[str],
+    key: str,
+    title: str,
+    unit: str,
 ) -> Chart | None:
-    """Draw one metric of every training over its epochs.
+    """Draw one metric of every training over its epochs; those of a network look alike.
 
     Args:
-        histories: network to its epochs.
+        histories: network to the epochs of each of its trainings, by seed.
         names: every network of the report, so that each keeps its style.
         key: of the metric.
         title: above the chart.
@@ -227,16 +232,20 @@ def draw_histories(
     figure, axes = new_chart(title)
     facts = []
     for name, style in assign_styles(names).items():
-        curve = find_curve(histories.get(name, []), key)
-        if not (values := curve[1]):
-            continue
-        draw_curve(
-            axes, curve, name, color=style.colour, linestyle=style.line, marker=style.marker,
-            markersize=4, linewidth=1.8,
-        )  # fmt: skip
-        facts.append(
-            f"{name} from {number(values[0], 3)} to {number(values[-1], 3)} in {len(values)} epochs"
-        )
+        label = name
+        for seed, history in histories.get(name, {}).items():
+            curve = find_curve(history, key)
+            if not (values := curve[1]):
+                continue
+            draw_curve(
+                axes, curve, label, color=style.colour, linestyle=style.line, marker=style.marker,
+                markersize=4, linewidth=1.8,
+            )  # fmt: skip
+            label = "_nolegend_"  # one entry for all trainings of a network
+            facts.append(
+                f"{training_title(name, seed)} from {number(values[0], 3)} to "
+                f"{number(values[-1], 3)} in {len(values)} epochs"
+            )
     if not facts:
         return None
     axes.set_ylabel(unit)

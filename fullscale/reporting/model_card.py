@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from fullscale.evaluation.promotion_gate import VERDICT_WORDS
-from fullscale.reporting.numbers import NOT_MEASURED, result_word, verdict_notes
+from fullscale.reporting.numbers import NOT_MEASURED, deployed_title, result_word, verdict_notes
 from fullscale.runtime.markdown import escape, format_table
 from fullscale.tracking.generated_text import sign
 
@@ -197,6 +197,7 @@ def _provenance(verdict: Mapping[str, Any]) -> str:
             f"- git commit: `{commit}`"
             + (", with changes that were not committed" if found != commit else ""),
             f"- test set: `{verdict['test_set']}`",
+            f"- what segments: {deployed_title(verdict)}",
             f"- SHA-256 of the weights: `{verdict['weights_sha256']}`",
             "",
             "In a clone of the project; the last line prints that SHA-256 on a processor that "
@@ -206,10 +207,19 @@ def _provenance(verdict: Mapping[str, Any]) -> str:
             "make setup && source .venv/bin/activate",
             "dvc pull data.dvc",
             "dvc repro",
-            f"sha256sum artifacts/train/{verdict['candidate']}/weights.safetensors",
+            _digest_command(verdict),
             "```",
         ]
     )
+
+
+def _digest_command(verdict: Mapping[str, Any]) -> str:
+    """Return the command that prints the SHA-256 of the weights, as `digest_weights` defines it."""
+    folder, members = f"artifacts/train/{verdict['candidate']}", verdict["members"]
+    if len(members) == 1:
+        return f"sha256sum {folder}/{members[0]}/weights.safetensors"
+    listed = " ".join(f"{seed}/weights.safetensors" for seed in members)
+    return f"(cd {folder} && sha256sum {listed}) | cut -c -64 | sha256sum"
 
 
 def _cut(rows: Sequence[str], max_chars: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,46 @@ def p_value(value: float | None) -> str:
 def result_word(criterion: Mapping[str, Any]) -> str:
     """Return the result of a criterion of gate.json in a word."""
     return "PASS" if criterion["passed"] else "FAIL"
+
+
+def deployed_title(content: Mapping[str, Any]) -> str:
+    """Return in words what a pass registers; "" where an older version wrote the content.
+
+    Args:
+        content: of summary.json or gate.json.
+    """
+    seeds, members = content.get("seeds", []), content.get("members", [])
+    if len(members) > 1:
+        listed = ", ".join(str(seed) for seed in members)
+        return f"the ensemble of {len(members)} trainings, seeds {listed}"
+    if len(seeds) > 1:
+        return f"the training with seed {members[0]}, of {len(seeds)} the best in validation"
+    return f"the training with seed {members[0]}" if members else ""
+
+
+def seed_lines(summaries: Mapping[str, Summary], organs: Sequence[str]) -> list[str]:
+    """Return how Dice differs between the trainings of a network, a line for each network.
+
+    Networks that were trained once are left out.
+
+    Args:
+        summaries: network to the content of its summary.json.
+        organs: in this order.
+    """
+    mean, spread = Metric("dice_seeds_mean", "", 4), Metric("dice_seeds_sd", "", 4)
+    lines = []
+    for network, summary in summaries.items():
+        found = [
+            f"{organ} {number(mean.read(summary, organ), mean.digits)} "
+            f"(standard deviation {number(spread.read(summary, organ), spread.digits)})"
+            for organ in organs
+        ]
+        if len(seeds := summary.get("seeds", [])) > 1:
+            lines.append(
+                f"Mean Dice of {len(seeds)} trainings of {network}: {', '.join(found)}; in the "
+                f"table: {deployed_title(summary)}"
+            )
+    return lines
 
 
 def verdict_notes(verdict: Mapping[str, Any]) -> tuple[str, ...]:

@@ -17,14 +17,13 @@ from fullscale.evaluation.case_scores import read_pair
 from fullscale.evaluation.slice_pictures import choose_slices
 from fullscale.evaluation.summary import picture_cases
 from fullscale.params import Params
-from fullscale.prediction.network_files import WEIGHTS_NAME, load_trained
+from fullscale.prediction.network_files import choose_deployed, digest_weights, load_members
 from fullscale.prediction.predictor import Predictor
 from fullscale.reporting.numbers import number
 from fullscale.reporting.results import Results
 from fullscale.reporting.style import Picture, to_png_uri
 from fullscale.runtime.console import track
 from fullscale.runtime.errors import StageError
-from fullscale.runtime.files import file_sha256
 from fullscale.scans.cohort import Case, Cohort, is_cohort, read_cohort
 from fullscale.scans.slice_outlines import OutlineStyle, draw_outlined_slice
 
@@ -84,12 +83,14 @@ def draw_galleries(results: Results, params: Params) -> list[Gallery]:
 
 
 def _load(name: str, params: Params, results: Results) -> Predictor:
-    folder = results.workspace.trained(name)
-    trained = load_trained(folder)
+    folders = choose_deployed(
+        results.workspace.trainings(name, params.seeds), params.register_.deploy
+    )
+    trained = load_members(folders)
     wanted = (results.verdict or {}).get("weights_sha256")
-    if name == results.candidate and wanted and file_sha256(folder / WEIGHTS_NAME) != wanted:
+    if name == results.candidate and wanted and digest_weights(folders) != wanted:
         raise StageError(
-            f"the weights in {folder} are not those of the verdict; run `dvc repro` or "
+            f"the weights in {folders[0].parent} are not those of the verdict; run `dvc repro` or "
             "`dvc checkout`"
         )
     settings = params.evaluate

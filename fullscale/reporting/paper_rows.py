@@ -14,6 +14,7 @@ import pandas as pd
 
 from fullscale.evaluation.paired import Gain, holm, paired_gain
 from fullscale.evaluation.score_files import read_scores, read_summary
+from fullscale.evaluation.summary import summarise
 from fullscale.params import Params
 from fullscale.runtime.console import track
 from fullscale.scans.volume import Volume
@@ -47,7 +48,7 @@ class PaperRow:
         network: its key in params, or "unet-crf".
         title, encoder: as in the paper.
         published: organ to Dice in the paper; NaN if not published.
-        summary: of stage evaluate; empty if the row was not run.
+        summary: means over the trainings; empty if the row was not run.
         parameters, published_parameters_m: number of parameters here; in millions in the paper.
         gmac: 10^9 multiplications for a slice, at the size and width used here.
         seconds_per_scan: median over the scan that was timed.
@@ -149,12 +150,24 @@ def _read_row(
     published_m = NETWORKS[description.architecture].published_parameters_m
     return replace(
         row,
-        summary=read_summary(workspace, name),
+        summary=_mean_of_trainings(workspace, name, params),
         parameters=cost.parameters,
         published_parameters_m=published_m.get(description.encoder, math.nan),
         gmac=cost.gmac,
-        seconds_per_scan=time_scan(workspace.trained(name), params, scan),
+        seconds_per_scan=time_scan(workspace.trained(name, min(params.seeds)), params, scan),
     )
+
+
+def _mean_of_trainings(workspace: Workspace, name: str, params: Params) -> dict[str, Any]:
+    """Return a network's scores, of several trainings their mean, not those of the ensemble.
+
+    The paper's figures are of single networks. An interval is over patients, each with all their
+    scores.
+    """
+    summary = read_summary(workspace, name)
+    metrics = summarise(read_scores(workspace, name), tuple(params.organs), params.register_)
+    counts = {key: value for key, value in summary.items() if key.startswith("test/num_")}
+    return {**metrics, **counts}  # a case is one, however often the network was trained
 
 
 def time_scan(folder: Path, params: Params, scan: Volume) -> float:

@@ -92,6 +92,8 @@ def tabulate_rows(rows: Sequence[PaperRow], setting: Setting) -> pd.DataFrame:
 def write_markdown(rows: Sequence[PaperRow], claims: Sequence[Claim], setting: Setting) -> str:
     """Return the tables as Markdown: Dice of each organ, the paper's claims, costs of networks."""
     train, size_px = setting.params.train, setting.params.slice.size_px
+    listed = sorted(setting.params.seeds)
+    seeds = f"{'seeds' if len(listed) > 1 else 'seed'} {', '.join(str(seed) for seed in listed)}"
     confidence = setting.params.register_.confidence
     dice_px = "Dice on LiTS" if setting.is_lits else "Dice here"
     lines = [
@@ -99,7 +101,7 @@ def write_markdown(rows: Sequence[PaperRow], claims: Sequence[Claim], setting: S
         "",
         f"Cohort: {setting.cohort}, {setting.num_cases} test cases. Slices of {size_px} px, width "
         f"{train.width} (the paper: 320 px, 64), {train.num_epochs} epochs, {train.optimizer}, "
-        f"seed {train.seed}. Commit {setting.provenance.git_commit}, data version "
+        f"{seeds}. Commit {setting.provenance.git_commit}, data version "
         f"{setting.provenance.data_version}.",
         ""
         if setting.is_lits

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from fullscale.params import Params
+from fullscale.reporting.numbers import deployed_title
 from fullscale.reporting.results import Results
 from fullscale.reporting.sections import ReportSection
 from fullscale.versioning.provenance import Provenance, library_versions
@@ -36,7 +37,8 @@ def provenance_section(results: Results, params: Params, provenance: Provenance)
         ("weights of the candidate", str(verdict.get("weights_sha256", "no verdict"))),
         ("salt of the split", params.split.salt),
         ("validation fold", f"{params.split.val_fold} of 0 to {params.split.folds - 1}"),
-        ("seed of training", str(params.train.seed)),
+        ("what is registered", deployed_title(verdict) or "no verdict"),
+        ("seeds of training", ", ".join(str(seed) for seed in sorted(params.seeds))),
         ("seed of intervals", str(params.register_.seed)),
         ("page written at commit", provenance.git_commit),
         ("Python", platform.python_version()),

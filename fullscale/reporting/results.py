@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,8 +13,8 @@ from fullscale.evaluation.score_files import (
     Summary,
     VerdictContent,
     read_calibration,
+    read_deployed_scores,
     read_or_explain,
-    read_scores,
     read_summary,
     read_verdict,
 )
@@ -38,9 +40,9 @@ class Results:
         organs: in the order of params.
         verdict: gate.json; None without a verdict.
         summaries: summary.json of each network.
-        scores: cases.csv of each network, a row for each case and organ.
+        scores: of what is registered of each network, a row for each case and organ.
         calibration: calibration.csv of each network, a row for each organ and bin.
-        histories: history.csv of each network, a row for each epoch.
+        histories: history.csv of each training of each network, by seed, a row for each epoch.
         notes: for the reader: files that are missing or contradict each other, and the remedy.
     """
 
@@ -52,7 +54,7 @@ class Results:
     summaries: dict[str, Summary]
     scores: dict[str, pd.DataFrame]
     calibration: dict[str, pd.DataFrame]
-    histories: dict[str, History]
+    histories: dict[str, dict[int, History]]
     notes: list[str]
 
     @property
@@ -79,14 +81,14 @@ def read_results(workspace: Workspace, params: Params) -> Results:
     """
     notes: list[str] = []
 
-    def read_known(path: Path, read: Callable[[], Content], command: str) -> Content | None:
+    def read_known(path: Path, read: Callable[[], Content | None], command: str) -> Content | None:
         if path.is_file():
             return read()
         notes.append(f"{workspace.relative(path)} is missing: run `{command}`.")
         return None
 
     def read_each(
-        find: Callable[[str], Path], read: Callable[[Workspace, str], Content], stage: str
+        find: Callable[[str], Path], read: Callable[[Workspace, str], Content | None], stage: str
     ) -> dict[str, Content]:
         found = {}
         for name in params.networks:
@@ -99,23 +101,34 @@ def read_results(workspace: Workspace, params: Params) -> Results:
                 found[name] = content
         return found
 
+    summaries = read_each(workspace.summary, read_summary, "evaluate")
+
+    def read_scores(workspace: Workspace, name: str) -> pd.DataFrame | None:
+        # Only a summary says which scores are of what is registered; its own note says more.
+        summary = summaries.get(name)
+        return None if summary is None else read_deployed_scores(workspace, name, summary)
+
     verdict = None
     if not workspace.profile:
         verdict = read_known(
             workspace.verdict, lambda: read_verdict(workspace), workspace.command("register")
         )
+    histories: dict[str, dict[int, History]] = {}
+    for name, seed in itertools.product(params.networks, sorted(params.seeds)):
+        path, command = workspace.trained(name, seed), workspace.command("train", name, seed)
+        read = partial(_read_history, path / HISTORY_NAME, command)
+        if (history := read_known(path / HISTORY_NAME, read, command)) is not None:
+            histories.setdefault(name, {})[seed] = history
     results = Results(
         workspace=workspace,
         candidate=verdict["candidate"] if verdict else params.register_.candidate,
         baseline=verdict["baseline"] if verdict else params.register_.baseline,
         organs=tuple(params.organs),
         verdict=verdict,
-        summaries=read_each(workspace.summary, read_summary, "evaluate"),
+        summaries=summaries,
         scores=read_each(workspace.scores, read_scores, "evaluate"),
         calibration=read_each(workspace.calibration, read_calibration, "evaluate"),
-        histories=read_each(
-            lambda name: workspace.trained(name) / HISTORY_NAME, _read_history, "train"
-        ),
+        histories=histories,
         notes=notes,
     )
     if not results.summaries:
@@ -128,12 +141,11 @@ def read_results(workspace: Workspace, params: Params) -> Results:
     return results
 
 
-def _read_history(workspace: Workspace, network: str) -> History:
+def _read_history(path: Path, command: str) -> History:
     def parse(path: Path) -> History:
         return sorted(read_history(path), key=lambda row: row["epoch"])
 
-    path = workspace.trained(network) / HISTORY_NAME
-    return read_or_explain(path, parse, workspace.command("train", network))
+    return read_or_explain(path, parse, command)
 
 
 def _other_test_sets(found: Results) -> list[str]:

@@ -19,7 +19,7 @@ from fullscale.reporting.charts import (
     draw_histories,
     draw_reliability,
 )
-from fullscale.reporting.numbers import Metric, percent, verdict_notes
+from fullscale.reporting.numbers import Metric, percent, seed_lines, verdict_notes
 from fullscale.reporting.results import Results
 from fullscale.reporting.style import Picture, to_svg_uri
 from fullscale.reporting.tables import (
@@ -90,6 +90,7 @@ def score_section(results: Results, params: Params) -> ReportSection:
             "Box plots: each mark is a case and each line joins a case's marks. A line is dashed "
             f"where {results.candidate} is worse than {results.baseline}. The thick bar is the "
             "median, the box holds the middle half of the cases.",
+            *(f"{line}." for line in seed_lines(results.summaries, results.organs)),
         ),
         tables=known_tables(score_table(results), false_slice_table(results)),
         pictures=boxes + known_pictures([_fpr_chart(results)]),
@@ -182,9 +183,19 @@ def classifier_section(results: Results) -> ReportSection:
         pictures=known_pictures(charts),
         notes=(
             *(() if errors else ("No network here has a slice classifier with counted errors.",)),
-            *(() if ablation else (f"Comparison with and without the slice classifier: {OLDER}",)),
+            *(() if ablation else (_no_ablation(results),)),
         ),
     )
+
+
+def _no_ablation(results: Results) -> str:
+    subject = "Comparison with and without the slice classifier"
+    if any(len(summary.get("members", [])) > 1 for summary in results.summaries.values()):
+        return (
+            f"{subject}: none for an ensemble, whose members each have their own. Columns "
+            "dice_no_classifier and dice_soft_classifier of cases.csv have it for each training."
+        )
+    return f"{subject}: {OLDER}"
 
 
 def learning_section(results: Results) -> ReportSection:

@@ -170,8 +170,10 @@ def draw_augmented(
 class Reporter:
     """Track a training: metrics of each epoch, pictures after the first, second, fourth, ..."""
 
-    def __init__(self, name: str, params: Params, validation: SliceDataset, run: RunRecord) -> None:
-        self._name, self._params, self._run = name, params, run
+    def __init__(
+        self, title: str, seed: int, params: Params, validation: SliceDataset, run: RunRecord
+    ) -> None:
+        self._title, self._seed, self._params, self._run = title, seed, params, run
         self._slices = _picture_slices(validation, params.train.num_picture_slices)
 
     def log_augmented(self, slices: SliceDataset) -> None:
@@ -179,7 +181,7 @@ class Reporter:
         train, window_hu = self._params.train, self._params.slice.window_hu
         batch = _picture_slices(slices, train.num_picture_slices)
         if batch is not None:
-            augment = Augment(train.augment, window_hu, train.seed)
+            augment = Augment(train.augment, window_hu, self._seed)
             image_BCHW = normalise(batch.image_BCHW, window_hu)
             figure = draw_augmented(image_BCHW, batch.label_BHW, augment, window_hu)
             self._run.log_picture(figure, "augmented.png")
@@ -205,13 +207,13 @@ class Reporter:
             predicted.cpu().numpy(),
             self._params.slice.window_hu,
             titles=[""] * len(masks),
-            heading=f"{self._name}, epoch {epoch}, validation slices",
+            heading=f"{self._title}, epoch {epoch}, validation slices",
         )
         self._run.log_picture(figure, f"validation/epoch-{epoch:04d}.png")
 
     def log_curves(self, rows: list[dict[str, float]]) -> None:
         """Track the learning curves as a picture."""
-        self._run.log_picture(draw_curves(rows, self._name), "curves.png")
+        self._run.log_picture(draw_curves(rows, self._title), "curves.png")
 
 
 def _picture_slices(dataset: SliceDataset, count: int) -> Batch | None:

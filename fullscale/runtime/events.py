@@ -4,7 +4,7 @@ The variable FULLSCALE_EVENTS names the file; without it nothing is written. DVC
 of the stages it runs, and the text on the terminal is for people and free to change, so a flow
 reads here how far a stage is and how it failed:
 
-    {"event": "epoch", "network": "unet", "epoch": 3, "num_epochs": 12, "dice": 0.81}
+    {"event": "epoch", "training": "unet-0", "epoch": 3, "num_epochs": 12, "dice": 0.81}
     {"event": "failed", "exit_code": 75, "message": "the MLflow store ... does not answer ..."}
 """
 

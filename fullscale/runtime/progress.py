@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def training_title(network: str, seed: int) -> str:
+    """Return the name of a training in messages, such as unet-0: its stage without `train@`."""
+    return f"{network}-{seed}"
+
+
 class TrainingDisplay:
     """Shows epoch, step, loss, Dice, slices a second and the time left.
 
     Args:
-        name: name of the network.
+        name: name of the training, as `training_title` gives it.
         num_epochs, num_steps: epochs of the training, and steps of an epoch.
         done_steps: steps of the training that an earlier run did.
         is_shown: show anything; of several processes one does.
@@ -96,7 +101,7 @@ class TrainingDisplay:
         if self._is_shown:
             emit_event(
                 "epoch",
-                network=self._name,
+                training=self._name,
                 epoch=epoch,
                 num_epochs=self._num_epochs,
                 dice=dice if math.isfinite(dice) else None,  # JSON has no NaN

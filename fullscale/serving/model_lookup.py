@@ -8,10 +8,15 @@ import tempfile
 from pathlib import Path
 
 from fullscale.params import load_params
-from fullscale.prediction.network_files import DESCRIPTION_NAME, WEIGHTS_NAME, load_trained
+from fullscale.prediction.network_files import (
+    DESCRIPTION_NAME,
+    WEIGHTS_NAME,
+    digest_weights,
+    load_members,
+    member_folders,
+)
 from fullscale.prediction.segmentation import Model
 from fullscale.runtime.errors import StageError
-from fullscale.runtime.files import file_sha256
 from fullscale.tracking.registry import (
     CHAMPION,
     FILES_TAG,
@@ -47,7 +52,8 @@ def find_model(wanted: str, root: Path) -> Model:
     """Load a model by its name.
 
     Args:
-        wanted: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder that stage train wrote.
+        wanted: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder that stage train wrote:
+            of one training, or of all trainings of a network, which then segment together.
         root: the project's root folder. Its registry is used unless MLFLOW_TRACKING_URI is set. The
             threshold of its params.yaml applies to a folder; a version has its own.
 
@@ -61,13 +67,13 @@ def find_model(wanted: str, root: Path) -> Model:
 
 
 def _from_folder(folder: Path, root: Path) -> Model:
-    trained = load_trained(folder)
+    folders = member_folders(folder)
+    trained = load_members(folders)
     params_file = root / "params.yaml"
     threshold = (
         load_params(params_file).evaluate.threshold if params_file.is_file() else DEFAULT_THRESHOLD
     )
-    digest = file_sha256(folder / WEIGHTS_NAME)
-    return Model(trained.description.name, None, digest, threshold, trained)
+    return Model(trained.description.name, None, digest_weights(folders), threshold, trained)
 
 
 def find_version_number(wanted: str, root: Path) -> str | None:
@@ -127,7 +133,9 @@ def _from_registry(wanted: str, root: Path) -> Model:
         )
     with tempfile.TemporaryDirectory() as temporary:
         folder = download_model(store, version, Path(temporary))
-        for file in (folder / WEIGHTS_NAME, folder / DESCRIPTION_NAME, folder.parent / "MLmodel"):
+        folders = member_folders(folder)
+        needed = [each / name for each in folders for name in (WEIGHTS_NAME, DESCRIPTION_NAME)]
+        for file in (*needed, folder.parent / "MLmodel"):
             if not file.is_file():
                 raise StageError(f"{wanted} has lost its file {file.name}; register it again")
         digest = digest_files(folder.parent)
@@ -139,7 +147,7 @@ def _from_registry(wanted: str, root: Path) -> Model:
         return Model(
             version.name,
             version.version,
-            file_sha256(folder / WEIGHTS_NAME),
+            digest_weights(folders),
             float(model_settings(folder).get("threshold", DEFAULT_THRESHOLD)),
-            load_trained(folder),
+            load_members(folders),
         )

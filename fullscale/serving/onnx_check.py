@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.blocks import resize
+from model.ensemble import AnyNetwork, list_members
 from model.inference import InferenceSettings, adjacent_slices, predict_slices
 from model.preprocessing import NUM_ADJACENT_SLICES
-from model.segmentation import SegmentationNetwork
 
 SLICES = "slices"
 PROBABILITY = "probability"
@@ -73,7 +73,7 @@ def make_slices(size_px: int, seed: int = 0) -> Tensor:
     )
 
 
-def compute_reference(network: SegmentationNetwork, image_ZHW: Tensor) -> dict[str, Array]:
+def compute_reference(network: AnyNetwork, image_ZHW: Tensor) -> dict[str, Array]:
     """Compute the outputs of an ONNX file with torch, as `fullscale predict` does.
 
     Args:
@@ -83,14 +83,18 @@ def compute_reference(network: SegmentationNetwork, image_ZHW: Tensor) -> dict[s
     Returns:
         Arrays by name of the output. `PROBABILITY`: float32 Z x K x H x W in [0, 1], 0 in slices
         that the slice classifier (CGM) closes for the organ. Only for a network with a classifier:
-        `ORGAN_PROBABILITY`, Z x K, and `LOGITS`, the pixels' probabilities without the classifier.
+        `ORGAN_PROBABILITY`, Z x K, and `LOGITS`, the pixels' probabilities without the classifier,
+        of one member after the other along K.
     """
     classified = predict_slices(network, image_ZHW, InferenceSettings(gating="hard"))
     found = {PROBABILITY: classified.probabilities.transpose(0, 1).numpy()}
     if classified.organ_probability is not None:
-        all_open = predict_slices(network, image_ZHW, InferenceSettings(gating="none"))
+        all_open = [
+            predict_slices(member, image_ZHW, InferenceSettings(gating="none")).probabilities
+            for member in list_members(network)
+        ]
         found[ORGAN_PROBABILITY] = classified.organ_probability.numpy()
-        found[LOGITS] = all_open.probabilities.transpose(0, 1).numpy()
+        found[LOGITS] = torch.cat(all_open).transpose(0, 1).numpy()
     return found
 
 

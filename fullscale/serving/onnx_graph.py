@@ -18,9 +18,14 @@ from torch import Tensor, nn
 from fullscale.prediction.segmentation import Model
 from fullscale.runtime.errors import StageError, shorten
 from fullscale.serving.onnx_check import LOGITS, ORGAN_PROBABILITY, PROBABILITY, SLICES
+from model.ensemble import (
+    AnyNetwork,
+    join_organ_probabilities,
+    join_probabilities,
+    list_members,
+)
 from model.output import organ_probability, probabilities
 from model.preprocessing import NUM_ADJACENT_SLICES
-from model.segmentation import SegmentationNetwork
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -44,15 +49,15 @@ whether the slice holds the organ, is 0.5 or less."""
 
 
 class DeployedNetwork(nn.Module):
-    """A network and its slice classifier (CGM) as one function of slices.
+    """A network, or an ensemble, and its slice classifiers (CGM) as one function of slices.
 
     Args:
         network: from `model.inference.prepare`.
     """
 
-    def __init__(self, network: SegmentationNetwork) -> None:
+    def __init__(self, network: AnyNetwork) -> None:
         super().__init__()
-        self.network = network
+        self.members = nn.ModuleList(list_members(network))
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, ...]:
         """Compute organ probabilities of slices.
@@ -63,16 +68,27 @@ class DeployedNetwork(nn.Module):
         Returns:
             Probabilities B x K x H x W, 0 in slices that the slice classifier closes. A network
             with a classifier also gives the organs' probabilities, B x K, and the logits, which the
-            classifier does not change, B x K x H x W.
+            classifier does not change, B x K x H x W; those of an ensemble's members follow each
+            other along K.
         """
-        output = self.network(x_BCHW, all_heads=False)
-        classified = probabilities(output)
-        if output.organ_logits is None:
+        outputs = [member(x_BCHW, all_heads=False) for member in self.members]
+        classified = join_probabilities([probabilities(output) for output in outputs])
+        organs = [
+            organ_probability(output.organ_logits)
+            for output in outputs
+            if output.organ_logits is not None
+        ]
+        if not organs:
             return (classified,)
-        return classified, organ_probability(output.organ_logits), output.logits[0]
+        logits = [output.logits[0] for output in outputs]
+        return (
+            classified,
+            join_organ_probabilities(organs),
+            logits[0] if len(logits) == 1 else torch.cat(logits, dim=1),
+        )
 
 
-def to_onnx(network: SegmentationNetwork, size_px: int) -> onnx_ir.Model:
+def to_onnx(network: AnyNetwork, size_px: int) -> onnx_ir.Model:
     """Convert a network with its slice classifier (CGM); the graph takes any number of slices.
 
     Args:

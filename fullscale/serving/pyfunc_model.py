@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import mlflow.models
@@ -11,10 +10,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_EXHAUSTED
 from mlflow.pyfunc.model import PythonModel
 
-from fullscale.prediction.network_files import load_trained
+from fullscale.prediction.network_files import digest_weights, find_packaged, load_members
 from fullscale.prediction.segmentation import Model
 from fullscale.runtime.errors import ScanError, StageError
-from fullscale.runtime.files import file_sha256
 from fullscale.serving.row_segmenter import RowSegmenter
 from fullscale.serving.upload import ScanLimits
 
@@ -24,12 +22,13 @@ class OrganSegmenter(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the network from the files of the registered version."""
-        weights = Path(context.artifacts["weights"])
-        trained = load_trained(weights.parent)
+        # What MLmodel lists, not what is there: a member that is lost is an error.
+        folders = find_packaged(context.artifacts)
+        trained = load_members(folders)
         model = Model(
             name=trained.description.name,
             version=None,  # MLflow does not pass the number of the version
-            weights_sha256=file_sha256(weights),
+            weights_sha256=digest_weights(folders),
             threshold=context.model_config["threshold"],
             trained=trained,
         )

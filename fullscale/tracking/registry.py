@@ -69,8 +69,10 @@ def run_url(store: Store, run_id: str) -> str | None:
     return f"{address}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
-def add_test_results(store: Store, run_id: str, summary: Mapping[str, Any], folder: Path) -> None:
-    """Add test metrics, tables and pictures to a run, unless it has these results already."""
+def add_test_results(
+    store: Store, run_id: str, summary: Mapping[str, Any], folder: Path | None = None
+) -> None:
+    """Add test metrics, and a folder's tables and pictures, to a run that lacks them."""
     client, _ = connect(store)
     from mlflow.entities import Metric
 
@@ -85,7 +87,8 @@ def add_test_results(store: Store, run_id: str, summary: Mapping[str, Any], fold
         if isinstance(value, int | float) and not math.isnan(value)
     ]
     client.log_batch(run_id, metrics=values)
-    client.log_artifacts(run_id, str(folder), "test")
+    if folder is not None:
+        client.log_artifacts(run_id, str(folder), "test")
     client.set_tag(run_id, TEST_SET_TAG, str(summary["test_set"]))
     client.set_tag(run_id, RESULTS_TAG, digest)
 

@@ -66,15 +66,18 @@ def training_run(
 
 
 def write_finished_run(
-    description: RunDescription, folder: Path, epochs: Iterable[Mapping[str, float]], files: Path
+    description: RunDescription,
+    folder: Path,
+    epochs: Iterable[Mapping[str, float]],
+    files: Path | None = None,
 ) -> str:
-    """Write the run of a training that its store never saw; return the run's id.
+    """Write the finished run of something that its store never saw; return the run's id.
 
     Args:
         description: of the run.
         folder: for its record.
         epochs: metrics of each epoch, with its number under the key epoch.
-        files: folder of the trained network, logged as trained/.
+        files: folder of the trained network, logged as trained/; None logs no files.
 
     Raises:
         StageError: another process uses `folder`, or the store does not answer.
@@ -84,7 +87,8 @@ def write_finished_run(
         for metrics in epochs:
             values = {key: value for key, value in metrics.items() if key != "epoch"}
             record.log_metrics(values, step=int(metrics["epoch"]))
-        record.log_files(files, "trained")
+        if files is not None:
+            record.log_files(files, "trained")
         record.update(status="FINISHED", ended_ms=now_ms())
         sync_run(record)
         return record.run_id

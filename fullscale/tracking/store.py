@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "fullscale"
 WEIGHTS_TAG = "fullscale.weights_sha256"
+NETWORK_TAG, SEED_TAG = "fullscale.network", "fullscale.seed"
+MEMBERS_TAG = "fullscale.members"
+"""Seeds of the trainings that segment together in a run or a registered version."""
 # With MLflow's defaults a request to a server that is gone takes minutes to fail.
 REQUEST_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

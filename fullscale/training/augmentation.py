@@ -201,7 +201,7 @@ class Augment:
 
     def __init__(self, params: AugmentParams, window_hu: tuple[float, float], seed: int) -> None:
         if seed < 0:
-            raise ValueError(f"seed is {seed}, expected 0 or more: choose another train.seed")
+            raise ValueError(f"seed is {seed}, expected 0 or more: choose another of seeds")
         self._params = params
         self._noise = params.noise_hu / (window_hu[1] - window_hu[0])
         self._seed = seed

@@ -96,8 +96,8 @@ class SliceDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self._case)
 
-    def make_order(self, train: TrainParams) -> EpochOrder:
-        """Return the slices of each epoch of a training on these slices."""
+    def make_order(self, train: TrainParams, seed: int) -> EpochOrder:
+        """Return the slices of each epoch of a training on these slices with a seed."""
         num_slices = train.slices_per_epoch
         if num_slices == "auto" and train.sampling == "slice":
             num_slices = len(self)
@@ -111,7 +111,7 @@ class SliceDataset(Dataset[Batch]):
             num_slices,
             train.organ_free_share,
             train.sampling,
-            train.seed,
+            seed,
         )
 
     def _stack(self, sliced: SlicedCase, z: int) -> Tensor:

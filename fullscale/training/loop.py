@@ -22,7 +22,7 @@ from fullscale.params import Params
 from fullscale.runtime.checkpoints import Checkpoints
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.prefetch import prefetch
-from fullscale.runtime.progress import TrainingDisplay
+from fullscale.runtime.progress import TrainingDisplay, training_title
 from fullscale.runtime.signals import Interrupted, StopRequest
 from fullscale.training.augmentation import Augment
 from fullscale.training.dataset import (
@@ -88,10 +88,11 @@ class EpochTimer:
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """A network's name and settings, and the slices to train it on.
+    """A network's name, seed and settings, and the slices to train it on.
 
     Attributes:
         name: of the network in params.yaml.
+        seed: of order, augmentation and dropout; the network's weights were drawn with it.
         params: all of params.yaml.
         slices: of the training cases.
         validation: slices of the validation cases.
@@ -99,6 +100,7 @@ class TrainingTask:
     """
 
     name: str
+    seed: int
     params: Params
     slices: SliceDataset
     validation: SliceDataset
@@ -143,7 +145,8 @@ class Training:
     ) -> None:
         params, slices, batch_size = task.params, task.slices, task.batch_size
         train = params.train
-        self._fabric, self._name, self._params = fabric, task.name, params
+        self._fabric, self._params = fabric, params
+        self._seed, self._title = task.seed, training_title(task.name, task.seed)
         self._slices, self._validation = slices, task.validation
         self._checkpoints, self._stop, self._on_epoch = (
             hooks.checkpoints,
@@ -153,7 +156,7 @@ class Training:
         self._sharding = BatchSharding(
             batch_size, train.num_accumulated, fabric.world_size, fabric.global_rank
         )
-        self._order = slices.make_order(train)
+        self._order = slices.make_order(train, task.seed)
         self._num_steps = len(self._order) // batch_size
         if not self._num_steps:
             raise StageError(
@@ -183,7 +186,7 @@ class Training:
             len(params.organs),
             params.slice.window_hu,
             params.recipes[task.name].loss_terms,
-            Augment(train.augment, params.slice.window_hu, train.seed),
+            Augment(train.augment, params.slice.window_hu, task.seed),
         )
         self.progress = TrainingState()
         self.best_weights: dict[str, Tensor] = {}
@@ -233,7 +236,7 @@ class Training:
             pin_memory=self._fabric.device.type == "cuda",
         )
         display = TrainingDisplay(
-            self._name,
+            self._title,
             train.num_epochs,
             self._num_steps,
             progress.epoch * self._num_steps + progress.step,
@@ -249,7 +252,7 @@ class Training:
                 self._save_checkpoint()
                 if self._checkpoints is not None:
                     display.log(
-                        f"{self._name}: stopped in epoch {progress.epoch + 1} after step "
+                        f"{self._title}: stopped in epoch {progress.epoch + 1} after step "
                         f"{progress.step}; run again to resume from there"
                     )
                 raise
@@ -308,7 +311,7 @@ class Training:
             self._timer.waiting += time.perf_counter() - waited
             used.append(batch)
             # Dropout draws the same numbers here whether or not the training was interrupted.
-            seed_step(train.seed, progress.epoch, progress.step, part, self._fabric.global_rank)
+            seed_step(self._seed, progress.epoch, progress.step, part, self._fabric.global_rank)
             is_last = part == self._sharding.num_accumulated - 1
             computed = time.perf_counter()
             with self._fabric.no_backward_sync(self._model, enabled=not is_last):

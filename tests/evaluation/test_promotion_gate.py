@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import published
 
-from fullscale.evaluation.promotion_gate import Champion, Trial, judge
+from fullscale.evaluation.promotion_gate import Champion, Deployed, Trial, judge
 from fullscale.params import RegisterParams
 
 TEST_SET = "0123456789abcdef"
@@ -404,6 +404,74 @@ def test_trainings_of_a_network_are_not_more_patients():
     three = (of_seeds(each, 3, step=0) for each in (BETTER, BASE))
     one = decide_dice(BETTER, BASE)
     assert decide(*three).gain.low == pytest.approx(one.gain.low)
+
+
+def of_ensembles(candidate, baseline, champion=None, **columns):
+    """Three trainings of each network, BETTER and BASE, with other scores of what is deployed."""
+    deployed = Deployed(
+        "the ensemble of 3 trainings", make_scores(candidate, **columns), make_scores(baseline)
+    )
+    params = make_params()
+    trial = Trial(("liver",), TEST_SET)
+    trainings = (of_seeds(BETTER, 3, step=0), of_seeds(BASE, 3, step=0))
+    return judge(*trainings, champion, trial, params, deployed)
+
+
+def test_gain_is_of_the_networks_whatever_their_ensembles_score():
+    alone = decide(of_seeds(BETTER, 3, step=0), of_seeds(BASE, 3, step=0))
+    verdict = of_ensembles([0.95] * 6, [0.99] * 6)
+    assert verdict.status == "pass"
+    assert verdict.gain == alone.gain
+    for name in ("num_patients", "dice_gain", "organ_loss/liver"):
+        assert criterion(verdict, name) == criterion(alone, name)
+    assert verdict.comparisons[0].gain == verdict.gain
+
+
+def test_floors_failures_and_false_positives_are_of_what_is_registered():
+    low = [0.4] * 6
+    assert failed(of_ensembles(low, low)) == ["organ_dice/liver"]
+    assert failed(of_ensembles([*BETTER[:5], 0.3], BASE)) == ["failures"]
+    assert failed(of_ensembles([*BETTER[:5], 0.3], [*BASE[:5], 0.4])) == []
+    assert failed(of_ensembles(BETTER, BASE, false_slices=2)) == ["slice_fpr/liver"]
+
+
+def test_champion_is_compared_with_what_is_registered():
+    champion = make_champion(make_scores([0.95] * 6))
+    assert "champion" in failed(of_ensembles(BETTER, BASE, champion))
+    assert failed(of_ensembles([0.96] * 6, BASE, champion)) == []
+    assert "champion" not in failed(of_ensembles([0.93] * 5 + [0.96], BASE, None))
+
+
+def test_organ_free_patients_are_those_of_what_is_registered():
+    columns = {"true_voxels": [0, *[50] * 5]}
+    seen = of_ensembles([0.0, *BETTER[1:]], BASE, **columns)
+    assert "organ_free/liver" in failed(seen)
+    unseen = of_ensembles([1.0, *BETTER[1:]], BASE, **columns)
+    assert failed(unseen) == []
+
+
+def test_verdict_says_what_a_pass_registers_and_compares_it_too():
+    verdict = of_ensembles([0.95] * 6, BASE)
+    assert verdict.notes[1].startswith("Judged: unet3plus against unet, 3 and 3 trainings.")
+    assert verdict.notes[2].startswith("A pass registers the ensemble of 3 trainings. Dice again")
+    ensemble = "unet3plus (the ensemble of 3 trainings)"
+    pairs = {(each.first, each.second) for each in verdict.comparisons}
+    assert pairs == {("unet3plus", "unet"), ("unet3plus", ensemble), ("unet", ensemble)}
+
+
+@given(st.lists(st.tuples(DICE, DICE, DICE), min_size=6, max_size=9))
+@settings(max_examples=30, deadline=None)
+def test_order_of_trainings_and_of_rows_is_irrelevant(dice):
+    tables = [make_scores(list(column)) for column in zip(*dice, strict=True)]
+
+    def of(order):
+        table = pd.concat([tables[place].assign(seed=place) for place in order])
+        return table.sample(frac=1, random_state=order[0])
+
+    base = make_scores([0.5] * len(dice))
+    one, other = (decide(of(order), base) for order in ((0, 1, 2), (2, 0, 1)))
+    assert one.gain.mean == pytest.approx(other.gain.mean, abs=1e-12)
+    assert one.gain.p_greater == other.gain.p_greater
 
 
 def test_verdict_says_how_often_the_test_set_was_judged_on():

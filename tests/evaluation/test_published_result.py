@@ -15,7 +15,7 @@ NETWORKS = ("unet", "unet3plus")
 
 def write_results(folder, md5, dice):
     stages = {
-        f"train@{name}": {"outs": [{"path": f"artifacts/train/{name}", "md5": md5[name]}]}
+        f"train@{name}-0": {"outs": [{"path": f"artifacts/train/{name}/0", "md5": md5[name]}]}
         for name in NETWORKS
     }
     stages["register"] = {"outs": [{"path": "artifacts/register", "md5": str(dice)}]}

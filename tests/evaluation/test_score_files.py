@@ -6,6 +6,7 @@ import pytest
 
 from fullscale.evaluation.score_files import (
     read_calibration,
+    read_deployed_scores,
     read_scores,
     read_summary,
     read_verdict,
@@ -37,9 +38,35 @@ def test_scores_are_read_as_written_to_6_digits(workspace):
     scores = pd.DataFrame(
         {"case": ["01", "02"], "patient": ["1", "2"], "organ": "liver", "dice": [1 / 3, math.nan]}
     )
-    write_scores(workspace, "unet", scores)
-    assert workspace.scores("unet").read_text().splitlines()[1] == "01,1,liver,0.333333"
-    pd.testing.assert_frame_equal(read_scores(workspace, "unet"), scores.round(6))
+    write_scores(workspace, "unet", {3: scores})
+    assert workspace.scores("unet").read_text().splitlines()[1] == "3,01,1,liver,0.333333"
+    read = read_scores(workspace, "unet")
+    assert read.pop("seed").tolist() == [3, 3]
+    pd.testing.assert_frame_equal(read, scores.round(6))
+
+
+def test_scores_of_an_ensemble_are_kept_apart_from_those_of_its_members(workspace):
+    def scores(dice):
+        return pd.DataFrame({"case": ["01"], "patient": ["1"], "organ": "liver", "dice": [dice]})
+
+    write_scores(workspace, "unet", {0: scores(0.5), 10: scores(0.6)}, scores(0.7))
+    trainings = read_scores(workspace, "unet")
+    assert trainings[["seed", "dice"]].to_numpy().tolist() == [[0, 0.5], [10, 0.6]]
+    for members, dice in (([0, 10], 0.7), ([10], 0.6)):
+        deployed = read_deployed_scores(workspace, "unet", {"members": members})
+        pd.testing.assert_frame_equal(deployed, scores(dice))
+    with pytest.raises(StageError, match=r"has no scores of seed 4, which .* `dvc repro evalu"):
+        read_deployed_scores(workspace, "unet", {"members": [4]})
+
+
+def test_scores_of_an_older_version_are_those_of_its_only_training(workspace):
+    path = workspace.scores("unet")
+    path.parent.mkdir(parents=True)
+    path.write_text("case,patient,organ,dice\n01,1,liver,0.5\n")
+    for read in (read_scores(workspace, "unet"), read_deployed_scores(workspace, "unet", {})):
+        assert read.to_dict("records") == [
+            {"case": "01", "patient": "1", "organ": "liver", "dice": 0.5}
+        ]
 
 
 def test_calibration_is_read_as_written(workspace):
@@ -49,9 +76,11 @@ def test_calibration_is_read_as_written(workspace):
 
 
 def test_summary_is_read_as_written_to_6_digits(workspace):
-    content = write_summary(workspace, "unet", "ab", {"test/dice/liver": 2 / 3})
+    content = write_summary(workspace, "unet", "ab", {"test/dice/liver": 2 / 3}, (0, 1), (1,))
     assert read_summary(workspace, "unet") == content
-    assert content == {"test_set": "ab", "test/dice/liver": 0.666667}
+    assert content == {
+        "test_set": "ab", "seeds": [0, 1], "members": [1], "test/dice/liver": 0.666667,
+    }  # fmt: skip
 
 
 def test_verdict_is_read_as_written_with_null_for_what_json_lacks(workspace):

@@ -161,7 +161,7 @@ def test_new_scans_are_trained_on_and_the_result_is_a_branch(
     assert state(root) == before
     assert "up to date" in project.run("dvc", "status", "data.dvc", "dvc.yaml")
     runs = mlflow.MlflowClient(default_store(root).uri).search_runs(["1"])
-    assert sorted(run.info.run_name for run in runs) == ["unet", "unet3plus"]
+    assert sorted(run.info.run_name for run in runs) == ["unet-0", "unet3plus-0"]
     assert not (checkout / "mlruns").exists()
     told = receiver.received[-1]["text"]
     assert told.startswith(f"Retraining: {status}\n")
@@ -171,7 +171,7 @@ def test_new_scans_are_trained_on_and_the_result_is_a_branch(
     assert "first_00" not in folds["test"]
     assert "first_00" in folds["train"] + folds["val"] + folds.get("unused", "")
     assert f"Branch: {branch}" in artifact("retraining")
-    assert float(artifact("training-unet3plus")) == 100
+    assert float(artifact("training-unet3plus-0")) == 100
     assert artifact("overlay-worst").startswith("data:image/png;base64,iVBOR")
 
     # A clone elsewhere fetches what was published and has nothing to compute.
@@ -196,7 +196,7 @@ def test_killed_retraining_is_taken_up(project: Project, tmp_path: Path) -> None
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     project.run("git", "commit", "--quiet", "--all", "--message", "Train longer")
     before = state(root)
-    kept = root / ".cache/checkouts/retrain/.cache/train/unet3plus/checkpoints"
+    kept = root / ".cache/checkouts/retrain/.cache/train/unet3plus/0/checkpoints"
     command = ["python", "-m", "flows.retrain", "longer", "training"]
     with (tmp_path / "log").open("w") as log:
         flow = subprocess.Popen(
@@ -214,8 +214,8 @@ def test_killed_retraining_is_taken_up(project: Project, tmp_path: Path) -> None
 
     told = project.run(*command)
     assert newest_branch(root) is not None
-    assert "unet epoch" not in told  # it was trained before
-    assert told.count("unet3plus epoch 2/2:") == 1
+    assert "unet-0 epoch" not in told  # it was trained before
+    assert told.count("unet3plus-0 epoch 2/2:") == 1
     assert "is not continued" not in told
     assert "Reason: longer training" in git(root, "log", "-1", "--format=%B", newest_branch(root))
     assert state(root) == before

@@ -105,8 +105,8 @@ stages:
   slice: {cmd: echo slice, outs: [artifacts/slice]}
   split: {cmd: echo split >> attempts; python probe.py, deps: [probe.py]}
   train:
-    matrix: {network: [unet, unet3plus]}
-    cmd: sh train.sh ${item.network}
+    matrix: {network: [unet, unet3plus], seed: [0]}
+    cmd: sh train.sh ${item.network}-${item.seed}
     deps: [train.sh]
   evaluate:
     matrix: {network: [unet, unet3plus]}
@@ -191,15 +191,17 @@ def test_trainings_run_side_by_side_where_devices_allow(
     assert told[-3:] == ["evaluate unet", "evaluate unet3plus", "register"]
     trained = told[1:-3]
     if num_slots == 1:
-        assert trained == ["begin unet", "end unet GPU-a", "begin unet3plus", "end unet3plus GPU-a"]
+        assert trained == [
+            "begin unet-0", "end unet-0 GPU-a", "begin unet3plus-0", "end unet3plus-0 GPU-a",
+        ]  # fmt: skip
     else:
-        assert sorted(trained[:2]) == ["begin unet", "begin unet3plus"]
+        assert sorted(trained[:2]) == ["begin unet-0", "begin unet3plus-0"]
         assert {line.split()[-1] for line in trained[2:]} == {"GPU-a", "GPU-b"}
-    for network in ("unet", "unet3plus"):
-        progress = Artifact.get(f"training-{network}")
+    for training in ("unet-0", "unet3plus-0"):
+        progress = Artifact.get(f"training-{training}")
         assert progress is not None
         assert float(progress.data) == 100
-        assert progress.description == f"{network}: epoch 2 of 2, validation Dice 0.2000"
+        assert progress.description == f"{training}: epoch 2 of 2, validation Dice 0.2000"
 
 
 def test_training_on_more_devices_than_slots_gets_all(
@@ -208,18 +210,18 @@ def test_training_on_more_devices_than_slots_gets_all(
     limit_devices(1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     all_stages(pipeline, num_devices=2)
-    assert "end unet 0,1" in attempts(pipeline)
+    assert "end unet-0 0,1" in attempts(pipeline)
 
 
 def test_failing_training_lets_the_other_end_and_is_not_tried_again(pipeline: Path) -> None:
     limit_devices(2)
-    broken = TRAINING.replace("sleep 4", "if [ $1 = unet ]; then exit 3; fi; sleep 4")
+    broken = TRAINING.replace("sleep 4", "if [ $1 = unet-0 ]; then exit 3; fi; sleep 4")
     (pipeline / "train.sh").write_text(broken)
-    with pytest.raises(StageFailedError, match="train@unet ended with code"):
+    with pytest.raises(StageFailedError, match="train@unet-0 ended with code"):
         all_stages(pipeline)
     told = attempts(pipeline)
-    assert told.count("begin unet") == 1
-    assert any(line.startswith("end unet3plus") for line in told)
+    assert told.count("begin unet-0") == 1
+    assert any(line.startswith("end unet3plus-0") for line in told)
     assert "register" not in told
 
 
@@ -311,11 +313,11 @@ def test_exit_code_of_a_program_decides_whether_it_is_transient(
 def test_people_and_the_log_of_a_run_see_no_events(pipeline: Path, caplog) -> None:
     limit_devices(1)
     all_stages(pipeline)
-    assert "unet epoch 2/2: loss 1.0000, val Dice 0.2000 (best)" in caplog.text
+    assert "unet-0 epoch 2/2: loss 1.0000, val Dice 0.2000 (best)" in caplog.text
     assert '"event"' not in caplog.text
-    by_hand = run_program(["sh", "-c", "sh train.sh unet 2>&1"], pipeline)
+    by_hand = run_program(["sh", "-c", "sh train.sh unet-0 2>&1"], pipeline)
     assert by_hand.splitlines() == [
-        f"unet epoch {epoch}/2: loss 1.0000, val Dice {dice:.4f} (best); 2 slices with organs, "
+        f"unet-0 epoch {epoch}/2: loss 1.0000, val Dice {dice:.4f} (best); 2 slices with organs, "
         "0 without"
         for epoch, dice in ((1, 0.1), (2, 0.2))
     ]

@@ -7,7 +7,12 @@ from project import ROOT
 
 from fullscale.params import load_params
 from fullscale.runtime.errors import StageError
-from fullscale.workspace import open_workspace, parse_command, parse_network_command
+from fullscale.workspace import (
+    open_workspace,
+    parse_command,
+    parse_network_command,
+    parse_training_command,
+)
 
 PROFILES = ("paper/sample", "paper/paper")
 
@@ -22,12 +27,14 @@ def test_main_pipeline_has_the_top_level_folders():
     assert found.params_files == (Path("p/params.yaml"),)
     assert found.slices == Path("p/artifacts/slices")
     assert found.split == Path("p/artifacts/split.csv")
-    assert found.trained("unet") == Path("p/artifacts/train/unet")
+    assert found.trained("unet", 2) == Path("p/artifacts/train/unet/2")
+    assert found.trainings("unet", (10, 2)) == [found.trained("unet", 2), found.trained("unet", 10)]
     assert found.reports == Path("p/reports")
     assert found.summary("unet") == Path("p/reports/unet/summary.json")
     assert found.verdict == Path("p/reports/gate.json")
     assert found.lock == Path("p/dvc.lock")
-    assert found.tracking("unet") == Path("p/.cache/train/unet/tracking")
+    assert found.training_work("unet", 2) == Path("p/.cache/train/unet/2")
+    assert found.tracking("unet", 2) == Path("p/.cache/train/unet/2/tracking")
     assert found.profile == ""
 
 
@@ -36,8 +43,8 @@ def test_profile_shares_nothing_it_writes_with_another(profile):
     found = open_workspace(ROOT, profile)
     for other in (None, *(set(PROFILES) - {profile})):
         strange = open_workspace(ROOT, other)
-        for one in (found.slices, found.split, found.trained("unet"), found.work, found.reports):
-            for two in (strange.slices, strange.split, strange.trained("unet"), strange.work):
+        for one in (found.slices, found.split, found.trained("unet", 0), found.work, found.reports):
+            for two in (strange.slices, strange.split, strange.trained("unet", 0), strange.work):
                 assert not one.is_relative_to(two)
                 assert not two.is_relative_to(one)
 
@@ -67,17 +74,26 @@ def test_sections_in_two_files_are_refused(tmp_path):
 
 def test_command_names_profile_and_network(in_root):
     workspace, params, network = parse_network_command(
-        "train", ["pspnet", "--profile", "paper/sample"]
+        "evaluate", ["pspnet", "--profile", "paper/sample"]
     )
     assert workspace.profile == "paper/sample"
     assert params.recipes[network].architecture == "pspnet"
     assert parse_command("slice", []).profile == ""
+    profile = ["--profile", "paper/sample"]
+    _, _, network, seed = parse_training_command(["pspnet", "0", *profile])
+    assert (network, seed) == ("pspnet", 0)
 
 
 @pytest.mark.parametrize("arguments", [[], ["pspnet"]])
 def test_command_with_no_network_of_the_pipeline_is_refused(in_root, arguments):
-    with pytest.raises(StageError, match=r"python -m tasks\.train NETWORK, one of unet, unet3plus"):
-        parse_network_command("train", arguments)
+    with pytest.raises(StageError, match=r"python -m tasks\.evaluate NETWORK, one of unet, unet3p"):
+        parse_network_command("evaluate", arguments)
+
+
+@pytest.mark.parametrize("arguments", [["unet"], ["unet", "7"], ["unet", "-0"], ["pspnet", "0"]])
+def test_command_with_no_training_of_the_pipeline_is_refused(in_root, arguments):
+    with pytest.raises(StageError, match=r"tasks\.train NETWORK SEED, one of unet, .*one of 0$"):
+        parse_training_command(arguments)
 
 
 def test_paper_profile_is_the_papers_split_and_size(in_root):
@@ -90,9 +106,10 @@ def test_paper_profile_is_the_papers_split_and_size(in_root):
 def test_command_of_a_stage_names_the_pipeline_and_the_item():
     ours, papers = open_workspace(ROOT), open_workspace(ROOT, "paper/sample")
     assert ours.command("register") == "dvc repro register"
-    assert ours.command("train", "unet") == "dvc repro train@unet"
+    assert ours.command("train", "unet", 0) == "dvc repro train@unet-0"
+    assert ours.command("evaluate", "unet") == "dvc repro evaluate@unet"
     assert papers.command("slice") == "dvc repro paper/dvc.yaml:slice@sample"
-    assert papers.command("train", "unet") == "dvc repro paper/dvc.yaml:train@sample-unet"
+    assert papers.command("train", "unet", 0) == "dvc repro paper/dvc.yaml:train@sample-unet-0"
     assert papers.lock == ROOT / "paper/dvc.lock"
 
 

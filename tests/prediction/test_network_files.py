@@ -1,7 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from random_network import random_trained
 
 from fullscale.params import Params
 from fullscale.prediction.network_files import (
@@ -9,13 +11,20 @@ from fullscale.prediction.network_files import (
     WEIGHTS_NAME,
     TrainedOn,
     build,
+    choose_deployed,
     choose_neighbour_mm,
     describe_network,
+    digest_weights,
+    find_packaged,
     load_trained,
+    member_folders,
+    package_files,
     save_trained,
 )
 from fullscale.runtime.errors import StageError
+from fullscale.runtime.files import file_sha256
 from fullscale.scans.slicing import Grid
+from model.ensemble import list_members
 
 
 @pytest.fixture
@@ -156,3 +165,81 @@ def test_older_description_says_nothing_of_its_cases(saved):
     del content["trained_on"]
     path.write_text(json.dumps(content))
     assert load_trained(saved[0]).description.trained_on is None
+
+
+# Ensembles
+
+
+def save_members(folder, params, seeds, **changes):
+    for seed in seeds:
+        trained = random_trained(params, seed=seed)
+        known = {"epoch": seed + 1, "val_dice": seed / 10, **changes}
+        description = trained.description.model_copy(update=known)
+        save_trained(folder / str(seed), trained.network, description)
+
+
+def test_folder_of_networks_is_their_ensemble_in_the_order_of_their_seeds(tmp_path, tiny_params):
+    save_members(tmp_path, tiny_params, (10, 2, 0))
+    folders = [tmp_path / name for name in ("0", "2", "10")]
+    assert member_folders(tmp_path) == folders
+    trained = load_trained(tmp_path)
+    assert trained.num_members == 3
+    assert not trained.network.training
+    for folder, member in zip(folders, list_members(trained.network), strict=True):
+        alone = load_trained(folder)
+        assert alone.num_members == 1
+        wanted = alone.network.state_dict()
+        assert all(torch.equal(value, wanted[key]) for key, value in member.state_dict().items())
+    assert (trained.description.epoch, trained.description.val_dice) == (0, pytest.approx(0.4))
+    assert trained.description.organs == alone.description.organs
+
+
+def test_folder_of_one_seed_is_that_network(tmp_path, tiny_params):
+    save_members(tmp_path, tiny_params, (4,))
+    assert load_trained(tmp_path).description == load_trained(tmp_path / "4").description
+    assert member_folders(tmp_path / "4") == [tmp_path / "4"]
+
+
+def test_networks_of_different_recipes_are_no_ensemble(tmp_path, tiny_params):
+    save_members(tmp_path, tiny_params, (0,))
+    save_members(tmp_path, tiny_params, (1,), organs={"liver": (1,), "spleen": (7,)})
+    with pytest.raises(StageError, match=r"0 and .*1 differ in organs, so they are no ensemble"):
+        load_trained(tmp_path)
+
+
+def test_member_without_its_weights_is_named(tmp_path, tiny_params):
+    save_members(tmp_path, tiny_params, (0, 1))
+    (tmp_path / "1" / WEIGHTS_NAME).unlink()
+    with pytest.raises(StageError, match=r"no trained network in .*1: weights\.safetensors"):
+        load_trained(tmp_path)
+
+
+def test_digest_of_an_ensemble_depends_on_each_member_and_of_one_is_the_files(
+    tmp_path, tiny_params
+):
+    save_members(tmp_path, tiny_params, (0, 1, 2))
+    folders = member_folders(tmp_path)
+    assert digest_weights(folders[:1]) == file_sha256(folders[0] / WEIGHTS_NAME)
+    digests = [digest_weights(part) for part in (folders, folders[:2], folders[1:])]
+    assert len(set(digests)) == 3
+    (folders[2] / WEIGHTS_NAME).write_bytes((folders[1] / WEIGHTS_NAME).read_bytes())
+    assert digest_weights(folders) != digests[0]
+
+
+def test_what_is_deployed_is_all_or_the_best_in_validation(tmp_path, tiny_params):
+    save_members(tmp_path, tiny_params, (0, 1, 2))
+    folders = member_folders(tmp_path)
+    assert choose_deployed(folders, "ensemble") == folders
+    assert choose_deployed(folders, "best") == folders[2:]
+    assert choose_deployed(folders[:2], "best") == folders[1:2]
+    for deploy in ("ensemble", "best"):
+        assert choose_deployed(folders[:1], deploy) == folders[:1]
+    save_members(tmp_path, tiny_params, (0, 1, 2), val_dice=0.5)
+    assert choose_deployed(folders, "best") == folders[:1]
+
+
+@pytest.mark.parametrize("num_networks", [1, 12])
+def test_packaged_networks_are_found_again_in_their_order(num_networks):
+    folders = [Path(f"trained/{seed}") for seed in range(num_networks)]
+    packaged = package_files(folders) | {"verdict": Path("gate.json")}
+    assert find_packaged({name: str(path) for name, path in packaged.items()}) == folders

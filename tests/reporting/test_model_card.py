@@ -1,8 +1,11 @@
+import subprocess
+
 import pytest
 from project import ROOT
 
 from fullscale.evaluation.score_files import read_summary, read_verdict
 from fullscale.params import load_params
+from fullscale.prediction.network_files import WEIGHTS_NAME, digest_weights
 from fullscale.reporting.model_card import MAX_CHARS, PICTURES, make_model_page, make_version_page
 from fullscale.runtime.markdown import escape
 from fullscale.tracking.generated_text import is_ours
@@ -24,13 +27,38 @@ CHAMPION = {
 
 @pytest.fixture
 def verdict(published):
-    """The published verdict."""
-    return {**read_verdict(open_workspace(published)), "champion": None}
+    """The published verdict, of one training."""
+    found = read_verdict(open_workspace(published))
+    return {**found, "champion": None, "seeds": [0], "members": [0]}
 
 
 @pytest.fixture(scope="module")
 def summaries(published):
     return {name: read_summary(open_workspace(published), name) for name in ("unet3plus", "unet")}
+
+
+def test_page_of_an_ensemble_names_its_members_and_the_digest_over_theirs(
+    verdict, summaries, tmp_path
+):
+    verdict |= {"seeds": [0, 2, 10], "members": [0, 2, 10]}
+    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, [])
+    assert "- what segments: the ensemble of 3 trainings, seeds 0, 2, 10\n" in page
+    command = page.split("\n```\n")[1].splitlines()[-1]
+    folders = [tmp_path / "artifacts/train/unet3plus" / str(seed) for seed in verdict["members"]]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / WEIGHTS_NAME).write_text(folder.name)
+    told = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split()[0] == digest_weights(folders)
+
+
+def test_page_of_the_best_training_says_so(verdict, summaries):
+    verdict |= {"seeds": [0, 2], "members": [2]}
+    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, [])
+    assert "- what segments: the training with seed 2, of 2 the best in validation\n" in page
+    assert "sha256sum artifacts/train/unet3plus/2/weights.safetensors\n" in page
 
 
 def cells(page, start):
@@ -108,7 +136,7 @@ def test_page_says_what_it_was_made_from_and_how_to_make_it_again(verdict, summa
         "make setup && source .venv/bin/activate",
         "dvc pull data.dvc",
         "dvc repro",
-        "sha256sum artifacts/train/unet3plus/weights.safetensors",
+        "sha256sum artifacts/train/unet3plus/0/weights.safetensors",
     ]
 
 

@@ -21,10 +21,16 @@ def events(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("dice", "expected"), [(0.5, 0.5), (float("nan"), None)])
 def test_each_epoch_is_an_event(events, dice, expected):
-    with TrainingDisplay("unet3plus", num_epochs=12, num_steps=5, done_steps=0) as display:
+    with TrainingDisplay("unet3plus-0", num_epochs=12, num_steps=5, done_steps=0) as display:
         display.show_epoch(METRICS | {"epoch": 3.0, "val/dice": dice}, improved=True)
     assert events.read_new() == [
-        {"event": "epoch", "network": "unet3plus", "epoch": 3, "num_epochs": 12, "dice": expected}
+        {
+            "event": "epoch",
+            "training": "unet3plus-0",
+            "epoch": 3,
+            "num_epochs": 12,
+            "dice": expected,
+        }
     ]
 
 

@@ -28,7 +28,7 @@ from watching import wait_until
 from fullscale.params import load_params
 from fullscale.tracking.registry import CHAMPION, announce, log_model
 from fullscale.tracking.store import Store, connect
-from tasks.register import package_network
+from tasks.register import package_networks
 
 pytestmark = pytest.mark.slow
 NAME = "fullscale-organs"
@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
         store,
         client.create_run(experiment_id).info.run_id,
         NAME,
-        package_network(trained, ROOT, 0.5),
+        package_networks([trained], ROOT, 0.5),
     )
     announce(store, NAME, version, {})
     mlflow.MlflowClient(store.uri).set_registered_model_alias(NAME, CHAMPION, version)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from cohorts import write_nnunet
 from project import Project, clone_project
 
@@ -29,6 +31,13 @@ def favour_unet3plus(project: Project, num_bootstrap: int) -> None:
         min_organ_dice=0.0,
         champion_margin=1.0,
     )
+
+
+def set_seeds(project: Project, seeds: Sequence[int]) -> None:
+    """Set the seeds with which each network is trained."""
+    path = project.root / "params.yaml"
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(content | {"seeds": list(seeds)}, sort_keys=False))
 
 
 def make_quick_project(folder: Path) -> Project:

@@ -56,7 +56,8 @@ def main(name: str) -> None:
     params = load_params(PARAMS)
     ids = {organ: (number,) for number, organ in enumerate(params.organs, start=1)}
     params = params.model_copy(update={"organs": ids})
-    torch.manual_seed(0)
+    seed = 0
+    torch.manual_seed(seed)
     network = build(describe_network(name, params)).to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer(network, params.train)
     none = params.train.augment.model_copy(
@@ -66,7 +67,7 @@ def main(name: str) -> None:
     objective, augmented = (
         SegmentationObjective(
             network, len(params.organs), window, params.recipes[name].loss_terms,
-            Augment(augment, window, params.train.seed),
+            Augment(augment, window, seed),
         )
         for augment in (none, params.train.augment)
     )  # fmt: skip
@@ -74,7 +75,7 @@ def main(name: str) -> None:
     for step in range(NUM_STEPS):
         batch = draw_batch(generator, len(params.organs))
         image_BCHW, mask_BKHW = objective.prepare(batch)
-        seed_step(params.train.seed, 0, step, 0, 0)
+        seed_step(seed, 0, step, 0, 0)
         loss, _ = objective.loss(
             image_BCHW.contiguous(memory_format=torch.channels_last), mask_BKHW, batch.annotated_BK
         )

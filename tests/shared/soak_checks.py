@@ -142,7 +142,7 @@ def verify_branches(
         assert "up to date" in elsewhere.run("dvc", "status", "data.dvc", "dvc.yaml"), branch
         assert git(elsewhere.root, "status", "--porcelain") == "", branch
         gate = json.loads((elsewhere.root / "reports/gate.json").read_text())
-        file = elsewhere.root / "artifacts/train" / CANDIDATE / "weights.safetensors"
+        file = elsewhere.root / "artifacts/train" / CANDIDATE / "0/weights.safetensors"
         assert file_sha256(file) == gate["weights_sha256"], branch
         assert gate["data_version"] == data_version, branch
         test_sets |= {gate["test_set"], digest_test_set(tested_cases(elsewhere))}

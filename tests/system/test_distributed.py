@@ -35,7 +35,7 @@ def set_processes(project, count):
 
 
 def history(project):
-    return read_history(project.root / f"artifacts/train/{NETWORK}/history.csv")
+    return read_history(project.root / f"artifacts/train/{NETWORK}/0/history.csv")
 
 
 def runs(project):
@@ -48,7 +48,7 @@ def runs(project):
 def alone(project):
     """History of the network, trained by one process."""
     set_processes(project, 1)
-    project.run("python", "-m", "tasks.train", NETWORK)
+    project.run("python", "-m", "tasks.train", NETWORK, "0")
     return history(project)
 
 
@@ -64,9 +64,9 @@ def test_torchrun_gives_the_curve_of_one_process_and_one_run(project, alone):
     _, before = runs(project)
     set_processes(project, 2)
     told = project.run(
-        "torchrun", "--standalone", "--nproc-per-node=2", "-m", "tasks.train", NETWORK
+        "torchrun", "--standalone", "--nproc-per-node=2", "-m", "tasks.train", NETWORK, "0"
     )
-    assert told.count(f"{NETWORK} epoch 2/2") == 1
+    assert told.count(f"{NETWORK}-0 epoch 2/2") == 1
     assert_same_curve(history(project), alone)
     client, after = runs(project)
     assert len(after) == len(before) + 1
@@ -76,9 +76,9 @@ def test_torchrun_gives_the_curve_of_one_process_and_one_run(project, alone):
 
 def stop_after(project, num_checkpoints):
     """Train until some checkpoints have been written since the beginning, then interrupt."""
-    folder = project.root / f".cache/train/{NETWORK}/checkpoints"
+    folder = project.root / f".cache/train/{NETWORK}/0/checkpoints"
     process = subprocess.Popen(
-        ["python", "-m", "tasks.train", NETWORK],
+        ["python", "-m", "tasks.train", NETWORK, "0"],
         cwd=project.root,
         env=project.environment,
         stdout=subprocess.PIPE,
@@ -105,8 +105,8 @@ def test_other_number_of_processes_resumes(project, alone):
     set_processes(project, 1)
     stop_after(project, 14)
     set_processes(project, 2)
-    told = project.run("python", "-m", "tasks.train", NETWORK)
-    assert told.count(f"{NETWORK} epoch 2/2") == 1
+    told = project.run("python", "-m", "tasks.train", NETWORK, "0")
+    assert told.count(f"{NETWORK}-0 epoch 2/2") == 1
     assert_same_curve(history(project), alone)
     client, runs_after = runs(project)
     assert len(runs_after) == len(runs_before)

@@ -213,7 +213,7 @@ def test_documented_command_exists_with_its_options(document, command):
         ("make tset", "no target tset"),
         ("make paper PROFIL=paper", "PROFIL"),
         ("python -m tasks.tarin unet", "tasks/tarin.py does not exist"),
-        ("python -m benchmarks.seeds --sedes 5", "no option --sedes"),
+        ("python -m benchmarks.gate --trails 5", "no option --trails"),
         ("python docs/nothing.py", "docs/nothing.py does not exist"),
         ("dvc repro paper/dvc.yaml:tabel", "tabel"),
         ("dvc repro tarin@unet", "tarin@unet"),

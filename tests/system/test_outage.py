@@ -32,7 +32,7 @@ def project(reproduced_project):
 def test_training_continues_while_the_server_is_away(project, server):
     project.environment["MLFLOW_TRACKING_URI"] = server.uri
     training = subprocess.Popen(
-        ["python", "-m", "tasks.train", "unet"],
+        ["python", "-m", "tasks.train", "unet", "0"],
         cwd=project.root,
         env=project.environment | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -48,9 +48,9 @@ def test_training_continues_while_the_server_is_away(project, server):
                 return
         raise AssertionError("".join(told))
 
-    read_until("unet epoch 2/")
+    read_until("unet-0 epoch 2/")
     server.kill()
-    read_until(f"unet epoch {NUM_EPOCHS - 3}/")
+    read_until(f"unet-0 epoch {NUM_EPOCHS - 3}/")
     server.start()
     told.append(training.communicate(timeout=120)[0])
     text = "".join(told)
@@ -74,7 +74,7 @@ def test_training_continues_while_the_server_is_away(project, server):
 def test_training_does_not_begin_without_its_server(project):
     project.environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
     started = time.monotonic()
-    told = project.run("python", "-m", "tasks.train", "unet", code=EX_TEMPFAIL)
+    told = project.run("python", "-m", "tasks.train", "unet", "0", code=EX_TEMPFAIL)
     assert time.monotonic() - started < 60
     assert "error: the MLflow store http://127.0.0.1:9 does not answer" in told
     assert "Traceback" not in told

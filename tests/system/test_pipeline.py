@@ -12,8 +12,8 @@ pytestmark = pytest.mark.slow
 STAGES = (
     "slice",
     "split",
-    "train@unet",
-    "train@unet3plus",
+    "train@unet-0",
+    "train@unet3plus-0",
     "evaluate@unet",
     "evaluate@unet3plus",
     "register",
@@ -90,7 +90,7 @@ def test_second_machine_makes_the_same_reports_and_registers_too(reproduced_proj
         shutil.rmtree(reproduced_project.root / lost)
     reproduced_project.run("dvc", "pull", "--quiet", "data.dvc")
     ran = stages_run(reproduced_project.run("dvc", "repro"))
-    assert {"slice", "split", "train@unet", "train@unet3plus", "register"} <= set(ran)
+    assert {"slice", "split", "train@unet-0", "train@unet3plus-0", "register"} <= set(ran)
     assert {path: path.read_bytes() for path in reports.rglob("*.*")} == before
     shown = reproduced_project.run("fullscale", "verdict")
     assert "not in this tracking store" not in shown
@@ -100,13 +100,13 @@ def test_learning_rate_changes_training_and_what_follows_only(reproduced_project
     """DVC reruns what it calls changed here, and what depends on that."""
     reproduced_project.change_params("train", learning_rate=0.0031)
     told = reproduced_project.run("dvc", "status", "--json", "data.dvc", "dvc.yaml")
-    assert sorted(json.loads(told)) == ["train@unet", "train@unet3plus"]
+    assert sorted(json.loads(told)) == ["train@unet-0", "train@unet3plus-0"]
     following = reproduced_project.run("dvc", "dag", "--dot", "register")
     edges = {tuple(line.strip(' ;"').split('" -> "')) for line in following.splitlines()}
     for network in ("unet", "unet3plus"):
         assert {
-            (f"train@{network}", f"evaluate@{network}"),
-            (f"train@{network}", "register"),
+            (f"train@{network}-0", f"evaluate@{network}"),
+            (f"train@{network}-0", "register"),
             (f"evaluate@{network}", "register"),
         } <= edges
 

@@ -54,7 +54,7 @@ def add_network(root: Path, name: str, params: Params, cohort: Cohort, seed: int
     The scores are made up, or the gate would not let a network pass that learned nothing.
     """
     trained = random_trained(params, name, seed=seed)
-    folder = root / "artifacts/train" / name
+    folder = root / "artifacts/train" / name / "0"
     save_trained(folder, trained.network, trained.description)
     write_history(folder / "history.csv", [{"epoch": 1, "val/dice": 0.25}])
     cases = {case.name: case for case in cohort.cases}
@@ -64,6 +64,8 @@ def add_network(root: Path, name: str, params: Params, cohort: Cohort, seed: int
     scores.to_csv(reports / "cases.csv", index=False)
     summary = {
         "test_set": digest_test_set(cohort.cases),
+        "seeds": [0],
+        "members": [0],
         **summarise(scores, tuple(params.organs), params.register_),
     }
     (reports / "summary.json").write_text(json.dumps(summary))
@@ -101,7 +103,7 @@ def registered(tmp_path_factory, server) -> Registered:
         content = record_verdict(verdict, params, workspace, read_provenance(root))
         version = register(params, workspace, server.store, content)
         assert version == str(seed)
-        weights_sha256[version] = file_sha256(root / "artifacts/train/unet3plus" / WEIGHTS_NAME)
+        weights_sha256[version] = file_sha256(root / "artifacts/train/unet3plus/0" / WEIGHTS_NAME)
     return Registered(project, weights_sha256)
 
 

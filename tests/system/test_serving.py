@@ -32,7 +32,7 @@ from fullscale.runtime.files import file_sha256
 from fullscale.serving.row_segmenter import ANSWERS
 from fullscale.tracking.registry import CHAMPION, FILES_TAG, announce, log_model
 from fullscale.tracking.store import WEIGHTS_TAG, Store, connect, use_tracking_uri
-from tasks.register import package_network
+from tasks.register import package_networks
 
 pytestmark = pytest.mark.slow
 NAME = "fullscale-organs"
@@ -68,7 +68,7 @@ class Registry:
             self.store,
             client.create_run(experiment_id).info.run_id,
             NAME,
-            package_network(folder, ROOT, 0.5),
+            package_networks([folder], ROOT, 0.5),
         )
         announce(self.store, NAME, version, {WEIGHTS_TAG: file_sha256(folder / WEIGHTS_NAME)})
 

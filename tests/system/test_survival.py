@@ -20,7 +20,7 @@ from fullscale.runtime.files import file_sha256
 
 pytestmark = pytest.mark.slow
 NETWORK = "unet3plus"
-STAGE = f"train@{NETWORK}"
+STAGE = f"train@{NETWORK}-0"
 REPRO = ["dvc", "--wait-for-lock", "repro", "--single-item", "--force", STAGE]
 OUTPUTS = ("weights.safetensors", "network.json", "history.csv")
 KILLS = ("trainer", "dvc", "group", "ctrl-c", "terminate", "terminal")
@@ -47,12 +47,12 @@ def undisturbed(project):
 
 
 def outputs(project):
-    folder = project.root / "artifacts/train" / NETWORK
+    folder = project.root / "artifacts/train" / NETWORK / "0"
     return {name: file_sha256(folder / name) for name in OUTPUTS}
 
 
 def checkpoints(project):
-    folder = project.root / f".cache/train/{NETWORK}/checkpoints"
+    folder = project.root / f".cache/train/{NETWORK}/0/checkpoints"
     return sorted(folder.glob("*.ckpt"))
 
 
@@ -167,7 +167,7 @@ def test_training_killed_at_random_moments_ends_with_the_same_weights(
 def train_until(project, condition):
     """Train until something is true, stop; returns what the trainer said."""
     process = subprocess.Popen(
-        ["python", "-m", "tasks.train", NETWORK],
+        ["python", "-m", "tasks.train", NETWORK, "0"],
         cwd=project.root,
         env=project.environment,
         stdout=subprocess.PIPE,

@@ -1,3 +1,5 @@
+from itertools import product
+
 import grimp
 import pytest
 import yaml
@@ -103,11 +105,14 @@ def test_rows_of_the_paper_are_those_that_are_trained():
 
 
 def test_flow_plans_every_stage_of_the_pipeline(pipeline):
-    networks = load_params(ROOT / "params.yaml").networks
+    params = load_params(ROOT / "params.yaml").model_copy(update={"seeds": (0, 3)})
+    values = {"network": params.networks, "seed": params.seeds}
     stages = []
     for name, stage in pipeline["stages"].items():
-        stages += [f"{name}@{network}" for network in networks] if "matrix" in stage else [name]
-    assert sorted(plan(load_params(ROOT / "params.yaml"))) == sorted(stages)
+        items = product(*(values[key] for key in stage.get("matrix", [])))
+        names = ["-".join(str(part) for part in item) for item in items]
+        stages += [f"{name}@{item}" if item else name for item in names]
+    assert sorted(plan(params)) == sorted(stages)
 
 
 def test_every_section_of_params_is_read_by_a_stage(pipeline):

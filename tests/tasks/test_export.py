@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -31,7 +33,8 @@ from fullscale.runtime.errors import StageError
 from fullscale.scans.volume import read_image
 from fullscale.serving.onnx_check import compare_outputs, compute_reference, make_slices
 from fullscale.serving.onnx_graph import OPSET, to_onnx
-from model.inference import prepare
+from model.ensemble import Ensemble, list_members
+from model.inference import adjacent_slices, predict_slices, prepare
 from model.networks import NETWORKS
 from model.unet import UNet
 from tasks.cli import app
@@ -111,6 +114,57 @@ def test_file_is_valid_and_takes_any_number_of_slices(file, plain_file):
         assert [(each.domain, each.version) for each in model.opset_import] == [("", OPSET)]
         assert shapes(model.graph.input) == {"slices": ["batch", 3, 32, 32]}
         assert shapes(model.graph.output) == outputs
+
+
+def test_file_of_an_ensemble_computes_what_prediction_computes(tiny_params, tmp_path):
+    members = []
+    for seed in range(3):
+        trained = random_trained(tiny_params, seed=seed, trained_on=TRAINED_ON)
+        settle(trained.network)
+        bias_K2 = trained.network.classifier.conv.bias.data.unflatten(0, (-1, 2))
+        # One member closes the liver in every slice, all close the spleen.
+        bias_K2[:, 1] = torch.tensor([-100.0 if seed == 1 else 100.0, -100.0])
+        members.append(trained.network)
+    together = Trained(Ensemble(members).eval(), trained.description)
+    result = export(tmp_path / "organs.onnx", Model("organs", "3", SHA256, THRESHOLD, together))
+    assert result.parity.difference < 1e-5
+    session = onnxruntime.InferenceSession(
+        tmp_path / "organs.onnx", providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    assert names == ["probability", "organ_probability"]
+    image_ZHW = make_slices(32)
+    x_BCHW = adjacent_slices(image_ZHW, torch.arange(len(image_ZHW)), 3)
+    probability_BKHW, organ_BK = session.run(names, {"slices": x_BCHW.numpy()})
+    alone = [predict_slices(prepare(each), image_ZHW).probabilities for each in members]
+    mean_BKHW = torch.stack(alone).mean(dim=0).transpose(0, 1).numpy()
+    np.testing.assert_allclose(probability_BKHW, mean_BKHW, atol=1e-5)
+    assert 0 < probability_BKHW[:, 0].max() < 0.7  # two thirds at most
+    assert not probability_BKHW[:, 1].any()
+    assert (organ_BK > 0.5).tolist() == [[True, False]] * len(image_ZHW)
+
+
+def test_wrong_member_of_an_ensemble_is_found_though_its_classifier_closes_every_slice(
+    tiny_params, tmp_path, monkeypatch
+):
+    model = random_model(tiny_params)
+    networks = [settle(random_trained(tiny_params, seed=seed).network) for seed in range(2)]
+    for network in networks:
+        network.classifier.conv.bias.data.unflatten(0, (-1, 2))[:, 1] = -100.0
+    description = random_trained(tiny_params).description
+    together = Trained(Ensemble(networks).eval(), description)
+
+    def other(network, size_px):
+        changed = copy.deepcopy(network)
+        with torch.no_grad():
+            for parameter in list_members(changed)[1].parameters():
+                parameter.mul_(1.5)
+        return to_onnx(changed, size_px)
+
+    monkeypatch.setattr("tasks.export.to_onnx", other)
+    with pytest.raises(StageError, match="is not written: ONNX Runtime's probabilities differ"):
+        export(tmp_path / "organs.onnx", replace(model, trained=together))
+    assert not (tmp_path / "organs.onnx").exists()
 
 
 def test_file_says_how_a_slice_is_prepared(file, classified):

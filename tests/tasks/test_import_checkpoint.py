@@ -80,10 +80,10 @@ def test_command_writes_a_folder_that_predict_and_export_take(tmp_path):
 def test_registry_takes_an_imported_network(tmp_path, empty_store):
     write_checkpoint(tmp_path / "theirs.pt")
     workspace = open_workspace(tmp_path)
-    folder = workspace.trained("ours")
+    folder = workspace.trained("ours", 0)
     import_checkpoint(tmp_path / "theirs.pt", folder, CGM, ["liver=1"], SLICING)
-    run_id = ensure_run("ours", workspace, empty_store, "0" * 32)
-    assert ensure_run("ours", workspace, empty_store, "0" * 32) == run_id
+    run_id = ensure_run("ours", 0, workspace, empty_store, "0" * 32)
+    assert ensure_run("ours", 0, workspace, empty_store, "0" * 32) == run_id
 
 
 def test_help_names_every_architecture():

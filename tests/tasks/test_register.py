@@ -16,13 +16,20 @@ import torch
 from PIL import Image
 from project import ROOT
 
-from fullscale.evaluation.score_files import read_scores, read_verdict
+from fullscale.evaluation.score_files import (
+    read_scores,
+    read_verdict,
+    write_scores,
+    write_summary,
+)
 from fullscale.evaluation.summary import evaluate_network, summarise
 from fullscale.prediction.network_files import (
     WEIGHTS_NAME,
     Trained,
     build,
     describe_network,
+    digest_weights,
+    load_members,
     load_trained,
     save_trained,
 )
@@ -70,7 +77,7 @@ def add_network(root, name, params, cohort, seed, dice):
     torch.manual_seed(seed)
     description = describe_network(name, params)
     network = build(description)
-    folder = root / "artifacts/train" / name
+    folder = root / "artifacts/train" / name / "0"
     save_trained(folder, network, description)
     write_history(folder / "history.csv", [{"epoch": 1, "val/dice": 0.25}])
     trained = Trained(network.eval(), description)
@@ -80,7 +87,8 @@ def add_network(root, name, params, cohort, seed, dice):
     reports.mkdir(parents=True)
     scores.to_csv(reports / "cases.csv", index=False)
     test_set = digest_test_set(case for case in cohort.cases if case.name in TEST_CASES)
-    summary = {"test_set": test_set, **summarise(scores, tuple(params.organs))}
+    metrics = summarise(scores, tuple(params.organs))
+    summary = {"test_set": test_set, "seeds": [0], "members": [0], **metrics}
     (reports / "summary.json").write_text(json.dumps(summary))
 
 
@@ -118,7 +126,7 @@ def test_pass_registers_first_version_with_both_aliases(project, tiny_params, em
     for alias in (CHALLENGER, CHAMPION):
         assert int(find_alias(empty_store, name, alias).version) == 1
     tags = find_alias(empty_store, name, CHAMPION).tags
-    weights = file_sha256(project / "artifacts/train/unet3plus" / WEIGHTS_NAME)
+    weights = file_sha256(project / "artifacts/train/unet3plus/0" / WEIGHTS_NAME)
     assert tags[WEIGHTS_TAG] == weights == content["weights_sha256"]
     assert tags["fullscale.data_version"] == PROVENANCE.data_version
     assert tags["fullscale.git_commit"] == PROVENANCE.git_commit
@@ -191,7 +199,7 @@ def check_better_candidate(project, params, store):
     """Other weights are compared with the champion, become challenger, and leave it in place."""
     torch.manual_seed(5)
     description = describe_network("unet3plus", params)
-    save_trained(project / "artifacts/train/unet3plus", build(description), description)
+    save_trained(project / "artifacts/train/unet3plus/0", build(description), description)
     content, version = run_stage(project, params, store)
     assert [criterion["name"] for criterion in content["criteria"]][-4:] == [
         *("champion", "champion_failures", "champion/liver", "champion/spleen")
@@ -267,7 +275,7 @@ def test_failed_gate_registers_nothing_and_says_why(project, tiny_params, mlflow
 
 def test_failed_verdicts_count_as_verdicts_on_the_test_set(project, tiny_params, empty_store):
     workspace = open_workspace(project)
-    name = workspace.trained("unet3plus")
+    name = workspace.trained("unet3plus", 0)
     description = describe_network("unet3plus", tiny_params)
     rescale(project, "unet3plus", 0.7)
     for seed in (21, 22):
@@ -297,7 +305,7 @@ def test_champion_keeps_its_threshold_and_is_scored_on_todays_labels(
     )
     champion = score_champion(today, cohort, mlflow_store, TEST_CASES, "other weights")
     assert champion.organs == ("liver", "spleen")
-    trained = load_trained(project / "artifacts/train/unet3plus")
+    trained = load_trained(project / "artifacts/train/unet3plus/0")
     plain = params.evaluate.model_copy(update={"ablate_slice_classifier": False})
     _, wanted = evaluate_network(trained, cohort, TEST_CASES, plain, organs={"liver": (2,)})
     pd.testing.assert_frame_equal(champion.scores, wanted)
@@ -308,7 +316,7 @@ def test_champion_keeps_its_threshold_and_is_scored_on_todays_labels(
 def test_test_results_are_added_to_the_run_once(project, tiny_params, mlflow_store):
     for _ in range(2):
         run_stage(project, tiny_params, mlflow_store)
-    weights = file_sha256(project / "artifacts/train/unet" / WEIGHTS_NAME)
+    weights = file_sha256(project / "artifacts/train/unet/0" / WEIGHTS_NAME)
     run_id = find_training_run(mlflow_store, weights)
     client = mlflow.MlflowClient(mlflow_store.uri)
     history = client.get_metric_history(run_id, "test/dice/liver")
@@ -318,14 +326,14 @@ def test_test_results_are_added_to_the_run_once(project, tiny_params, mlflow_sto
 def test_run_written_afterwards_says_so(project, tiny_params, mlflow_store, capsys):
     torch.manual_seed(11)
     description = describe_network("unet", tiny_params)
-    save_trained(project / "artifacts/train/unet", build(description), description)
-    run_id = ensure_run("unet", open_workspace(project), mlflow_store, "d" * 32)
-    assert "wrote a run for unet from its stored history" in capsys.readouterr().out
+    save_trained(project / "artifacts/train/unet/0", build(description), description)
+    run_id = ensure_run("unet", 0, open_workspace(project), mlflow_store, "d" * 32)
+    assert "wrote a run for unet-0 from its stored history" in capsys.readouterr().out
     client = mlflow.MlflowClient(mlflow_store.uri)
     run = client.get_run(run_id)
     assert "written afterwards" in run.data.tags["mlflow.note.content"]
     assert run.data.metrics["val/dice"] == 0.25
-    assert ensure_run("unet", open_workspace(project), mlflow_store, "d" * 32) == run_id
+    assert ensure_run("unet", 0, open_workspace(project), mlflow_store, "d" * 32) == run_id
 
 
 def test_run_that_waits_on_disk_is_sent_before_runs_are_looked_for(
@@ -333,9 +341,9 @@ def test_run_that_waits_on_disk_is_sent_before_runs_are_looked_for(
 ):
     torch.manual_seed(12)
     description = describe_network("unet", tiny_params)
-    save_trained(project / "artifacts/train/unet", build(description), description)
-    weights = file_sha256(project / "artifacts/train/unet" / WEIGHTS_NAME)
-    folder = project / ".cache/train/unet/tracking"
+    save_trained(project / "artifacts/train/unet/0", build(description), description)
+    weights = file_sha256(project / "artifacts/train/unet/0" / WEIGHTS_NAME)
+    folder = project / ".cache/train/unet/0/tracking"
     location = mlflow_store.artifact_location
     description = RunDescription(mlflow_store.uri, location, "unet", {}, {}, "d" * 32)
     with training_run(description, folder) as run:
@@ -344,7 +352,7 @@ def test_run_that_waits_on_disk_is_sent_before_runs_are_looked_for(
     assert find_training_run(mlflow_store, weights) is None
     run_stage(project, tiny_params, mlflow_store)
     assert find_training_run(mlflow_store, weights) == run.run_id
-    assert "wrote a run for unet from" not in capsys.readouterr().out
+    assert "wrote a run for unet-0 from" not in capsys.readouterr().out
 
 
 def test_missing_scores_say_what_to_do(project):
@@ -459,3 +467,96 @@ def test_lines_show_what_the_slice_classifier_did(project, tiny_params):
 def test_missing_verdict_says_what_to_do(tmp_path):
     with pytest.raises(StageError, match=r"gate\.json is missing; run `dvc repro register`"):
         read_verdict(open_workspace(tmp_path))
+
+
+# Several seeds
+
+
+def add_seeds(project, params, cohort, deploy):
+    """Three trainings of both networks and their scores; the ensemble scores better than each."""
+    seeds = (0, 1, 2)
+    test_set = digest_test_set(case for case in cohort.cases if case.name in TEST_CASES)
+    settings = params.register_.model_copy(update={"deploy": deploy, "model_name": f"of-{deploy}"})
+    params = params.model_copy(update={"seeds": seeds, "register_": settings})
+    workspace = open_workspace(project)
+    for name, dice in (("unet3plus", 0.9), ("unet", 0.8)):
+        scores = pd.read_csv(workspace.scores(name), dtype={"case": str, "patient": str})
+        for seed in seeds:
+            torch.manual_seed(10 * seed + len(name))
+            description = describe_network(name, params).model_copy(
+                update={"epoch": 1, "val_dice": 0.5 + 0.1 * (seed == 1)}
+            )
+            save_trained(workspace.trained(name, seed), build(description), description)
+            history = [{"epoch": 1, "val/dice": 0.25}]
+            write_history(workspace.trained(name, seed) / "history.csv", history)
+        tables = {seed: scores.assign(dice=dice + 0.01 * seed) for seed in seeds}
+        write_scores(workspace, name, tables, scores.assign(dice=dice + 0.05))
+        members = seeds if deploy == "ensemble" else (1,)
+        metrics = summarise(scores.assign(dice=dice + 0.05), tuple(params.organs))
+        write_summary(workspace, name, test_set, metrics, seeds, members)
+    return params, workspace
+
+
+def test_ensemble_is_registered_with_all_members_and_runs_of_its_own(
+    project, tiny_params, tiny_cohort, empty_store
+):
+    params, workspace = add_seeds(project, tiny_params, tiny_cohort, "ensemble")
+    content, version = run_stage(project, params, empty_store)
+    assert (content["status"], version) == ("pass", "1")
+    assert (content["seeds"], content["members"]) == ([0, 1, 2], [0, 1, 2])
+    folders = workspace.trainings("unet3plus", params.seeds)
+    assert content["weights_sha256"] == digest_weights(folders)
+    assert any(
+        note.startswith("Judged: unet3plus against unet, 3 and 3") for note in content["notes"]
+    )
+    assert any(
+        "registers the ensemble of 3 trainings, seeds 0, 1, 2." in n for n in content["notes"]
+    )
+    found = find_alias(empty_store, "of-ensemble", CHAMPION)
+    assert found.tags[WEIGHTS_TAG] == digest_weights(folders)
+    assert found.tags["fullscale.members"] == "0, 1, 2"
+    client = mlflow.MlflowClient(empty_store.uri)
+    run = client.get_run(find_training_run(empty_store, digest_weights(folders)))
+    assert run.data.metrics["test/dice/liver"] == pytest.approx(0.95)
+    assert run.data.tags["fullscale.verdict"] == "pass"
+    for seed, folder in zip(params.seeds, folders, strict=True):
+        training = client.get_run(find_training_run(empty_store, digest_weights([folder])))
+        assert training.data.tags["fullscale.seed"] == str(seed)
+        assert training.info.run_id in run.data.tags["mlflow.note.content"]
+        assert training.data.metrics["test/dice/liver"] == pytest.approx(0.9 + 0.01 * seed)
+        assert "fullscale.verdict" not in training.data.tags
+    again, same = run_stage(project, params, empty_store)
+    assert (again["num_verdicts"], same) == (1, "1")
+
+
+def test_champion_of_several_networks_is_loaded_and_scored_as_one(
+    project, tiny_params, tiny_cohort, empty_store
+):
+    params, workspace = add_seeds(project, tiny_params, tiny_cohort, "ensemble")
+    run_stage(project, params, empty_store)
+    champion = score_champion(params, tiny_cohort, empty_store, TEST_CASES, "other weights")
+    trained = load_members(workspace.trainings("unet3plus", params.seeds))
+    _, wanted = evaluate_network(trained, tiny_cohort, TEST_CASES, params.evaluate)
+    assert trained.num_members == 3
+    pd.testing.assert_frame_equal(champion.scores, wanted)
+
+
+def test_best_training_is_registered_alone(project, tiny_params, tiny_cohort, empty_store):
+    params, workspace = add_seeds(project, tiny_params, tiny_cohort, "best")
+    content, version = run_stage(project, params, empty_store)
+    assert (content["status"], version, content["members"]) == ("pass", "1", [1])
+    weights = file_sha256(workspace.trained("unet3plus", 1) / WEIGHTS_NAME)
+    assert content["weights_sha256"] == weights
+    assert find_alias(empty_store, "of-best", CHAMPION).tags[WEIGHTS_TAG] == weights
+    floor = next(each for each in content["criteria"] if each["name"] == "organ_dice/liver")
+    assert floor["value"] == pytest.approx(0.91)
+    assert content["dice_gain"]["mean"] == pytest.approx(0.1)
+
+
+def test_scores_of_other_seeds_than_would_be_registered_are_refused(
+    project, tiny_params, tiny_cohort, empty_store
+):
+    params, workspace = add_seeds(project, tiny_params, tiny_cohort, "ensemble")
+    fewer = params.model_copy(update={"seeds": (0, 1)})
+    with pytest.raises(StageError, match=r"seeds \[0, 1, 2\], and a pass would register \[0, 1\]"):
+        decide(fewer, workspace, empty_store)

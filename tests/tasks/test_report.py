@@ -179,18 +179,18 @@ def finished(tmp_path_factory, tiny_params):
     for seed, (name, dice) in enumerate(zip(NETWORKS, (0.8, 0.9), strict=True)):
         torch.manual_seed(seed)
         description = describe_network(name, tiny_params)
-        save_trained(root / "artifacts/train" / name, build(description), description)
+        save_trained(root / "artifacts/train" / name / "0", build(description), description)
         write_history(
-            root / "artifacts/train" / name / "history.csv",
+            root / "artifacts/train" / name / "0/history.csv",
             [{"epoch": n, "val/dice": dice * n / 3, "train/total": 1 / n} for n in (1, 2, 3)],
         )
         tables[name] = scores_of(dice, classifier=name == "unet3plus")
-        write_scores(workspace, name, tables[name])
+        write_scores(workspace, name, {0: tables[name]})
         curves = {organ: curve_of(0.1 * seed) for organ in ORGANS}
         write_calibration(workspace, name, tabulate_calibration(curves))
         metrics = summarise(tables[name], ORGANS, tiny_params.register_)
         metrics |= summarise_calibration(curves)
-        write_summary(workspace, name, TEST_SET, metrics)
+        write_summary(workspace, name, TEST_SET, metrics, (0,), (0,))
     trial = Trial(ORGANS, TEST_SET)
     verdict = judge(tables["unet3plus"], tables["unet"], None, trial, tiny_params.register_)
     record_verdict(verdict, tiny_params, workspace, PROVENANCE)
@@ -301,7 +301,7 @@ def test_complete_run_is_read_without_a_note(results):
         ("reports/unet/summary.json", "is missing: run `dvc repro evaluate@unet`."),
         ("reports/unet/cases.csv", "is missing: run `dvc repro evaluate@unet`."),
         ("reports/unet3plus/calibration.csv", "is missing: run `dvc repro evaluate@unet3plus`."),
-        ("artifacts/train/unet/history.csv", "is missing: run `dvc repro train@unet`."),
+        ("artifacts/train/unet/0/history.csv", "is missing: run `dvc repro train@unet-0`."),
     ],
 )
 def test_missing_file_is_a_note(project, tiny_params, file, note):
@@ -349,8 +349,8 @@ def test_run_without_any_summary_is_an_error(project, tiny_params):
         ("reports/unet/cases.csv", "", r"cases\.csv cannot be read .*No columns"),
         ("reports/unet/cases.csv", "case,dice\n", "it lacks organ"),
         ("reports/unet/calibration.csv", "organ\n", "it lacks fraction_true, mean_probability"),
-        ("artifacts/train/unet/history.csv", "epoch\nmany\n", "history.csv cannot be read"),
-        ("artifacts/train/unet/history.csv", "dice\n1\n", "history.csv cannot be read"),
+        ("artifacts/train/unet/0/history.csv", "epoch\nmany\n", "history.csv cannot be read"),
+        ("artifacts/train/unet/0/history.csv", "dice\n1\n", "history.csv cannot be read"),
     ],
 )
 def test_damaged_file_is_named_with_its_cure(project, tiny_params, file, content, message):
@@ -534,7 +534,7 @@ def test_learning_curves_of_all_networks_share_a_chart(results):
         "unet": pytest.approx([0.8 / 3, 1.6 / 3, 0.8], abs=1e-5),
         "unet3plus": pytest.approx([0.3, 0.6, 0.9]),
     }
-    assert "unet3plus from 0.300 to 0.900 in 3 epochs" in alt
+    assert "unet3plus-0 from 0.300 to 0.900 in 3 epochs" in alt
     assert draw_histories(results.histories, NETWORKS, "val/none", "", "") is None
 
 
@@ -674,8 +674,8 @@ def test_overlays_show_best_median_and_worst_case(project, tiny_data):
     ("gone", "reason"),
     [
         ("data", "data/ holds no scans; fetch them with `dvc pull data.dvc`"),
-        ("artifacts/train/unet/weights.safetensors", "no trained network in "),
-        ("artifacts/train/unet3plus/network.json", r"network\.json is missing"),
+        ("artifacts/train/unet/0/weights.safetensors", "no trained network in "),
+        ("artifacts/train/unet3plus/0/network.json", r"network\.json is missing"),
         ("reports/unet3plus/cases.csv", "there are no scores of unet3plus to choose cases by"),
     ],
 )
@@ -690,7 +690,7 @@ def test_overlays_of_other_weights_than_the_verdicts_are_refused(project, tiny_d
     link_data(project, tiny_data)
     torch.manual_seed(99)
     description = describe_network("unet3plus", tiny_params)
-    save_trained(project / "artifacts/train/unet3plus", build(description), description)
+    save_trained(project / "artifacts/train/unet3plus/0", build(description), description)
     with pytest.raises(StageError, match="are not those of the verdict"):
         draw_galleries(read(project, tiny_params), tiny_params)
 
@@ -837,12 +837,12 @@ def test_older_names_of_the_slice_classifier_are_read(project, results):
             assert present in text
             text = text.replace(present, former)
         path.write_text(text)
-    history = project / "artifacts/train/unet3plus/history.csv"
+    history = project / "artifacts/train/unet3plus/0/history.csv"
     history.write_text("epoch,val/dice,val/gate_accuracy/liver\n1,0.5,0.75\n")
     again = read(project, load_params(project / "params.yaml"))
     assert again.summaries == results.summaries
     assert ablation_table(again) == ablation_table(results)
-    assert again.histories["unet3plus"] == [
+    assert again.histories["unet3plus"][0] == [
         {"epoch": 1.0, "val/dice": 0.5, "val/classifier_accuracy/liver": 0.75}
     ]
 
@@ -984,7 +984,7 @@ def test_command_says_that_no_run_is_known(project, monkeypatch):
 
 def test_page_and_pictures_go_to_the_candidates_run(project, mlflow_store, tmp_path):
     params = load_params(project / "params.yaml")
-    weights = project / "artifacts/train/unet3plus/weights.safetensors"
+    weights = project / "artifacts/train/unet3plus/0/weights.safetensors"
     tags = {WEIGHTS_TAG: file_sha256(weights)}
     location = mlflow_store.artifact_location
     run_description = RunDescription(mlflow_store.uri, location, "unet3plus", {}, tags, "d" * 32)

@@ -26,13 +26,13 @@ SPLIT = pd.DataFrame(
 )
 
 
-def train(name, params, store, folder, mlflow_store, split=SPLIT):
+def train(name, params, store, folder, mlflow_store, split=SPLIT, seed=0):
     tracking = folder.parent / f"{folder.name}-tracking"
     description = RunDescription(
         mlflow_store.uri, mlflow_store.artifact_location, name, {}, {}, "0" * 32
     )
     with training_run(description, tracking) as run:
-        train_network(name, params, store, split, folder, TrainingSession(run))
+        train_network(name, seed, params, store, split, folder, TrainingSession(run))
     return run.run_id
 
 
@@ -72,7 +72,8 @@ def test_same_seed_gives_same_weights(tiny_params, tiny_store, tmp_path, mlflow_
     for folder in ("first", "second"):
         train("unet3plus", tiny_params, tiny_store, tmp_path / folder, mlflow_store)
         digests.append(file_sha256(tmp_path / folder / WEIGHTS_NAME))
-    assert digests[0] == digests[1]
+    train("unet3plus", tiny_params, tiny_store, tmp_path / "other", mlflow_store, seed=1)
+    assert digests[0] == digests[1] != file_sha256(tmp_path / "other" / WEIGHTS_NAME)
 
 
 def test_training_lowers_the_loss(tiny_params, tiny_store, tmp_path, mlflow_store):
@@ -124,7 +125,7 @@ def test_slice_classifier_that_cannot_learn_is_a_warning(
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning:" in line]
     assert "slices of an epoch are without liver (" in lines[0]
     assert "of the validation slices without liver (" in lines[1]
-    assert [line.partition(": t")[0] for line in lines] == ["warning: unet3plus"] * 2
+    assert [line.partition(": t")[0] for line in lines] == ["warning: unet3plus-0"] * 2
     train("unet", few, tiny_store, tmp_path / "unet", mlflow_store)
     assert "warning:" not in capsys.readouterr().err
 
@@ -193,16 +194,16 @@ def test_uneven_parts_are_refused(tiny_params, tiny_store, tmp_path, mlflow_stor
 
 def test_identity_holds_what_decides_the_weights(tiny_params, tiny_store):
     code = {"model/a.py": "123"}
-    before = identify("unet", tiny_params, tiny_store, SPLIT, code)
+    before = identify("unet", 0, tiny_params, tiny_store, SPLIT, code)
     assert before["code model/a.py"] == "123"
     assert before["train.learning_rate"] == "0.003"
     assert before["recipe.architecture"] == "unet_official"
     assert "slices of train case case_00" in before
     assert not [key for key in before if "case_04" in key]
     shared = changed_train(tiny_params, devices=2, strategy="ddp", num_picture_slices=9)
-    assert identify("unet", shared, tiny_store, SPLIT, code) == before
+    assert identify("unet", 0, shared, tiny_store, SPLIT, code) == before
     warmer = changed_train(tiny_params, learning_rate=0.1)
-    assert identify("unet", warmer, tiny_store, SPLIT, code) != before
+    assert identify("unet", 0, warmer, tiny_store, SPLIT, code) != before
 
 
 def test_test_cases_are_never_read(tiny_params, tiny_store, tmp_path, mlflow_store, monkeypatch):

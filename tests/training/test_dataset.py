@@ -81,12 +81,12 @@ def test_epoch_is_as_long_as_asked_for(tiny_store, tiny_params):
     ]:
         values = {"sampling": sampling, "slices_per_epoch": asked}
         train = tiny_params.train.model_copy(update=values)
-        assert len(dataset.make_order(train)) == expected
+        assert len(dataset.make_order(train, 0)) == expected
 
 
 def test_order_gives_each_case_its_draws(tiny_store, tiny_params):
     dataset = SliceDataset(tiny_store, ["case_00", "case_06"], SPACING_MM)
-    chosen = dataset.make_order(tiny_params.train).of_epoch(0)
+    chosen = dataset.make_order(tiny_params.train, 0).of_epoch(0)
     batch = dataset.__getitems__(chosen.tolist())
     assert abs(int((batch.case_B == 0).sum()) - len(chosen) / 2) <= 1
     assert batch.label_BHW.flatten(1).any(dim=1).float().mean() == pytest.approx(0.75, abs=0.05)

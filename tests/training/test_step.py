@@ -28,7 +28,7 @@ def objective(tiny_params, network):
         len(params.organs),
         params.slice.window_hu,
         params.recipes["unet3plus"].loss_terms,
-        Augment(params.train.augment, params.slice.window_hu, params.train.seed),
+        Augment(params.train.augment, params.slice.window_hu, 0),
     )
 
 
