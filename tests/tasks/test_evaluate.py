@@ -95,6 +95,7 @@ class Annotator(Predictor):
 
     def __init__(self, predictor, cohort, edit, classifier, claims=None):
         self.threshold = 0.5
+        self.num_members = 1
         self.description = predictor.description
         self._edit, self._classifier, self._claims = edit, classifier, claims
         self._labels = {

@@ -139,6 +139,8 @@ def scores_of(dice, *, classifier):
                 "mean_surface_distance_mm": 1.0 + 0.1 * place,
                 "surface_dice_1mm": score - 0.2,
                 "surface_dice_3mm": score - 0.1,
+                "area_surface_dice_1mm": score - 0.15,
+                "area_surface_dice_3mm": score - 0.05,
                 "volume_difference_ml": 2.0 * place - 5,
                 "num_true_voxels": 1000,
                 "num_predicted_voxels": 990,
