@@ -51,8 +51,8 @@ from fullscale.versioning.worktree import open_checkout
 from fullscale.workspace import open_workspace
 
 CHECKOUT = "retrain"
-# Absent from versions before the library moved below fullscale/.
-LAYOUT_FILE = "fullscale/params.py"
+# Absent from versions that train a network once, whose parameters and outputs have other names.
+LAYOUT_FILE = "model/ensemble.py"
 NOTHING = "nothing to do"
 NOT_PUSHED = (
     "Not pushed: the DVC remote is a folder inside the git repository, and scans of patients do "

@@ -207,9 +207,23 @@ MUTATIONS = (
     Mutation(
         "an ONNX file lacks the slice classifier",
         "fullscale/serving/onnx_graph.py",
-        "classified = probabilities(output)",
-        "classified = torch.sigmoid(output.logits[0])",
+        "join_probabilities([probabilities(output) for output in outputs])",
+        "join_probabilities([torch.sigmoid(output.logits[0]) for output in outputs])",
         "tests/tasks/test_export.py",
+    ),
+    Mutation(
+        "an ensemble is its first member",
+        "model/ensemble.py",
+        "torch.stack(tuple(members)).mean(dim=0)",
+        "members[0]",
+        "tests/model/test_ensemble.py",
+    ),
+    Mutation(
+        "floors are judged on trainings, not on what is registered",
+        "fullscale/evaluation/promotion_gate.py",
+        "rows = of_organ(registered, organ)",
+        "rows = of_organ(candidate, organ)",
+        "tests/evaluation/test_promotion_gate.py",
     ),
     Mutation(
         "two runs work in one checkout at a time",

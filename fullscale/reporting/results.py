@@ -115,9 +115,10 @@ def read_results(workspace: Workspace, params: Params) -> Results:
         )
     histories: dict[str, dict[int, History]] = {}
     for name, seed in itertools.product(params.networks, sorted(params.seeds)):
-        path, command = workspace.trained(name, seed), workspace.command("train", name, seed)
-        read = partial(_read_history, path / HISTORY_NAME, command)
-        if (history := read_known(path / HISTORY_NAME, read, command)) is not None:
+        path = workspace.trained(name, seed) / HISTORY_NAME
+        command = workspace.command("train", name, seed)
+        history = read_known(path, partial(_read_history, path, command), command)
+        if history is not None:
             histories.setdefault(name, {})[seed] = history
     results = Results(
         workspace=workspace,
