@@ -48,7 +48,9 @@ def main() -> None:
     trained = load_trained(workspace.trained(args.network))
     settings = params.evaluate
     predictors = [
-        Predictor(trained, settings.threshold, settings.batch_size, device, precision)
+        Predictor(
+            trained, settings.threshold, settings.batch_size, device, precision, settings.gate
+        )
         for precision in PRECISIONS
     ]
     rows, ratios = [], []

@@ -315,6 +315,16 @@ class EvaluateParams(ParamsSection):
             "mm2"
         ),
     )
+    gate: Literal["hard", "slab", "soft", "none"] = Field(
+        default="hard",
+        description=(
+            "how the slice classifier (CGM) acts in evaluation and in a registered version: hard "
+            "empties slices in which it does not find the organ, as in the paper; slab only those "
+            "in whose neighbours within slice.neighbour_mm, at least the next slices, it does not "
+            "find it either; soft multiplies by its probability; none ignores it; training "
+            "validates with hard"
+        ),
+    )
     largest_component: bool = Field(
         default=False,
         description="also score the largest component of each organ",
@@ -322,7 +332,7 @@ class EvaluateParams(ParamsSection):
     ablate_slice_classifier: bool = Field(
         default=False,
         description=(
-            "also score without the slice classifier (CGM), and with its probability as a factor"
+            "also score the same predictions with every other gate of the slice classifier (CGM)"
         ),
     )
 

@@ -10,7 +10,13 @@ from pathlib import Path
 from fullscale.prediction.segmentation import Model
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import write_atomically
-from fullscale.serving.onnx_check import Parity, compare_outputs, compute_reference, make_slices
+from fullscale.serving.onnx_check import (
+    Parity,
+    compare_outputs,
+    compute_reference,
+    graph_gating,
+    make_slices,
+)
 from fullscale.serving.onnx_graph import OPSET, add_metadata, serialise, to_onnx
 from model.inference import prepare
 
@@ -50,10 +56,11 @@ def export(path: Path, model: Model, *, tolerance: float = TOLERANCE) -> ExportR
     check_request(path)
     network = prepare(model.trained.network)
     size_px = model.trained.description.slice.size_px
-    graph = to_onnx(network, size_px)
+    gating = graph_gating(model.gate)
+    graph = to_onnx(network, size_px, gating)
     add_metadata(graph, model)
     image_ZHW = make_slices(size_px)
-    reference = compute_reference(network, image_ZHW)
+    reference = compute_reference(network, image_ZHW, gating)
     check = partial(compare_outputs, image_ZHW, reference, threshold=model.threshold)
     parity = Parity(0.0, 0, 0)
     if network.classifier is not None:

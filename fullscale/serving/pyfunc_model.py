@@ -32,6 +32,7 @@ class OrganSegmenter(PythonModel):
             weights_sha256=file_sha256(weights),
             threshold=context.model_config["threshold"],
             trained=trained,
+            gate=context.model_config["gate"],
         )
         self._segmenter = RowSegmenter(model, ScanLimits.from_environment())
 

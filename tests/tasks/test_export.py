@@ -28,7 +28,8 @@ from fullscale.prediction.network_files import (
 from fullscale.prediction.predictor import Predictor
 from fullscale.prediction.segmentation import Model
 from fullscale.runtime.errors import StageError
-from fullscale.scans.volume import read_image
+from fullscale.scans.geometry import Geometry
+from fullscale.scans.volume import Volume, read_image
 from fullscale.serving.onnx_check import compare_outputs, compute_reference, make_slices
 from fullscale.serving.onnx_graph import OPSET, to_onnx
 from model.inference import prepare
@@ -129,6 +130,7 @@ def test_file_says_how_a_slice_is_prepared(file, classified):
         "body_threshold_hu": -300,
         "num_adjacent_slices": 3,
         "threshold": THRESHOLD,
+        "gate": "hard",
         "trained_on": json.loads(TRAINED_ON.model_dump_json()),
     }
     for key in ("size_px", "pixel_mm", "neighbour_mm", "body_threshold_hu", "window_hu"):
@@ -274,12 +276,44 @@ def test_missing_package_is_named(tiny_params, tmp_path, monkeypatch):
         export(tmp_path / "organs.onnx", random_model(tiny_params))
 
 
+def alternating(tiny_params, gate):
+    """A model that finds each organ in some slices of a scan, whose probabilities overlap."""
+    trained = random_trained(tiny_params, trained_on=TRAINED_ON)
+    settle(trained.network)
+    scan = Volume(make_body()[0], Geometry(make_body()[0].shape[::-1], np.diag([-7, -7, 8, 1.0])))
+    bias_K2 = trained.network.classifier.conv.bias.data.unflatten(0, (-1, 2))
+    found = Predictor(trained, 0.5, 4, torch.device("cpu")).predict(scan, "none")
+    odds_ZK = found.prediction.organ_probability.double().logit()
+    bias_K2[:, 1] -= odds_ZK.quantile(0.7, dim=0).float()
+    return Model("organs", "3", SHA256, THRESHOLD, trained, gate)
+
+
+@pytest.mark.parametrize("gate", ["hard", "slab", "soft", "none"])
+def test_documented_example_finds_what_predict_finds_with_every_gate(tiny_params, tmp_path, gate):
+    text = (ROOT / "docs/predict.md").read_text().partition("## ONNX\n")[2]
+    (example,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
+    model = alternating(tiny_params, gate)
+    export(tmp_path / "organs.onnx", model)
+    save_nifti(tmp_path / "scan.nii.gz", make_body()[0], (8.0, 7.0, 7.0), "RAS")
+    done = subprocess.run(
+        [sys.executable, "-c", example + "\nnp.save('labels.npy', label_ZYX)\n"],
+        cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    scan = read_image(tmp_path / "scan.nii.gz")
+    predictor = Predictor(model.trained, THRESHOLD, 4, torch.device("cpu"), gate=gate)
+    expected = predictor.segment(scan).label_map
+    found = np.load(tmp_path / "labels.npy")
+    assert (expected > 0).mean() > 0.001
+    assert (found != expected).mean() < 1e-4
+
+
 def test_documented_example_finds_what_predict_finds(file, classified, tmp_path):
     text = (ROOT / "docs/predict.md").read_text().partition("## ONNX\n")[2]
     (example,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
     (tmp_path / "organs.onnx").write_bytes(file.read_bytes())
     save_nifti(tmp_path / "scan.nii.gz", make_body()[0], (8.0, 7.0, 7.0), "RAS")
-    check = "\nimport sys\nassert 'torch' not in sys.modules\nnp.save('mask.npy', mask_ZYX)\n"
+    check = "\nimport sys\nassert 'torch' not in sys.modules\nnp.save('mask.npy', label_ZYX == 2)\n"
     done = subprocess.run(
         [sys.executable, "-c", example + check],
         cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,

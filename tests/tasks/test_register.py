@@ -290,7 +290,7 @@ def test_champion_keeps_its_threshold_and_is_scored_on_todays_labels(
     today = params.model_copy(
         update={
             "organs": {"liver": (2,), "bone": (1,)},
-            "evaluate": params.evaluate.model_copy(update={"threshold": 0.999}),
+            "evaluate": params.evaluate.model_copy(update={"threshold": 0.999, "gate": "none"}),
         }
     )
     champion = score_champion(today, tiny_cohort, mlflow_store, TEST_CASES, "other weights")
