@@ -233,8 +233,15 @@ class TrainParams(ParamsSection):
         ge=0,
         lt=1,
         description=(
-            "decay of the moving average of the weights that is then validated and kept; 0 "
-            "means none"
+            "decay of the moving average of the weights, and of the means and variances of batch "
+            "norms, that is then validated and kept; 0 means none"
+        ),
+    )
+    side_weights: Literal["equal", "halving"] = Field(
+        default="equal",
+        description=(
+            "weights of the side outputs of deep supervision in the loss: equal, or halving, each "
+            "coarser one half of the one before; their sum is 1"
         ),
     )
     organ_free_share: float = Field(
