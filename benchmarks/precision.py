@@ -50,7 +50,9 @@ def main() -> None:
     trained = load_members(workspace.trainings(args.network, params.seeds))
     settings = params.evaluate
     predictors = [
-        Predictor(trained, settings.threshold, settings.batch_size, device, precision)
+        Predictor(
+            trained, settings.threshold, settings.batch_size, device, precision, settings.gate
+        )
         for precision in PRECISIONS
     ]
     rows, ratios = [], []

@@ -253,8 +253,15 @@ class TrainParams(ParamsSection):
         ge=0,
         lt=1,
         description=(
-            "decay of the moving average of the weights that is then validated and kept; 0 "
-            "means none"
+            "decay of the moving average of the weights, and of the means and variances of batch "
+            "norms, that is then validated and kept; 0 means none"
+        ),
+    )
+    side_weights: Literal["equal", "halving"] = Field(
+        default="equal",
+        description=(
+            "weights of the side outputs of deep supervision in the loss: equal, or halving, each "
+            "coarser one half of the one before; their sum is 1"
         ),
     )
     organ_free_share: float = Field(
@@ -335,6 +342,16 @@ class EvaluateParams(ParamsSection):
             "mm2"
         ),
     )
+    gate: Literal["hard", "slab", "soft", "none"] = Field(
+        default="hard",
+        description=(
+            "how the slice classifier (CGM) acts in evaluation and in a registered version: hard "
+            "empties slices in which it does not find the organ, as in the paper; slab only those "
+            "in whose neighbours within slice.neighbour_mm, at least the next slices, it does not "
+            "find it either; soft multiplies by its probability; none ignores it; training "
+            "validates with hard"
+        ),
+    )
     largest_component: bool = Field(
         default=False,
         description="also score the largest component of each organ",
@@ -342,7 +359,7 @@ class EvaluateParams(ParamsSection):
     ablate_slice_classifier: bool = Field(
         default=False,
         description=(
-            "also score without the slice classifier (CGM), and with its probability as a factor"
+            "also score the same predictions with every other gate of the slice classifier (CGM)"
         ),
     )
 

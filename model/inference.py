@@ -6,6 +6,7 @@ Shapes: Z slices, B batch, K organs, H W pixels.
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,24 +21,17 @@ from model.ensemble import (
     join_probabilities,
     list_members,
 )
-from model.output import (
-    Gating,
-    Output,
-    check_gating,
-    organ_present,
-    organ_probability,
-    probabilities,
-)
+from model.output import Gating, check_gating, gate_weights, organ_probability, slab_reach
 from model.preprocessing import neighbour_positions
-from model.segmentation import SegmentationNetwork, pad_to_multiple, restore
+from model.segmentation import Frame, SegmentationNetwork, pad_to_multiple, restore
 
 
 class Prediction(NamedTuple):
     """Prediction of all slices of a scan, on the CPU.
 
     Attributes:
-        probabilities: K x Z x H x W, in [0, 1]; with "hard" gating exactly 0 in slices where the
-            slice classifier finds the organ absent.
+        probabilities: K x Z x H x W, in [0, 1]; with "hard" and "slab" gating exactly 0 in slices
+            that the slice classifier closes for the organ.
         organ_probability: Z x K, float32, the slice classifier's probability that the slice
             contains the organ, of an ensemble the highest of its members'; None without one.
     """
@@ -104,7 +98,7 @@ class InferenceSettings:
         neighbour_step: distance of neighbours, in slices of this scan; see `adjacent_slices`.
         batch_size: slices computed at a time.
         device: where to compute; the network is moved there.
-        gating: see `model.output.probabilities`.
+        gating: see `model.output.gate_weights`.
         precision: of convolutions; other types than float32 use autocast.
     """
 
@@ -114,6 +108,11 @@ class InferenceSettings:
     device: torch.device | str = "cpu"
     gating: Gating = "hard"
     precision: torch.dtype = torch.float32
+
+    @property
+    def reach(self) -> int:
+        """How far an open slice opens others, in slices; 0 unless gating is "slab"."""
+        return slab_reach(self.neighbour_step) if self.gating == "slab" else 0
 
 
 DEFAULTS = InferenceSettings()
@@ -152,7 +151,8 @@ def predict_batches(
 ) -> Iterator[BatchPrediction]:
     """Yield the prediction of a scan batch by batch; memory holds one batch at a time.
 
-    With "hard" gating the decoder runs only for slices in which the classifier finds an organ.
+    With "hard" and "slab" gating the decoder runs only for slices that are open for an organ. With
+    "slab" a batch waits for the next one, whose slices may open its last ones.
 
     Args:
         net: preferably from `prepare`. It is set to eval mode, and back at the end.
@@ -172,30 +172,70 @@ def predict_batches(
         )
     if settings.batch_size < 1:
         raise ValueError(f"batch_size is {settings.batch_size}: it must be at least 1")
-    return _batches(net, image_ZHW, settings)
+    members = [_batches(member, image_ZHW, settings) for member in list_members(net)]
+    return members[0] if len(members) == 1 else map(_join, *members)
+
+
+def _join(*members: BatchPrediction) -> BatchPrediction:
+    """Return the prediction of an ensemble for the slices that each of its members predicted."""
+    organs = [each.organ_probability for each in members if each.organ_probability is not None]
+    return BatchPrediction(
+        members[0].slices,
+        join_probabilities([each.probabilities for each in members]),
+        join_organ_probabilities(organs) if organs else None,
+    )
+
+
+class _Encoded(NamedTuple):
+    """Consecutive slices between encoder and decoder.
+
+    Attributes:
+        slices: their indices along Z.
+        maps: of `SegmentationNetwork.encode`.
+        frame: place of the slices in their padded copies.
+    """
+
+    slices: slice
+    maps: list[Tensor]
+    frame: Frame
 
 
 @torch.inference_mode()
 def _batches(
-    net: AnyNetwork, image_ZHW: Tensor, settings: InferenceSettings
+    net: SegmentationNetwork, image_ZHW: Tensor, settings: InferenceSettings
 ) -> Iterator[BatchPrediction]:
-    device, batch_size = torch.device(settings.device), settings.batch_size
+    device, num_slices = torch.device(settings.device), len(image_ZHW)
+    reach = 0 if net.classifier is None else settings.reach
+    organ_ZK = torch.zeros(0, net.num_organs)
+    waiting: deque[_Encoded] = deque()
     was_training = net.training
     net.to(device).eval()
     try:
-        for first in range(0, len(image_ZHW), batch_size):
-            slices = torch.arange(first, min(first + batch_size, len(image_ZHW)))
+        for first in range(0, num_slices, settings.batch_size):
+            slices = torch.arange(first, min(first + settings.batch_size, num_slices))
             stacks_BCHW = adjacent_slices(
                 image_ZHW, slices, settings.num_adjacent, settings.neighbour_step
             )
-            x_BCHW = stacks_BCHW.to(device, torch.float32)
+            done = first + len(slices)
             with _autocast(device, settings.precision):
-                batch_BKHW, organ_BK = _predict_batch(net, x_BCHW, settings.gating)
-            yield BatchPrediction(
-                slice(first, first + len(slices)),
-                batch_BKHW.transpose(0, 1).cpu(),
-                None if organ_BK is None else organ_BK.cpu(),
-            )
+                encoded, scores = _encode(net, stacks_BCHW.to(device), slice(first, done))
+            waiting.append(encoded)
+            del encoded  # its maps must not outlive their decoding
+            if scores is not None:
+                organ_ZK = torch.cat([organ_ZK, organ_probability(scores).cpu()])
+            while waiting and (done == num_slices or waiting[0].slices.stop + reach <= done):
+                found = waiting[0].slices
+                weight_BK = organ_BK = None
+                if scores is not None:
+                    organ_BK = organ_ZK[found]
+                    low = max(0, found.start - reach)
+                    weight_ZK = gate_weights(
+                        organ_ZK[low : found.stop + reach], settings.gating, reach
+                    )
+                    weight_BK = weight_ZK[found.start - low :][: len(organ_BK)].to(device)
+                with _autocast(device, settings.precision):
+                    batch_BKHW = _decode(net, waiting.popleft(), weight_BK)
+                yield BatchPrediction(found, batch_BKHW.transpose(0, 1).cpu(), organ_BK)
     finally:
         net.train(was_training)
 
@@ -206,29 +246,26 @@ def _autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMa
     return torch.autocast(device.type, precision)
 
 
-def _predict_batch(net: AnyNetwork, x_BCHW: Tensor, gating: Gating) -> tuple[Tensor, Tensor | None]:
-    """Return probabilities B x K x H x W and, with a classifier, organ probabilities B x K."""
-    found = [_predict_member(member, x_BCHW, gating) for member in list_members(net)]
-    classified = [each_BK for _, each_BK in found if each_BK is not None]
-    return (
-        join_probabilities([each_BKHW for each_BKHW, _ in found]),
-        join_organ_probabilities(classified) if classified else None,
-    )
-
-
-def _predict_member(
-    net: SegmentationNetwork, x_BCHW: Tensor, gating: Gating
-) -> tuple[Tensor, Tensor | None]:
-    padded, frame = pad_to_multiple(x_BCHW, net.stride)
+def _encode(
+    net: SegmentationNetwork, x_BCHW: Tensor, slices: slice
+) -> tuple[_Encoded, Tensor | None]:
+    """Return the maps of a batch, and the scores of the slice classifier, B x K x 2."""
+    padded, frame = pad_to_multiple(x_BCHW.to(torch.float32), net.stride)
     maps = net.encode(padded)
-    scores = net.classify(maps)
-    wanted = torch.ones(len(x_BCHW), dtype=torch.bool, device=x_BCHW.device)
-    if scores is not None and gating == "hard":
-        wanted = organ_present(scores).any(dim=1)
-    result = x_BCHW.new_zeros(len(x_BCHW), net.num_organs, *x_BCHW.shape[-2:])
+    return _Encoded(slices, maps, frame), net.classify(maps)
+
+
+def _decode(net: SegmentationNetwork, batch: _Encoded, weight_BK: Tensor | None) -> Tensor:
+    """Return probabilities B x K x H x W, float32; the decoder skips slices of weight 0."""
+    maps, (height, width) = batch.maps, batch.frame.size
+    num_slices = len(maps[0])
+    wanted = torch.ones(num_slices, dtype=torch.bool, device=maps[0].device)
+    if weight_BK is not None:
+        wanted = (weight_BK > 0).any(dim=1)
+    result = torch.zeros(num_slices, net.num_organs, height, width, device=maps[0].device)
     if wanted.any():
         chosen = maps if wanted.all() else [each[wanted] for each in maps]
-        logits = restore(net.decode(chosen, all_heads=False)[0], frame)
-        kept = None if scores is None else scores[wanted]
-        result[wanted] = probabilities(Output([logits], kept), gating)
-    return result, None if scores is None else organ_probability(scores)
+        logits = restore(net.decode(chosen, all_heads=False)[0], batch.frame)
+        found = torch.sigmoid(logits.float())
+        result[wanted] = found if weight_BK is None else found * weight_BK[wanted][..., None, None]
+    return result

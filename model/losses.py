@@ -10,7 +10,7 @@ Shapes: S side outputs, B batch, K organs, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,6 +19,10 @@ from torch.autograd.function import once_differentiable
 
 from model.output import Output
 from model.similarity import ms_ssim, repeat_channels
+
+SideWeights = Literal["equal", "halving"]
+"""Weights of side outputs (deep supervision): the same for all, or each coarser one half of the one
+before (Isensee et al. 2021, nnU-Net). Their sum is 1."""
 
 
 class Loss(NamedTuple):
@@ -31,7 +35,7 @@ class Loss(NamedTuple):
         total: segmentation + classification; this is minimised.
         segmentation: sum of focal, ms_ssim and iou.
         classification: cross-entropy of the slice classifier (CGM).
-        focal, ms_ssim, iou: segmentation terms, means over side outputs.
+        focal, ms_ssim, iou: segmentation terms, weighted means over side outputs.
         sides: each requested term by side output: S values, the finest first, detached.
     """
 
@@ -178,12 +182,18 @@ def classification_loss(
         return _annotated_mean(cross_entropy.mean(dim=-1), annotated_BK)
 
 
+def halving_weights(num_sides: int) -> list[float]:
+    """Return weights of side outputs, the finest first: each half of the one before, of sum 1."""
+    return [2.0**-side / (2 - 2.0 ** (1 - num_sides)) for side in range(num_sides)]
+
+
 def total_loss(
     output: Output,
     target_BKHW: Tensor,
     annotated_BK: Tensor | None = None,
     *,
     terms: Sequence[str] = SEGMENTATION_TERMS,
+    side_weights: SideWeights = "equal",
 ) -> Loss:
     """Return the loss of UNet 3+: segmentation terms on every side output, and the classifier's.
 
@@ -195,15 +205,22 @@ def total_loss(
         target_BKHW: masks, bool or 0 and 1.
         annotated_BK: bool; other pairs count in no term. None = all are annotated.
         terms: segmentation terms by name, see `SEGMENTATION_TERMS`.
+        side_weights: see `SideWeights`.
 
     Returns:
-        The terms; 0 if nothing is annotated.
+        The terms; 0 if nothing is annotated. `sides` are not weighted.
 
     Raises:
         ValueError: as `segmentation_values`.
     """
     values_SBK = segmentation_values(output.logits, target_BKHW, annotated_BK, terms=terms)
-    by_term = {term: _annotated_mean(each, annotated_BK) for term, each in values_SBK.items()}
+    weighted_SBK = values_SBK
+    if side_weights == "halving":
+        # Times S, because the mean below divides by it.
+        weight_S = torch.tensor(halving_weights(len(output.logits)), device=target_BKHW.device)
+        factor_S11 = (weight_S * len(weight_S))[:, None, None]
+        weighted_SBK = {term: each * factor_S11 for term, each in values_SBK.items()}
+    by_term = {term: _annotated_mean(each, annotated_BK) for term, each in weighted_SBK.items()}
     zero = target_BKHW.new_zeros((), dtype=torch.float32)
     segmentation = torch.stack(list(by_term.values())).sum()
     classification = (

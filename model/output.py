@@ -5,13 +5,15 @@ Shapes: B batch, K organs, H W pixels.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-Gating = Literal["hard", "soft", "none"]
-"""How the slice classifier (CGM) acts on the probabilities, see `probabilities`."""
+Gating = Literal["hard", "slab", "soft", "none"]
+"""How the slice classifier (CGM) acts on the probabilities, see `gate_weights`."""
 
 PRESENT_ABOVE = 0.5
 """The slice classifier closes slices of this probability and below."""
@@ -42,12 +44,16 @@ def organ_probability(organ_logits: Tensor) -> Tensor:
     return torch.sigmoid((organ_logits[..., 1] - organ_logits[..., 0]).float())
 
 
-def gate_weights(organ_probability_ZK: Tensor, gating: Gating) -> Tensor:
-    """Return the factor of each slice's probabilities.
+def gate_weights(organ_probability_ZK: Tensor, gating: Gating, reach: int = 0) -> Tensor:
+    """Return the factor of the probabilities of a scan's slices.
 
     Args:
-        organ_probability_ZK: of `organ_probability`, for each slice and organ.
-        gating: see `probabilities`.
+        organ_probability_ZK: of `organ_probability`, for consecutive slices and each organ.
+        gating: "hard" multiplies by 1 where the slice classifier finds the organ, else by 0
+            (UNet 3+, Huang et al. 2020, section 2.4); "slab" multiplies by 1 where it finds it in
+            the slice or in one at most `reach` slices away; "soft" multiplies by the probability;
+            "none" does not use the classifier.
+        reach: of "slab", in slices; see `slab_reach`.
 
     Returns:
         Z x K, float32, in [0, 1].
@@ -60,7 +66,24 @@ def gate_weights(organ_probability_ZK: Tensor, gating: Gating) -> Tensor:
         return torch.ones_like(organ_probability_ZK)
     if gating == "soft":
         return organ_probability_ZK
-    return (organ_probability_ZK > PRESENT_ABOVE).to(organ_probability_ZK.dtype)
+    open_ZK = (organ_probability_ZK > PRESENT_ABOVE).to(organ_probability_ZK.dtype)
+    if gating == "hard" or not reach:
+        return open_ZK
+    # Beyond the ends max_pool1d pads with minus infinity, so nothing is open there.
+    return F.max_pool1d(open_ZK.T, 2 * reach + 1, stride=1, padding=reach).T
+
+
+def slab_reach(neighbour_step: float) -> int:
+    """Return how far an open slice opens others with gating "slab", in slices.
+
+    Every slice within the distance of the network's neighbours, and always the next one: a
+    neighbour between two slices is interpolated from both.
+
+    Args:
+        neighbour_step: distance of neighbours in slices of the scan, as
+            `model.preprocessing.neighbour_step` returns it.
+    """
+    return max(1, math.floor(neighbour_step))
 
 
 def check_gating(gating: str) -> None:
@@ -78,16 +101,18 @@ def probabilities(output: Output, gating: Gating = "hard") -> Tensor:
 
     Args:
         output: of a network.
-        gating: "hard" multiplies by 0 or 1 (argmax), "soft" by the probability that the organ is
-            present, "none" does not use the classifier.
+        gating: see `gate_weights`; "hard" is the argmax. "slab" needs the slices of a scan in
+            order, which a batch is not.
 
     Returns:
         B x K x H x W, float32, in [0, 1].
 
     Raises:
-        ValueError: unknown `gating`.
+        ValueError: unknown `gating`, or "slab".
     """
     check_gating(gating)
+    if gating == "slab":
+        raise ValueError("gating slab needs all slices of a scan: use `predict_batches`")
     probability_BKHW = torch.sigmoid(output.logits[0].float())
     if output.organ_logits is None or gating == "none":
         return probability_BKHW

@@ -365,7 +365,7 @@ def predict(
     where = pick_device(device)
     found = find_model(model or default_model(root), root)
     num_slices = read_batch_size(batch_size, found.trained.description, where)
-    predictor = Predictor(found.trained, found.threshold, num_slices, where, precision)
+    predictor = Predictor(found.trained, found.threshold, num_slices, where, precision, found.gate)
     typer.echo(f"predict: computing in {predictor.precision} on {where}", err=True)
     outcomes = run(jobs, predictor, found, strict=strict)
     for outcome in outcomes:

@@ -10,8 +10,15 @@ from pathlib import Path
 from fullscale.prediction.segmentation import Model
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import write_atomically
-from fullscale.serving.onnx_check import Parity, compare_outputs, compute_reference, make_slices
+from fullscale.serving.onnx_check import (
+    Parity,
+    compare_outputs,
+    compute_reference,
+    graph_gating,
+    make_slices,
+)
 from fullscale.serving.onnx_graph import OPSET, add_metadata, serialise, to_onnx
+from model.ensemble import list_members
 from model.inference import prepare
 
 TOLERANCE = 1e-3
@@ -45,15 +52,23 @@ def export(path: Path, model: Model, *, tolerance: float = TOLERANCE) -> ExportR
 
     Raises:
         StageError: a package is missing, the file's name is unsuitable, the network is too large
-            for ONNX or has an operation that ONNX lacks, or the results differ.
+            for ONNX or has an operation that ONNX lacks, it is an ensemble with gate slab, or the
+            results differ.
     """
     check_request(path)
     network = prepare(model.trained.network)
+    if model.gate == "slab" and network.classifier is not None and len(list_members(network)) > 1:
+        raise StageError(
+            "an ensemble with gate slab cannot be one ONNX file: each member opens and closes "
+            "slices of its own, and a graph does not know its slab; set another evaluate.gate, or "
+            "export its members one by one"
+        )
     size_px = model.trained.description.slice.size_px
-    graph = to_onnx(network, size_px)
+    gating = graph_gating(model.gate)
+    graph = to_onnx(network, size_px, gating)
     add_metadata(graph, model)
     image_ZHW = make_slices(size_px)
-    reference = compute_reference(network, image_ZHW)
+    reference = compute_reference(network, image_ZHW, gating)
     check = partial(compare_outputs, image_ZHW, reference, threshold=model.threshold)
     parity = Parity(0.0, 0, 0)
     if network.classifier is not None:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fullscale.evaluation.paired import SEED
 from fullscale.evaluation.promotion_gate import Champion, Deployed, Trial, Verdict, judge
@@ -43,7 +43,7 @@ from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import write_atomically
 from fullscale.runtime.progress import training_title
 from fullscale.scans.cohort import Cohort, read_cohort
-from fullscale.serving.model_lookup import DEFAULT_THRESHOLD
+from fullscale.serving.model_lookup import DEFAULT_GATE, DEFAULT_THRESHOLD
 from fullscale.serving.row_segmenter import ANSWERS, COLUMNS, example_rows
 from fullscale.tracking.outages import translate_outages
 from fullscale.tracking.registry import (
@@ -77,6 +77,9 @@ from fullscale.tracking.store import (
 from fullscale.training.history import HISTORY_NAME, read_history
 from fullscale.versioning.provenance import Provenance, digest_test_set, read_provenance
 from fullscale.workspace import Workspace, open_workspace
+
+if TYPE_CHECKING:
+    from model.output import Gating
 
 CHAMPION_METRICS = ("num_cases", "dice", "num_free_slices", "slice_fpr")
 PACKAGES = ("model", "fullscale")
@@ -139,8 +142,9 @@ def score_champion(
 ) -> Champion | None:
     """Score the champion on these cases; None if there is none, or if it is the candidate.
 
-    The annotation is read with today's label ids, and the network segments with the threshold that
-    it was registered with. Settings that change nothing the promotion gate reads are off.
+    The annotation is read with today's label ids, and the network segments with the threshold and
+    the gate that it was registered with. Settings that change nothing the promotion gate reads are
+    off.
     """
     found = find_alias(store, params.register_.model_name, CHAMPION)
     if found is None or found.tags.get(WEIGHTS_TAG) == candidate_sha256:
@@ -151,6 +155,7 @@ def score_champion(
         settings = params.evaluate.model_copy(
             update={
                 "threshold": float(model_settings(folder).get("threshold", DEFAULT_THRESHOLD)),
+                "gate": model_settings(folder).get("gate", DEFAULT_GATE),
                 "largest_component": False,
                 "ablate_slice_classifier": False,
             }
@@ -352,14 +357,16 @@ def version_tags(verdict: VerdictContent) -> dict[str, str]:
 def package_candidate(params: Params, workspace: Workspace) -> ModelPackage:
     """Return what a version of the candidate consists of: network, verdict, code, libraries."""
     folders = deployed_folders(params, workspace, params.register_.candidate)
-    threshold = params.evaluate.threshold
-    return package_networks(folders, workspace.root, threshold, {"verdict": workspace.verdict})
+    settings = params.evaluate
+    files = {"verdict": workspace.verdict}
+    return package_networks(folders, workspace.root, settings.threshold, settings.gate, files)
 
 
 def package_networks(
     folders: Sequence[Path],
     root: Path,
     threshold: float,
+    gate: Gating = DEFAULT_GATE,
     more_files: Mapping[str, Path] = MappingProxyType({}),
 ) -> ModelPackage:
     """Return what a version of a trained network, or of an ensemble, consists of.
@@ -368,13 +375,14 @@ def package_networks(
         folders: of the networks, as stage train leaves them.
         root: the project, whose code goes with the version.
         threshold: probability from which a voxel belongs to an organ.
+        gate: how the slice classifier (CGM) acts, as `model.output.gate_weights` takes it.
         more_files: artifact name to file, in addition to the network's.
     """
     return ModelPackage(
         trained_files={**package_files(folders), **more_files},
         code=tuple(root / package for package in PACKAGES),
         model_file=root / "fullscale/serving/pyfunc_model.py",
-        model_config={"threshold": threshold},
+        model_config={"threshold": threshold, "gate": gate},
         pip_requirements=[f"{library}=={get_version(library)}" for library in LIBRARIES],
         inputs=COLUMNS,
         outputs=ANSWERS,

@@ -14,22 +14,24 @@ import numpy as np
 from fullscale.evaluation.metrics import score_classifier, score_overlap, score_physical
 from fullscale.evaluation.surface import Mask, largest_component
 from fullscale.scans.volume import Volume, read_image, read_labels
-from model.output import PRESENT_ABOVE, Gating
 
 if TYPE_CHECKING:
     from fullscale.evaluation.calibration import ReliabilityCurve
     from fullscale.params import EvaluateParams
     from fullscale.prediction.predictor import Predictor
     from fullscale.scans.cohort import Case, Cohort
+    from model.output import Gating
 
 CLEANED = "_cleaned"
 """Suffix of scores of each organ's largest component alone."""
 
-NO_CLASSIFIER, SOFT_CLASSIFIER = "_no_classifier", "_soft_classifier"
-"""Suffixes of scores of the same prediction without the slice classifier, and with its probability
-as a factor."""
-
-VARIANTS: dict[str, Gating] = {NO_CLASSIFIER: "none", SOFT_CLASSIFIER: "soft"}
+VARIANTS: dict[Gating, str] = {
+    "none": "_no_classifier",
+    "soft": "_soft_classifier",
+    "slab": "_slab_classifier",
+    "hard": "_hard_classifier",
+}
+"""Suffixes of scores of the same prediction with another use of the slice classifier (CGM)."""
 ABLATED = ("dice", "num_false_positive_slices")
 TRUTH_ONLY = (
     "num_true_voxels",
@@ -78,15 +80,16 @@ def score_case(
     spacing_mm = scan.spacing_mm
     min_mm2 = settings.min_false_positive_mm2
     ablates = settings.ablate_slice_classifier and predictor.num_members == 1
-    predicted = predictor.predict(scan, "none" if ablates else "hard")
+    predicted = predictor.predict(scan, "none" if ablates else None)
     del scan  # as large as two masks, and the scores do not need it
-    found = predicted.gated("hard") if ablates else predicted
+    found = predicted.gated(predictor.gate) if ablates else predicted
     label_ZYX = predictor.label_map(found)
     variants = {}
     if ablates and predicted.has_classifier:
         variants = {
             suffix: predictor.label_map(predicted.gated(gating))
-            for suffix, gating in VARIANTS.items()
+            for gating, suffix in VARIANTS.items()
+            if gating != predictor.gate
         }
     rows = []
     for organ in cohort.annotated_organs(case, organs):
@@ -95,9 +98,9 @@ def score_case(
         predicted_ZYX = label_ZYX == label_id
         row: ScoreRow = {"case": case.name, "patient": case.patient, "organ": organ}
         row |= score_mask(predicted_ZYX, true_ZYX, spacing_mm, min_mm2)
-        present_Z = found.organ_probability(organ)
-        if present_Z is not None:
-            row |= asdict(score_classifier(present_Z > PRESENT_ABOVE, true_ZYX))
+        open_Z = found.open_slices(organ, predictor.gate)
+        if open_Z is not None:
+            row |= asdict(score_classifier(open_Z, true_ZYX))
         for suffix, variant_ZYX in variants.items():
             other = asdict(score_overlap(variant_ZYX == label_id, true_ZYX, spacing_mm, min_mm2))
             row |= add_suffix({name: other[name] for name in ABLATED}, suffix)

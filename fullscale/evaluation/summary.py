@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from fullscale.evaluation.calibration import ReliabilityCurve
-from fullscale.evaluation.case_scores import CLEANED, NO_CLASSIFIER, SOFT_CLASSIFIER, score_case
+from fullscale.evaluation.case_scores import CLEANED, VARIANTS, score_case
 from fullscale.evaluation.paired import SEED, count_seeds, of_organ
 from fullscale.evaluation.statistics import Interval, mean_over_cases, pooled_mean
 from fullscale.params import EvaluateParams, RegisterParams
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fullscale.prediction.network_files import Trained
     from fullscale.prediction.predictor import Predictor
 
-SUFFIXES = ("", NO_CLASSIFIER, SOFT_CLASSIFIER, CLEANED)
+SUFFIXES = ("", *VARIANTS.values(), CLEANED)
 MEANS = {
     "dice": (0.0, 1.0),
     "iou": (0.0, 1.0),
@@ -217,7 +217,11 @@ def evaluate_network(
             else "the split holds no test cases; add scans or change split.test_fraction"
         )
     predictor = Predictor(
-        trained, settings.threshold, settings.batch_size, precision=settings.precision
+        trained,
+        settings.threshold,
+        settings.batch_size,
+        precision=settings.precision,
+        gate=settings.gate,
     )
     cases = [by_name[name] for name in test_cases]
     return predictor, score_cases(predictor, cases, cohort, settings, calibration, organs)

@@ -22,7 +22,7 @@ from model.inference import (
     predict_slices,
     prepare,
 )
-from model.output import Gating, gate_weights
+from model.output import Gating, gate_weights, slab_reach
 from model.preprocessing import NUM_ADJACENT_SLICES, neighbour_step, normalise
 
 MAX_SLAB_SLICES = 8
@@ -37,11 +37,13 @@ class SlicePrediction:
         grid: position of the slices on the scan.
         organs: in the order of the network's channels.
         prediction: probabilities of pixels, and of the slice classifier (CGM).
+        reach: see `model.output.slab_reach`.
     """
 
     grid: Grid
     organs: tuple[str, ...]
     prediction: Prediction
+    reach: int
 
     def restore(self, organ: str) -> np.ndarray:
         """Return the probability of an organ on the scan's own voxels, canonical orientation.
@@ -60,18 +62,35 @@ class SlicePrediction:
         resample. Without a classifier nothing changes.
 
         Args:
-            gating: see `model.output.probabilities`.
+            gating: see `model.output.gate_weights`.
         """
         found = self.prediction
         if found.organ_probability is None:
             return self
-        weight_KZ = gate_weights(found.organ_probability, gating).T
+        weight_KZ = gate_weights(found.organ_probability, gating, self.reach).T
         probabilities = found.probabilities * weight_KZ[..., None, None]
         return replace(self, prediction=found._replace(probabilities=probabilities))
 
     def slabs(self) -> Iterator[Slab]:
         """Yield the prediction on the scan's own voxels, from the feet up, some slices a time."""
         yield from _restore_slabs(self.grid, 0, *self.prediction)
+
+    def open_slices(self, organ: str, gating: Gating) -> np.ndarray | None:
+        """Return which slices the slice classifier leaves open for an organ.
+
+        Args:
+            organ: name of the organ.
+            gating: "slab" opens neighbours of slices too; for others it is the classifier's own
+                decision, also where it is not acted upon.
+
+        Returns:
+            Boolean (Z,), or None for a network without a classifier.
+        """
+        found_ZK = self.prediction.organ_probability
+        if found_ZK is None:
+            return None
+        weight_ZK = gate_weights(found_ZK, "slab" if gating == "slab" else "hard", self.reach)
+        return weight_ZK[:, self.organs.index(organ)].numpy() > 0
 
     @property
     def has_classifier(self) -> bool:
@@ -183,6 +202,7 @@ class Predictor:
         batch_size: slices computed at a time.
         device: where to compute; None = as `pick_device("auto")`.
         precision: number format of convolutions, see `pick_precision`.
+        gate: how the slice classifier (CGM) acts, see `model.output.gate_weights`.
 
     Attributes:
         num_members: networks that segment together; 1 for a single one.
@@ -196,10 +216,12 @@ class Predictor:
         batch_size: int,
         device: torch.device | None = None,
         precision: str = "fp32",
+        gate: Gating = "hard",
     ) -> None:
         self.description: NetworkDescription = trained.description
         self.num_members = trained.num_members
         self.threshold = threshold
+        self.gate = gate
         self._network = prepare(trained.network)
         device = device or pick_device()
         dtype = pick_precision(precision, device)
@@ -208,23 +230,26 @@ class Predictor:
             num_adjacent=NUM_ADJACENT_SLICES,
             batch_size=batch_size,
             device=device,
+            gating=gate,
             precision=dtype,
         )
 
-    def predict(self, scan: Volume, gating: Gating = "hard") -> SlicePrediction:
+    def predict(self, scan: Volume, gating: Gating | None = None) -> SlicePrediction:
         """Compute the probabilities of all slices of a scan.
 
         Args:
             scan: HU in canonical orientation.
-            gating: see `model.output.probabilities`; with "none" the decoder runs for every slice.
+            gating: see `model.output.gate_weights`; with "none" the decoder runs for every slice;
+                None is the predictor's gate.
 
         Raises:
             ScanError: the scan shows no trunk.
         """
         grid, image_ZHW = self._slice(scan)
-        settings = replace(self._settings_for(scan), gating=gating)
+        settings = replace(self._settings_for(scan), gating=gating or self.gate)
         prediction = predict_slices(self._network, image_ZHW, settings)
-        return SlicePrediction(grid, tuple(self.description.organs), prediction)
+        reach = slab_reach(settings.neighbour_step)
+        return SlicePrediction(grid, tuple(self.description.organs), prediction, reach)
 
     def slabs(self, scan: Volume, progress: Progress | None = None) -> Iterator[Slab]:
         """Segment a scan from the feet up; memory holds its slices and one batch.

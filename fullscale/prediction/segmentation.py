@@ -16,6 +16,7 @@ from fullscale.prediction.network_files import NetworkDescription, Trained
 from fullscale.prediction.predictor import Precision, Predictor, Progress
 from fullscale.runtime.errors import StageError
 from fullscale.scans.volume import Volume
+from model.output import Gating
 
 CPU_BATCH_BYTES, GPU_BATCH_SHARE = 512 << 20, 0.5
 MAX_BATCH_SIZE = 64
@@ -34,6 +35,7 @@ class Model:
         weights_sha256: checksum of the weights.
         threshold: probability from which a voxel belongs to an organ.
         trained: network and description.
+        gate: how the slice classifier (CGM) acts, as `model.output.gate_weights` takes it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Model:
     weights_sha256: str
     threshold: float
     trained: Trained
+    gate: Gating = "hard"
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,13 @@ def _load(name: str, params: Params, results: Results) -> Predictor:
             "`dvc checkout`"
         )
     settings = params.evaluate
-    return Predictor(trained, settings.threshold, settings.batch_size, precision=settings.precision)
+    return Predictor(
+        trained,
+        settings.threshold,
+        settings.batch_size,
+        precision=settings.precision,
+        gate=settings.gate,
+    )
 
 
 def _dice(scores: Mapping[str, pd.DataFrame], network: str, case: str) -> str:

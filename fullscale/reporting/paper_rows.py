@@ -187,6 +187,7 @@ def time_scan(folder: Path, params: Params, scan: Volume) -> float:
         settings.threshold,
         settings.batch_size,
         precision=settings.precision,
+        gate=settings.gate,
     )
     took_s = []
     for _ in range(1 + NUM_TIMED):

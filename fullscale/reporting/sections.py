@@ -25,7 +25,6 @@ from fullscale.reporting.style import Picture, to_svg_uri
 from fullscale.reporting.tables import (
     DICE,
     SLICE_FPR,
-    VARIANTS,
     Table,
     ablated_networks,
     ablation_table,
@@ -34,6 +33,7 @@ from fullscale.reporting.tables import (
     comparison_table,
     criteria_table,
     false_slice_table,
+    gates_of,
     score_table,
     surface_table,
     under_variant,
@@ -163,7 +163,7 @@ def classifier_section(results: Results) -> ReportSection:
                     _values(under_variant(metric, suffix), results, name, organ)
                     for organ in results.organs
                 ]
-                for suffix, use in VARIANTS.items()
+                for suffix, use in gates_of(results, name).items()
             },
             metric.digits,
         )
@@ -176,8 +176,9 @@ def classifier_section(results: Results) -> ReportSection:
         text=(
             "The slice classifier closes slices in which it sees no organ. A false closing removes "
             "an organ from a slice that has it; a false opening leaves a slice without the organ "
-            "to the decoder. The hard classifier closes a slice at a probability of 0.5 and below, "
-            "the soft one multiplies the decoder's probabilities by its own.",
+            "to the decoder. The gate hard closes a slice at a probability of 0.5 and below, slab "
+            "only if it would close the neighbours too, soft multiplies the decoder's "
+            "probabilities by the classifier's.",
         ),
         tables=known_tables(errors, ablation),
         pictures=known_pictures(charts),

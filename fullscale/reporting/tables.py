@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fullscale.evaluation.case_scores import VARIANTS
 from fullscale.reporting.numbers import (
     Metric,
     count,
@@ -40,8 +41,6 @@ ERRORS = (
     Metric("ece", "expected calibration error", 4),
     Metric("uncertain_ece", "of voxels between 0.1 and 0.9", 4),
 )
-VARIANTS = {"_no_classifier": "none", "_soft_classifier": "soft", "": "hard"}
-"""Suffix of the scores' names with each use of the slice classifier, and its name in tables."""
 
 
 @dataclass(frozen=True)
@@ -208,8 +207,29 @@ def ablated_networks(results: Results) -> tuple[str, ...]:
     return tuple(
         name
         for name, summary in results.summaries.items()
-        if any(f"test/dice_no_classifier/{organ}" in summary for organ in results.organs)
+        if any(
+            f"test/dice{suffix}/{organ}" in summary
+            for organ in results.organs
+            for suffix in VARIANTS.values()
+        )
     )
+
+
+def gates_of(results: Results, name: str) -> dict[str, str]:
+    """Return the gates of the slice classifier that a network was scored with.
+
+    Returns:
+        Suffix of the scores' names to the gate. The gate that is used has no suffix and comes last;
+        it is the one whose suffix is missing. Older results lack slab, and were made with hard.
+    """
+    summary = results.summaries[name]
+    others = {
+        suffix: gate
+        for gate, suffix in VARIANTS.items()
+        if any(f"test/dice{suffix}/{organ}" in summary for organ in results.organs)
+    }
+    used = next(gate for gate in reversed(VARIANTS) if gate not in others.values())
+    return {**others, "": used}
 
 
 def under_variant(metric: Metric, suffix: str) -> Metric:
@@ -218,7 +238,7 @@ def under_variant(metric: Metric, suffix: str) -> Metric:
 
 
 def ablation_table(results: Results) -> Table | None:
-    """Return Dice and slice FPR with each use of the slice classifier; None if not measured."""
+    """Return Dice and slice FPR with each gate of the slice classifier; None if not measured."""
     rows = [
         (
             organ,
@@ -231,8 +251,8 @@ def ablation_table(results: Results) -> Table | None:
         )
         for organ in results.organs
         for name in ablated_networks(results)
-        for suffix, use in VARIANTS.items()
+        for suffix, use in gates_of(results, name).items()
     ]
     headings = ("organ", "network", "slice classifier", DICE.title, SLICE_FPR.title)
-    caption = "The same predictions without, with a soft and with a hard slice classifier (CGM)"
+    caption = "The same predictions with each gate of the slice classifier (CGM), the used one last"
     return Table(caption, headings, tuple(rows), num_names=3) if rows else None

@@ -28,8 +28,11 @@ from fullscale.tracking.registry import (
     model_settings,
 )
 from fullscale.tracking.store import Store, default_store
+from model.output import Gating
 
 DEFAULT_THRESHOLD = 0.5
+DEFAULT_GATE: Gating = "hard"
+"""Also of versions that were registered before there was another."""
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
@@ -55,7 +58,7 @@ def find_model(wanted: str, root: Path) -> Model:
         wanted: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder that stage train wrote:
             of one training, or of all trainings of a network, which then segment together.
         root: the project's root folder. Its registry is used unless MLFLOW_TRACKING_URI is set. The
-            threshold of its params.yaml applies to a folder; a version has its own.
+            threshold and gate of its params.yaml apply to a folder; a version has its own.
 
     Raises:
         StageError: there is no such model, or its files are missing, damaged or altered since the
@@ -70,10 +73,12 @@ def _from_folder(folder: Path, root: Path) -> Model:
     folders = member_folders(folder)
     trained = load_members(folders)
     params_file = root / "params.yaml"
-    threshold = (
-        load_params(params_file).evaluate.threshold if params_file.is_file() else DEFAULT_THRESHOLD
-    )
-    return Model(trained.description.name, None, digest_weights(folders), threshold, trained)
+    threshold, gate = DEFAULT_THRESHOLD, DEFAULT_GATE
+    if params_file.is_file():
+        settings = load_params(params_file).evaluate
+        threshold, gate = settings.threshold, settings.gate
+    digest = digest_weights(folders)
+    return Model(trained.description.name, None, digest, threshold, trained, gate)
 
 
 def find_version_number(wanted: str, root: Path) -> str | None:
@@ -144,10 +149,12 @@ def _from_registry(wanted: str, root: Path) -> Model:
                 f"the files of {wanted} are not those that were registered: found SHA-256 "
                 f"{digest}, wanted {known}; restore the store's artefacts, or register it again"
             )
+        settings = model_settings(folder)
         return Model(
             version.name,
             version.version,
             digest_weights(folders),
-            float(model_settings(folder).get("threshold", DEFAULT_THRESHOLD)),
+            float(settings.get("threshold", DEFAULT_THRESHOLD)),
             load_members(folders),
+            settings.get("gate", DEFAULT_GATE),
         )

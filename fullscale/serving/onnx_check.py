@@ -15,6 +15,7 @@ from torch import Tensor
 from model.blocks import resize
 from model.ensemble import AnyNetwork, list_members
 from model.inference import InferenceSettings, adjacent_slices, predict_slices
+from model.output import Gating
 from model.preprocessing import NUM_ADJACENT_SLICES
 
 SLICES = "slices"
@@ -73,20 +74,28 @@ def make_slices(size_px: int, seed: int = 0) -> Tensor:
     )
 
 
-def compute_reference(network: AnyNetwork, image_ZHW: Tensor) -> dict[str, Array]:
+def graph_gating(gate: Gating) -> Gating:
+    """Return what a graph can do of a gate: a batch does not know its slab, so that is left."""
+    return "none" if gate == "slab" else gate
+
+
+def compute_reference(
+    network: AnyNetwork, image_ZHW: Tensor, gating: Gating = "hard"
+) -> dict[str, Array]:
     """Compute the outputs of an ONNX file with torch, as `fullscale predict` does.
 
     Args:
         network: from `model.inference.prepare`.
         image_ZHW: intensities in [0, 1].
+        gating: see `graph_gating`.
 
     Returns:
-        Arrays by name of the output. `PROBABILITY`: float32 Z x K x H x W in [0, 1], 0 in slices
-        that the slice classifier (CGM) closes for the organ. Only for a network with a classifier:
-        `ORGAN_PROBABILITY`, Z x K, and `LOGITS`, the pixels' probabilities without the classifier,
-        of one member after the other along K.
+        Arrays by name of the output. `PROBABILITY`: float32 Z x K x H x W in [0, 1], after the
+        slice classifier (CGM). Only for a network with a classifier: `ORGAN_PROBABILITY`, Z x K,
+        and `LOGITS`, the pixels' probabilities without the classifier, of one member after the
+        other along K.
     """
-    classified = predict_slices(network, image_ZHW, InferenceSettings(gating="hard"))
+    classified = predict_slices(network, image_ZHW, InferenceSettings(gating=gating))
     found = {PROBABILITY: classified.probabilities.transpose(0, 1).numpy()}
     if classified.organ_probability is not None:
         all_open = [

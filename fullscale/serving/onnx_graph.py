@@ -24,7 +24,7 @@ from model.ensemble import (
     join_probabilities,
     list_members,
 )
-from model.output import organ_probability, probabilities
+from model.output import Gating, organ_probability, probabilities
 from model.preprocessing import NUM_ADJACENT_SLICES
 
 if TYPE_CHECKING:
@@ -44,8 +44,12 @@ the window is 0 to 1. The num_adjacent_slices channels are the image at distance
 from the feet up, the slice to segment in the middle, interpolated linearly between the scan's \
 slices; beyond an end of the scan its last slice repeats.
 Output: channel k of probability, and of organ_probability where there is one, is of organs[k]. A \
-pixel belongs to an organ from threshold on. probability is 0 where organ_probability, which says \
-whether the slice holds the organ, is 0.5 or less."""
+pixel belongs to an organ from threshold on, to the most probable one of several. \
+organ_probability says whether the slice holds the organ. With gate hard, probability is 0 where \
+organ_probability is 0.5 or less; with soft it is multiplied by organ_probability already. With \
+slab it is not changed yet: set it to 0 in a slice where organ_probability is 0.5 or less in the \
+slice itself, in the next one on each side, and in all others at most neighbour_mm away. With none \
+it stays as it is."""
 
 
 class DeployedNetwork(nn.Module):
@@ -53,11 +57,13 @@ class DeployedNetwork(nn.Module):
 
     Args:
         network: from `model.inference.prepare`.
+        gating: see `graph_gating`.
     """
 
-    def __init__(self, network: AnyNetwork) -> None:
+    def __init__(self, network: AnyNetwork, gating: Gating) -> None:
         super().__init__()
         self.members = nn.ModuleList(list_members(network))
+        self.gating: Gating = gating
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, ...]:
         """Compute organ probabilities of slices.
@@ -66,13 +72,13 @@ class DeployedNetwork(nn.Module):
             x_BCHW: adjacent slices, float32 in [0, 1].
 
         Returns:
-            Probabilities B x K x H x W, 0 in slices that the slice classifier closes. A network
+            Probabilities B x K x H x W, after the slice classifier. A network
             with a classifier also gives the organs' probabilities, B x K, and the logits, which the
             classifier does not change, B x K x H x W; those of an ensemble's members follow each
             other along K.
         """
         outputs = [member(x_BCHW, all_heads=False) for member in self.members]
-        classified = join_probabilities([probabilities(output) for output in outputs])
+        classified = join_probabilities([probabilities(output, self.gating) for output in outputs])
         organs = [
             organ_probability(output.organ_logits)
             for output in outputs
@@ -88,12 +94,13 @@ class DeployedNetwork(nn.Module):
         )
 
 
-def to_onnx(network: AnyNetwork, size_px: int) -> onnx_ir.Model:
+def to_onnx(network: AnyNetwork, size_px: int, gating: Gating = "hard") -> onnx_ir.Model:
     """Convert a network with its slice classifier (CGM); the graph takes any number of slices.
 
     Args:
         network: from `model.inference.prepare`.
         size_px: H and W, which are fixed.
+        gating: see `graph_gating`.
 
     Raises:
         StageError: the network is too large, or has an operation that ONNX lacks.
@@ -109,7 +116,7 @@ def to_onnx(network: AnyNetwork, size_px: int) -> onnx_ir.Model:
     with _silence_exporter():
         # Without `strict` the tracer takes len(x) as a constant, which fixes the batch size.
         program = torch.export.export(
-            DeployedNetwork(network).eval(),
+            DeployedNetwork(network, gating).eval(),
             (example,),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             strict=True,
@@ -160,6 +167,7 @@ def add_metadata(written: onnx_ir.Model, model: Model) -> None:
         **description.slice.model_dump(),
         "num_adjacent_slices": NUM_ADJACENT_SLICES,
         "threshold": model.threshold,
+        "gate": model.gate,
         "trained_on": description.trained_on and description.trained_on.model_dump(),
     }
     written.metadata_props.clear()

@@ -31,6 +31,7 @@ class OrganSegmenter(PythonModel):
             weights_sha256=digest_weights(folders),
             threshold=context.model_config["threshold"],
             trained=trained,
+            gate=context.model_config["gate"],
         )
         self._segmenter = RowSegmenter(model, ScanLimits.from_environment())
 

@@ -34,6 +34,7 @@ def result_to_json(
             "weights_sha256": model.weights_sha256,
         },
         "threshold": model.threshold,
+        "gate": model.gate,
         "precision": found.precision,
         "warnings": [
             {"code": each.code, "found": each.found, "wanted": each.wanted}

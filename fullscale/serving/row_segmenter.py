@@ -52,7 +52,9 @@ class RowSegmenter:
         self._limits = limits
         where = pick_device(device)
         batch_size = read_batch_size("auto", model.trained.description, where)
-        self._predictor = Predictor(model.trained, model.threshold, batch_size, where, precision)
+        self._predictor = Predictor(
+            model.trained, model.threshold, batch_size, where, precision, model.gate
+        )
 
     def segment(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Segment each row's scan.

@@ -174,6 +174,8 @@ class Training:
             AveragedModel(
                 network,
                 multi_avg_fn=get_ema_multi_avg_fn(train.ema_decay),  # type: ignore[no-untyped-call]
+                # The means and variances of batch norms belong to the weights they are used with.
+                use_buffers=True,
             )
             if train.ema_decay
             else None
@@ -187,6 +189,7 @@ class Training:
             params.slice.window_hu,
             params.recipes[task.name].loss_terms,
             Augment(train.augment, params.slice.window_hu, task.seed),
+            train.side_weights,
         )
         self.progress = TrainingState()
         self.best_weights: dict[str, Tensor] = {}

@@ -16,7 +16,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from fullscale.params import TrainParams
 from fullscale.training.augmentation import Augment
 from fullscale.training.dataset import Batch
-from model.losses import total_loss
+from model.losses import SideWeights, total_loss
 from model.output import Output
 from model.preprocessing import normalise, one_mask_per_organ
 
@@ -32,6 +32,7 @@ class SegmentationObjective:
         window_hu: intensities that become 0 and 1.
         loss_terms: terms of the segmentation loss.
         augment: random augmentation of training slices.
+        side_weights: of the side outputs, as `model.losses.total_loss` takes it.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class SegmentationObjective:
         window_hu: tuple[float, float],
         loss_terms: tuple[str, ...],
         augment: Augment,
+        side_weights: SideWeights = "equal",
     ) -> None:
         self._network = network
         self._num_organs = num_organs
         self._window_hu = window_hu
         self._loss_terms = loss_terms
         self._augment = augment
+        self._side_weights: SideWeights = side_weights
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return augmented image, B x 3 x H x W in 0..1, and masks, B x K x H x W."""
@@ -63,7 +66,13 @@ class SegmentationObjective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, and its terms by name, detached: `total`, `focal`, `side1/focal`..."""
         output = self._network(image_BCHW)
-        terms = total_loss(output, mask_BKHW, annotated_BK, terms=self._loss_terms)
+        terms = total_loss(
+            output,
+            mask_BKHW,
+            annotated_BK,
+            terms=self._loss_terms,
+            side_weights=self._side_weights,
+        )
         named = {name: value.detach() for name, value in terms._asdict().items() if name != "sides"}
         for term, values_S in terms.sides.items():
             for number, value in enumerate(values_S, start=1):

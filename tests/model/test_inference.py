@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -195,7 +197,7 @@ def test_batch_size_below_one_is_refused() -> None:
 
 
 def test_unknown_gate_is_refused() -> None:
-    with pytest.raises(ValueError, match="use one of hard, soft, none"):
+    with pytest.raises(ValueError, match="use one of hard, slab, soft, none"):
         predict_slices(build("unet"), volume(), InferenceSettings(gating="closed"))
 
 
@@ -221,7 +223,41 @@ def test_preparing_leaves_the_network_alone() -> None:
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("gating", ["hard", "none"])
+@pytest.mark.parametrize("step", [0.8, 1.0, 2.5, 3.0])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 16])
+def test_slab_opens_slices_next_to_an_open_one(batch_size: int, step: float) -> None:
+    """In batches of any size, smaller than the reach too."""
+    net, image = build("unet3plus"), volume(11)
+    settings = InferenceSettings(batch_size=batch_size, neighbour_step=step, gating="slab")
+    found = predict_slices(net, image, settings)
+    plain = predict_slices(net, image, replace(settings, gating="none"))
+    reach = max(1, int(step))
+    shown = plain.organ_probability > 0.5
+    opened = torch.stack(
+        [shown[max(0, z - reach) : z + reach + 1].any(dim=0) for z in range(len(image))]
+    )
+    assert torch.equal(found.organ_probability, plain.organ_probability)
+    assert shown.sum() < opened.sum()
+    if step == 1:
+        assert not opened.all()
+    expected = plain.probabilities * opened.T[..., None, None]
+    torch.testing.assert_close(found.probabilities, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(found.probabilities == 0, expected == 0)
+
+
+def test_maps_of_a_batch_do_not_outlive_its_decoding() -> None:
+    """Else two batches of maps would be in memory where one suffices."""
+    net, kept = build("unet"), []
+
+    def keep(module: Any, inputs: Any, maps: list[torch.Tensor]) -> None:
+        kept.append(weakref.ref(maps[0]))
+
+    net.encoder.register_forward_hook(keep)
+    for _ in predict_batches(net, volume(), InferenceSettings(batch_size=2)):
+        assert kept[-1]() is None
+
+
+@pytest.mark.parametrize("gating", ["hard", "slab", "none"])
 @pytest.mark.parametrize("name", ["unet", "unet3plus"])
 def test_batches_are_the_prediction_in_parts(name: str, gating: str) -> None:
     net, image = build(name), volume()

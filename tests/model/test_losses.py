@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from model.losses import (
     Loss,
     classification_loss,
     focal_loss,
+    halving_weights,
     iou_loss,
     segmentation_values,
     total_loss,
@@ -155,6 +157,39 @@ def test_side_outputs_are_averaged() -> None:
     joint = total_loss(Output(heads, None), target)
     single = [total_loss(Output([head], None), target).total for head in heads]
     torch.testing.assert_close(joint.total, torch.stack(single).mean())
+
+
+@pytest.mark.parametrize("annotated", [None, torch.tensor([[True, False], [False, False]])])
+def test_halving_gives_each_coarser_side_half_of_the_weight(annotated: torch.Tensor | None) -> None:
+    heads = [torch.randn(2, 2, 32, 32, requires_grad=True) for _ in range(3)]
+    output, target = Output(heads, torch.randn(2, 2, 2)), torch.rand(2, 2, 32, 32) > 0.5
+    joint = total_loss(output, target, annotated, side_weights="halving")
+    single = [total_loss(Output([head], None), target, annotated) for head in heads]
+    for term in ("segmentation", *SEGMENTATION_TERMS):
+        values = [getattr(each, term) for each in single]
+        expected = (4 * values[0] + 2 * values[1] + values[2]) / 7
+        torch.testing.assert_close(getattr(joint, term), expected)
+    equal = total_loss(output, target, annotated)
+    torch.testing.assert_close(joint.classification, equal.classification)
+    for term, values in joint.sides.items():
+        assert torch.equal(values, equal.sides[term])
+    joint.total.backward()
+    if annotated is None:
+        means = [head.grad.abs().mean() for head in heads]
+        assert means[0] > means[1] > means[2] > 0
+
+
+@pytest.mark.parametrize("num_sides", [1, 2, 5])
+def test_halving_weights_have_sum_one(num_sides: int) -> None:
+    weights = halving_weights(num_sides)
+    assert sum(weights) == pytest.approx(1)
+    assert all(fine == 2 * coarse for fine, coarse in itertools.pairwise(weights))
+
+
+def test_halving_of_one_side_is_no_change() -> None:
+    output, target = Output([torch.randn(1, 1, 32, 32)], None), torch.rand(1, 1, 32, 32) > 0.5
+    plain = total_loss(output, target)
+    assert torch.equal(total_loss(output, target, side_weights="halving").total, plain.total)
 
 
 @pytest.mark.parametrize("annotated", [None, torch.tensor([[True, False], [False, False]])])

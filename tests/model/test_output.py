@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.output import Output, organ_present, organ_probability, probabilities
+from model.output import (
+    Output,
+    gate_weights,
+    organ_present,
+    organ_probability,
+    probabilities,
+    slab_reach,
+)
 
 SCORES = torch.tensor([[[1.0, 2.0], [2.0, 1.0]], [[0.0, 0.0], [-3.0, -1.0]]])
 
@@ -56,6 +63,43 @@ def test_probabilities_of_half_precision_logits_are_float32() -> None:
     assert probabilities(output, "soft").dtype == torch.float32
 
 
+PRESENT = torch.tensor([0.1, 0.9, 0.5, 0.2, 0.3, 0.7])[:, None] * torch.tensor([1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("gating", "reach", "expected"),
+    [
+        ("hard", 2, [0, 1, 0, 0, 0, 1]),
+        ("slab", 0, [0, 1, 0, 0, 0, 1]),
+        ("slab", 1, [1, 1, 1, 0, 1, 1]),
+        ("slab", 2, [1, 1, 1, 1, 1, 1]),
+        ("none", 1, [1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_weights_of_slices(gating: str, reach: int, expected: list[int]) -> None:
+    weights = gate_weights(PRESENT, gating, reach)
+    assert weights[:, 0].tolist() == expected
+    assert weights[:, 1].tolist() == [float(gating == "none")] * 6
+
+
+def test_soft_weights_are_the_probabilities() -> None:
+    assert torch.equal(gate_weights(PRESENT, "soft"), PRESENT)
+
+
+@pytest.mark.parametrize(
+    ("step", "reach"), [(0.4, 1), (0.9375, 1), (1.0, 1), (1.9999, 1), (2.0, 2), (5.5, 5)]
+)
+def test_slab_reaches_the_next_slice_and_all_within_the_neighbours(step: float, reach: int) -> None:
+    assert slab_reach(step) == reach
+
+
+def test_slab_needs_a_scan() -> None:
+    with pytest.raises(ValueError, match="gating slab needs all slices of a scan"):
+        probabilities(make_output(), "slab")
+
+
 def test_unknown_gate_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown gating 'open': use one of hard, soft, none"):
+    with pytest.raises(
+        ValueError, match="unknown gating 'open': use one of hard, slab, soft, none"
+    ):
         probabilities(make_output(), "open")

@@ -60,6 +60,9 @@ class Drawn:
     def has_classifier(self):
         return self.present is not None
 
+    def open_slices(self, organ, gating):
+        return None if self.present is None else self.present[organ] > 0.5
+
     def gated(self, gating):
         if self.present is None:
             return self
@@ -94,8 +97,7 @@ class Annotator(Predictor):
     """Replacement of a network: returns the annotation itself, or an edit of it."""
 
     def __init__(self, predictor, cohort, edit, classifier, claims=None):
-        self.threshold = 0.5
-        self.num_members = 1
+        self.threshold, self.gate, self.num_members = 0.5, "hard", 1
         self.description = predictor.description
         self._edit, self._classifier, self._claims = edit, classifier, claims
         self._labels = {
@@ -103,7 +105,7 @@ class Annotator(Predictor):
             for case in cohort.cases
         }
 
-    def predict(self, scan, gating="hard"):
+    def predict(self, scan, gating=None):
         labels = self._labels[scan.values_ZYX.tobytes()]
         truths = {organ: np.isin(labels, ids) for organ, ids in self.description.organs.items()}
         masks = {organ: self._edit(organ, truth) for organ, truth in truths.items()}
@@ -114,7 +116,7 @@ class Annotator(Predictor):
             present = {
                 organ: self._classifier(truths[organ], mask) for organ, mask in masks.items()
             }
-        return Drawn(masks, present).gated(gating)
+        return Drawn(masks, present).gated(gating or self.gate)
 
 
 @pytest.fixture
@@ -247,21 +249,21 @@ def test_voxel_of_two_organs_is_scored_as_the_label_map_has_it(score_drawn):
     assert (spleen["num_false_positive_voxels"] > 0).any()
 
 
-@pytest.mark.parametrize("gating", ["hard", "soft", "none"])
+@pytest.mark.parametrize("gating", ["hard", "slab", "soft", "none"])
 def test_scores_are_those_of_the_label_map_that_predict_writes(tiny_params, tiny_cohort, gating):
     """An untrained network, whose organs overlap in most voxels."""
     torch.manual_seed(5)
     description = describe_network("unet3plus", tiny_params)
-    predictor = Predictor(Trained(build(description).eval(), description), 0.3, 8, CPU)
+    network = build(description).eval()
+    predictor = Predictor(Trained(network, description), 0.3, 8, CPU, gate=gating)
     scan = read_image(tiny_cohort.cases[0].image)
     plain = predictor.predict(scan, "none")
     assert (plain.restore("liver") >= 0.3).any()
     assert ((plain.restore("liver") >= 0.3) & (plain.restore("spleen") >= 0.3)).any()
-    directly = predictor.label_map(predictor.predict(scan, gating))
+    directly = predictor.label_map(predictor.predict(scan))
     assert set(np.unique(directly)) - {0}
     assert (predictor.label_map(plain.gated(gating)) != directly).mean() < 1e-3
-    if gating == "hard":
-        np.testing.assert_array_equal(directly, segment_scan(predictor, scan).label_ZYX)
+    np.testing.assert_array_equal(directly, segment_scan(predictor, scan).label_ZYX)
 
 
 def test_network_without_a_classifier_has_nothing_to_ablate(score_drawn):

@@ -30,7 +30,8 @@ from fullscale.prediction.network_files import (
 from fullscale.prediction.predictor import Predictor
 from fullscale.prediction.segmentation import Model
 from fullscale.runtime.errors import StageError
-from fullscale.scans.volume import read_image
+from fullscale.scans.geometry import Geometry
+from fullscale.scans.volume import Volume, read_image
 from fullscale.serving.onnx_check import compare_outputs, compute_reference, make_slices
 from fullscale.serving.onnx_graph import OPSET, to_onnx
 from model.ensemble import Ensemble, list_members
@@ -144,6 +145,14 @@ def test_file_of_an_ensemble_computes_what_prediction_computes(tiny_params, tmp_
     assert (organ_BK > 0.5).tolist() == [[True, False]] * len(image_ZHW)
 
 
+def test_ensemble_with_gate_slab_is_refused(tiny_params, tmp_path):
+    networks = [random_trained(tiny_params, seed=seed).network for seed in range(2)]
+    together = Trained(Ensemble(networks).eval(), random_trained(tiny_params).description)
+    model = replace(random_model(tiny_params), trained=together, gate="slab")
+    with pytest.raises(StageError, match="ensemble with gate slab cannot be one ONNX file"):
+        export(tmp_path / "organs.onnx", model)
+
+
 def test_wrong_member_of_an_ensemble_is_found_though_its_classifier_closes_every_slice(
     tiny_params, tmp_path, monkeypatch
 ):
@@ -154,12 +163,12 @@ def test_wrong_member_of_an_ensemble_is_found_though_its_classifier_closes_every
     description = random_trained(tiny_params).description
     together = Trained(Ensemble(networks).eval(), description)
 
-    def other(network, size_px):
+    def other(network, size_px, gating):
         changed = copy.deepcopy(network)
         with torch.no_grad():
             for parameter in list_members(changed)[1].parameters():
                 parameter.mul_(1.5)
-        return to_onnx(changed, size_px)
+        return to_onnx(changed, size_px, gating)
 
     monkeypatch.setattr("tasks.export.to_onnx", other)
     with pytest.raises(StageError, match="is not written: ONNX Runtime's probabilities differ"):
@@ -183,6 +192,7 @@ def test_file_says_how_a_slice_is_prepared(file, classified):
         "body_threshold_hu": -300,
         "num_adjacent_slices": 3,
         "threshold": THRESHOLD,
+        "gate": "hard",
         "trained_on": json.loads(TRAINED_ON.model_dump_json()),
     }
     for key in ("size_px", "pixel_mm", "neighbour_mm", "body_threshold_hu", "window_hu"):
@@ -328,12 +338,44 @@ def test_missing_package_is_named(tiny_params, tmp_path, monkeypatch):
         export(tmp_path / "organs.onnx", random_model(tiny_params))
 
 
+def alternating(tiny_params, gate):
+    """A model that finds each organ in some slices of a scan, whose probabilities overlap."""
+    trained = random_trained(tiny_params, trained_on=TRAINED_ON)
+    settle(trained.network)
+    scan = Volume(make_body()[0], Geometry(make_body()[0].shape[::-1], np.diag([-7, -7, 8, 1.0])))
+    bias_K2 = trained.network.classifier.conv.bias.data.unflatten(0, (-1, 2))
+    found = Predictor(trained, 0.5, 4, torch.device("cpu")).predict(scan, "none")
+    odds_ZK = found.prediction.organ_probability.double().logit()
+    bias_K2[:, 1] -= odds_ZK.quantile(0.7, dim=0).float()
+    return Model("organs", "3", SHA256, THRESHOLD, trained, gate)
+
+
+@pytest.mark.parametrize("gate", ["hard", "slab", "soft", "none"])
+def test_documented_example_finds_what_predict_finds_with_every_gate(tiny_params, tmp_path, gate):
+    text = (ROOT / "docs/predict.md").read_text().partition("## ONNX\n")[2]
+    (example,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
+    model = alternating(tiny_params, gate)
+    export(tmp_path / "organs.onnx", model)
+    save_nifti(tmp_path / "scan.nii.gz", make_body()[0], (8.0, 7.0, 7.0), "RAS")
+    done = subprocess.run(
+        [sys.executable, "-c", example + "\nnp.save('labels.npy', label_ZYX)\n"],
+        cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    scan = read_image(tmp_path / "scan.nii.gz")
+    predictor = Predictor(model.trained, THRESHOLD, 4, torch.device("cpu"), gate=gate)
+    expected = predictor.segment(scan).label_map
+    found = np.load(tmp_path / "labels.npy")
+    assert (expected > 0).mean() > 0.001
+    assert (found != expected).mean() < 1e-4
+
+
 def test_documented_example_finds_what_predict_finds(file, classified, tmp_path):
     text = (ROOT / "docs/predict.md").read_text().partition("## ONNX\n")[2]
     (example,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
     (tmp_path / "organs.onnx").write_bytes(file.read_bytes())
     save_nifti(tmp_path / "scan.nii.gz", make_body()[0], (8.0, 7.0, 7.0), "RAS")
-    check = "\nimport sys\nassert 'torch' not in sys.modules\nnp.save('mask.npy', mask_ZYX)\n"
+    check = "\nimport sys\nassert 'torch' not in sys.modules\nnp.save('mask.npy', label_ZYX == 2)\n"
     done = subprocess.run(
         [sys.executable, "-c", example + check],
         cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,

@@ -300,7 +300,7 @@ def test_champion_keeps_its_threshold_and_is_scored_on_todays_labels(
     today = params.model_copy(
         update={
             "organs": {"liver": ("liver",), "bone": ("spleen",)},
-            "evaluate": params.evaluate.model_copy(update={"threshold": 0.999}),
+            "evaluate": params.evaluate.model_copy(update={"threshold": 0.999, "gate": "none"}),
         }
     )
     champion = score_champion(today, cohort, mlflow_store, TEST_CASES, "other weights")

@@ -73,6 +73,7 @@ from fullscale.reporting.tables import (
     classifier_table,
     comparison_table,
     criteria_table,
+    false_slice_table,
     score_table,
     surface_table,
 )
@@ -139,14 +140,18 @@ def scores_of(dice, *, classifier):
                 "mean_surface_distance_mm": 1.0 + 0.1 * place,
                 "surface_dice_1mm": score - 0.2,
                 "surface_dice_3mm": score - 0.1,
-                "area_surface_dice_1mm": score - 0.15,
-                "area_surface_dice_3mm": score - 0.05,
+                "area_surface_dice_1mm": score - 0.25,
+                "area_surface_dice_3mm": score - 0.15,
                 "volume_difference_ml": 2.0 * place - 5,
                 "num_true_voxels": 1000,
                 "num_predicted_voxels": 990,
                 "num_organ_slices": 20,
                 "num_free_slices": 10,
+                "num_near_free_slices": 4,
+                "num_remote_free_slices": 6,
                 "num_false_positive_slices": place % 2,
+                "num_near_false_positive_slices": place % 2,
+                "num_remote_false_positive_slices": 0,
                 "num_false_positive_voxels": 30,
                 "num_free_voxels": 50000,
             }
@@ -159,6 +164,8 @@ def scores_of(dice, *, classifier):
                     "num_false_positive_slices_no_classifier": 3,
                     "dice_soft_classifier": score - 0.02,
                     "num_false_positive_slices_soft_classifier": 2,
+                    "dice_slab_classifier": score + 0.01,
+                    "num_false_positive_slices_slab_classifier": 2,
                 }
             rows.append(row)
     return pd.DataFrame(rows)
@@ -436,12 +443,38 @@ def test_classifier_table_counts_closings_and_openings(results):
 
 def test_ablation_table_has_a_row_for_each_use_of_the_classifier(results):
     table = ablation_table(results)
-    assert [row[2] for row in table.rows] == ["none", "soft", "hard"] * 2
+    assert [row[2] for row in table.rows] == ["none", "soft", "slab", "hard"] * 2
     summary = results.summaries["unet3plus"]
-    for use, suffix in (("none", "_no_classifier"), ("soft", "_soft_classifier"), ("hard", "")):
+    suffixes = {"none": "_no_classifier", "soft": "_soft_classifier", "slab": "_slab_classifier"}
+    for use, suffix in {**suffixes, "hard": ""}.items():
         row = cells(table, "spleen", "unet3plus", use)
         assert row["Dice"].startswith(f"{summary[f'test/dice{suffix}/spleen']:.3f}")
         assert row["slice FPR"].startswith(f"{summary[f'test/slice_fpr{suffix}/spleen']:.4f}")
+
+
+@pytest.mark.parametrize(
+    ("renamed", "gates"),
+    [
+        ({"_slab_classifier": "_hard_classifier"}, ["none", "soft", "hard", "slab"]),
+        ({"_no_classifier": "_hard_classifier"}, ["soft", "slab", "hard", "none"]),
+        ({"_slab_classifier": "_unknown"}, ["none", "soft", "hard"]),
+    ],
+)
+def test_ablation_table_names_the_gate_that_was_used(project, tiny_params, renamed, gates):
+    path = project / "reports/unet3plus/summary.json"
+    text = path.read_text()
+    for present, other in renamed.items():
+        text = text.replace(present, other)
+    path.write_text(text)
+    table = ablation_table(read(project, tiny_params))
+    assert [row[2] for row in table.rows] == gates * 2
+
+
+def test_false_positives_next_to_the_organ_have_a_table_of_their_own(results):
+    row = cells(false_slice_table(results), "liver", "unet3plus")
+    assert row["slice FPR next to the organ"].startswith("0.1")
+    assert row["slice FPR elsewhere"].startswith("0.0000")
+    assert row["organ-free slices elsewhere"] == "42"
 
 
 def test_calibration_table_shows_the_summary(results):

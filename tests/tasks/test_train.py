@@ -1,3 +1,4 @@
+import copy
 import json
 
 import mlflow
@@ -139,11 +140,49 @@ def test_averaged_weights_are_what_is_saved(tiny_params, tiny_store, tmp_path, m
     assert len(saved) == 2
 
 
+class StateRecorder:
+    """In place of checkpoints on disk: keeps network and average after every step."""
+
+    def __init__(self):
+        self.states = []
+
+    def save(self, state):
+        self.states.append(copy.deepcopy((state["network"], state["average"])))
+
+
+def test_average_is_of_weights_and_of_batch_norm_statistics(tiny_params, tiny_store, tmp_path):
+    params = changed_train(tiny_params, ema_decay=0.75, num_epochs=1)
+    compute = params.compute.model_copy(update={"checkpoint_interval_s": 0})
+    recorder = StateRecorder()
+    train_network(
+        "unet",
+        params.model_copy(update={"compute": compute}),
+        tiny_store,
+        SPLIT,
+        tmp_path,
+        TrainingSession(checkpoints=recorder),
+    )
+    states = recorder.states
+    assert len(states) > 2
+    names = [name for name, value in states[0][0].items() if value.is_floating_point()]
+    assert any(name.endswith("running_mean") for name in names)
+    assert any(name.endswith("running_var") for name in names)
+    for name in names:
+        average = states[0][0][name]
+        for network, averaged in states:
+            average = torch.lerp(average, network[name], 0.25)
+            torch.testing.assert_close(averaged[f"module.{name}"], average)
+    saved = load_trained(tmp_path).network.state_dict()
+    for name in names:
+        torch.testing.assert_close(saved[name], states[-1][1][f"module.{name}"])
+
+
 @pytest.mark.parametrize(
     "values",
     [
         {"optimizer": "sgd", "schedule": "poly", "learning_rate": 0.05},
         {"schedule": "constant", "ema_decay": 0.5},
+        {"side_weights": "halving"},
         {"precision": "bf16"},
         {"deterministic": True},
         {"batch_size": "auto"},

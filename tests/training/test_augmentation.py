@@ -405,7 +405,9 @@ def test_result_does_not_depend_on_threads(threads):
 
 
 def test_seed_below_zero_is_refused():
-    with pytest.raises(ValueError, match=r"seed is -1, expected 0 or more: choose another of seeds"):
+    with pytest.raises(
+        ValueError, match=r"seed is -1, expected 0 or more: choose another of seeds"
+    ):
         make_augment(seed=-1)
 
 

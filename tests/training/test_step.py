@@ -38,6 +38,29 @@ def first_batch(store, cases, size=4):
     return next(training_batches(TrainingSlices(slices, order, BatchSharding(size)), 1))
 
 
+def test_side_weights_reach_the_loss(objective, tiny_params, network, tiny_store):
+    params = tiny_params
+    halving = SegmentationObjective(
+        network,
+        len(params.organs),
+        params.slice.window_hu,
+        params.recipes["unet3plus"].loss_terms,
+        Augment(params.train.augment, params.slice.window_hu, params.train.seed),
+        "halving",
+    )
+    batch = first_batch(tiny_store, ["case_00"])
+    prepared = objective.prepare(batch)
+    found = []
+    for each in (objective, halving):
+        torch.manual_seed(0)  # of dropout
+        found.append(each.loss(*prepared, batch.annotated_BK)[1])
+    equal, half = found
+    sides = torch.stack([equal[f"side{number}/iou"] for number in range(1, 6)])
+    weights = torch.tensor([16, 8, 4, 2, 1]) / 31
+    torch.testing.assert_close(half["iou"], (sides * weights).sum())
+    assert half["side5/iou"] == pytest.approx(equal["side5/iou"].item())
+
+
 def test_terms_are_named_and_add_up(objective, tiny_store):
     batch = first_batch(tiny_store, ["case_00"])
     total, terms = objective.loss(*objective.prepare(batch), batch.annotated_BK)
