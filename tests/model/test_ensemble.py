@@ -42,13 +42,17 @@ def test_ensemble_is_the_mean_of_its_members_after_each_ones_decision(cgm, gatin
 
 def test_slice_that_every_member_closes_is_exactly_empty_and_no_other():
     members = [build(seed, cgm=True) for seed in range(2)]
+    for member, closed in zip(members, (0, 1), strict=True):
+        # The first member never sees the first organ, the second never the second.
+        member.classifier.conv.bias.data.unflatten(0, (-1, 2))[closed, 1] = -100.0
     open_ZK = [predict_slices(member, IMAGE).organ_probability > 0.5 for member in members]
-    assert (open_ZK[0] != open_ZK[1]).any()
-    assert not (open_ZK[0] | open_ZK[1]).all()
+    any_open_ZK = open_ZK[0] | open_ZK[1]
+    assert any_open_ZK.any()
+    assert not any_open_ZK.all()
     found = predict_slices(Ensemble(members), IMAGE)
     is_empty_KZ = (found.probabilities == 0).all(dim=(2, 3))
     assert torch.equal(is_empty_KZ.T, found.organ_probability <= 0.5)
-    assert torch.equal(is_empty_KZ.T, ~(open_ZK[0] | open_ZK[1]))
+    assert torch.equal(is_empty_KZ.T, ~any_open_ZK)
 
 
 def test_ensemble_of_one_is_that_network_bit_for_bit():
