@@ -45,7 +45,7 @@ def test_side_weights_reach_the_loss(objective, tiny_params, network, tiny_store
         len(params.organs),
         params.slice.window_hu,
         params.recipes["unet3plus"].loss_terms,
-        Augment(params.train.augment, params.slice.window_hu, params.train.seed),
+        Augment(params.train.augment, params.slice.window_hu, seed=0),
         "halving",
     )
     batch = first_batch(tiny_store, ["case_00"])
