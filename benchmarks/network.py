@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.machine import describe_machine, measure_peak_tflops
-from fullscale.runtime.memory import keep_freed_memory
+from fullscale.runtime.startup import keep_freed_memory
 from model.inference import InferenceSettings, adjacent_slices, predict_slices, prepare
 from model.losses import total_loss
 from model.networks import count_flop

@@ -32,7 +32,7 @@ from benchmarks.machine import describe_machine, measure_peak_tflops
 from fullscale.params import Params, load_params
 from fullscale.prediction.network_files import build, describe_network
 from fullscale.runtime.markdown import format_table
-from fullscale.runtime.memory import keep_freed_memory
+from fullscale.runtime.startup import keep_freed_memory
 from fullscale.scans.slice_store import SliceStore
 from fullscale.training.dataset import BatchSharding, SliceDataset, TrainingSlices, training_batches
 from fullscale.training.loop import Training, TrainingHooks, TrainingTask

@@ -28,10 +28,10 @@ from fullscale.runtime.cpu_kernels import fix_cpu_kernels
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256
 from fullscale.runtime.locks import acquire_lock
-from fullscale.runtime.memory import keep_freed_memory
 from fullscale.runtime.processes import die_with_parent
 from fullscale.runtime.progress import training_title
 from fullscale.runtime.signals import StopRequest, stop_on_signal
+from fullscale.runtime.startup import compiler_left_out, keep_freed_memory
 from fullscale.scans.slice_store import SliceStore
 from fullscale.tracking.run_record import RunDescription, RunRecord
 from fullscale.tracking.runs import training_run
@@ -49,7 +49,7 @@ from fullscale.versioning.provenance import (
 from fullscale.workspace import parse_training_command
 from model.segmentation import SegmentationNetwork
 
-# Imported when used: lightning_fabric imports torch's compiler, which takes a second.
+# Imported when used: lightning_fabric takes half a second.
 if TYPE_CHECKING:
     import pandas as pd
     from lightning_fabric import Fabric
@@ -81,7 +81,8 @@ class TrainingSession:
 
 def make_fabric(params: Params) -> Fabric:
     """Return a Fabric, not launched yet, with the devices and the precision of `params`."""
-    from lightning_fabric import Fabric
+    with compiler_left_out():
+        from lightning_fabric import Fabric
 
     train = params.train
     if train.deterministic:

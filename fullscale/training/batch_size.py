@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fullscale.params import Params
 from fullscale.runtime.errors import StageError, shorten
+from fullscale.runtime.startup import compiler_left_out
 from fullscale.training.step import make_optimizer
 from model.losses import total_loss
 from model.output import Output
@@ -100,8 +101,9 @@ def find_batch_size(
             output: Output = network(image_BCHW)
         loss: Tensor = total_loss(output, mask_BKHW, terms=loss_terms).total
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        with compiler_left_out():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return _memory_peak(device) - before
 
     part = largest_part(

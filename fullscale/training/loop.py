@@ -24,6 +24,7 @@ from fullscale.runtime.errors import StageError
 from fullscale.runtime.prefetch import prefetch
 from fullscale.runtime.progress import TrainingDisplay, training_title
 from fullscale.runtime.signals import Interrupted, StopRequest
+from fullscale.runtime.startup import compiler_left_out
 from fullscale.training.augmentation import Augment
 from fullscale.training.dataset import (
     Batch,
@@ -205,9 +206,11 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """Return everything needed to resume from here."""
+        with compiler_left_out():
+            optimizer = self._optimizer.state_dict()
         return {
             "network": self._network.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": optimizer,
             "average": None if self._average is None else self._average.state_dict(),
             "best_weights": self.best_weights,
             "position": asdict(self.progress),
@@ -217,7 +220,8 @@ class Training:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Resume from a state; the number of processes may have changed."""
         self._network.load_state_dict(state["network"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        with compiler_left_out():
+            self._optimizer.load_state_dict(state["optimizer"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self.best_weights = state["best_weights"]
@@ -337,8 +341,9 @@ class Training:
         # Reads values from the device: the first wait for it in this step.
         values, stop_signal = self._reduce_metrics(sums)
         self._refuse_not_finite(values["total"], float(cast(Tensor, norm)), used)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        with compiler_left_out():
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
             self._average.update_parameters(self._network)
         self._timer.computing += time.perf_counter() - computed

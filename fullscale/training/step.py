@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from fullscale.params import TrainParams
+from fullscale.runtime.startup import compiler_left_out
 from fullscale.training.augmentation import Augment
 from fullscale.training.dataset import Batch
 from model.losses import SideWeights, total_loss
@@ -83,10 +84,12 @@ class SegmentationObjective:
 def make_optimizer(network: nn.Module, params: TrainParams) -> Optimizer:
     """Return the optimiser of `params` over all weights of a network."""
     rate, decay = params.learning_rate, params.weight_decay
-    if params.optimizer == "adamw":
-        # fused: one pass over all weights instead of a dozen, many of them tiny
-        return AdamW(network.parameters(), lr=rate, weight_decay=decay, fused=True)
-    return SGD(network.parameters(), lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
+    weights = network.parameters()
+    with compiler_left_out():
+        if params.optimizer == "adamw":
+            # fused: one pass over all weights instead of a dozen, many of them tiny
+            return AdamW(weights, lr=rate, weight_decay=decay, fused=True)
+        return SGD(weights, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
 
 
 def learning_rate(params: TrainParams, step: int, num_steps: int) -> float:

@@ -38,3 +38,19 @@ def test_module_loads_no_more_than_its_budget(module):
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert HEAVY & set(json.loads(done.stdout)) <= ALLOWED[module]
+
+
+TRAIN = """
+import sys
+from tasks.train import main
+sys.argv = ["train", "unet"]
+main()
+print(*sys.modules)
+"""
+
+
+def test_training_does_not_load_the_compiler(reproduced_project):
+    loaded = reproduced_project.run("python", "-c", TRAIN).split()
+    assert "tasks.train" in loaded
+    assert "lightning_fabric" in loaded
+    assert not [name for name in loaded if name.startswith(("torch._dynamo", "sympy"))]

@@ -19,11 +19,24 @@ def project(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def services(project):
+def idle_project(tmp_path_factory):
+    """Another project, whose services do not run: a test that starts some leaves none."""
+    return make_project(tmp_path_factory.mktemp("idle") / "project")
+
+
+@pytest.fixture(scope="module")
+def kept_services(project):
     services = RunningServices(project)
-    services.start()
     yield services
     services.kill_left()
+
+
+@pytest.fixture
+def services(kept_services):
+    """Services that run, also where the test before has ended them."""
+    if kept_services.process is None or kept_services.process.poll() is not None:
+        kept_services.start()
+    return kept_services
 
 
 def test_killed_worker_leaves_a_crashed_run_a_free_device_and_no_orphan(services):
@@ -102,8 +115,8 @@ def test_killed_keeper_takes_everything_with_it(services):
     assert wait_until(lambda: not any(is_alive(pid) for pid in pids), 60)
 
 
-def test_interruption_of_the_start_leaves_nothing(project):
-    services = RunningServices(project)
+def test_interruption_of_the_start_leaves_nothing(idle_project):
+    services = RunningServices(idle_project)
     with services.log_path.open("wb") as log:
         services.process = services.launch(log)
     assert wait_until(lambda: services.find("mlflow server"), 30)
@@ -113,22 +126,22 @@ def test_interruption_of_the_start_leaves_nothing(project):
     assert "Traceback" not in services.log().partition("stopped")[2]
 
 
-def test_server_that_does_not_start_is_told_with_its_own_words(project):
-    project.environment["MLFLOW_BACKEND_STORE_URI"] = "nonsense://database"
+def test_server_that_does_not_start_is_told_with_its_own_words(idle_project):
+    idle_project.environment["MLFLOW_BACKEND_STORE_URI"] = "nonsense://database"
     try:
-        told = project.run("python", "-m", "flows.services", code=1)
+        told = idle_project.run("python", "-m", "flows.services", code=1)
     finally:
-        del project.environment["MLFLOW_BACKEND_STORE_URI"]
+        del idle_project.environment["MLFLOW_BACKEND_STORE_URI"]
     assert "error: mlflow did not start; it ended with code 1:" in told
     assert "nonsense" in told.partition("error: mlflow did not start")[2]
-    assert not RunningServices(project).has_ports()
+    assert not RunningServices(idle_project).has_ports()
 
 
-def test_missing_flow_is_told(project):
-    path = project.root / "flows/promote_check.py"
+def test_missing_flow_is_told(idle_project):
+    path = idle_project.root / "flows/promote_check.py"
     path.rename(path.with_suffix(".away"))
     try:
-        told = project.run("python", "-m", "flows.services", code=1)
+        told = idle_project.run("python", "-m", "flows.services", code=1)
     finally:
         path.with_suffix(".away").rename(path)
     assert "error: the deployments were not made" in told
