@@ -41,6 +41,15 @@ Layout = Annotated[
     str | None,
     typer.Option(help="Layout of the folder, see docs/data.md. Default: detected."),
 ]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept",
+        metavar="CODE",
+        help="Turn refusals with this code of a check into warnings; may be repeated. Only for "
+        "checks that judge by what scans usually look like.",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -99,6 +108,7 @@ def validate(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse scans for what is otherwise a warning.")
     ] = False,
+    accept: Accept = None,
 ) -> None:
     """Check annotated scans. Exit code 1 if `ingest` would refuse one of them."""
     import json
@@ -111,12 +121,14 @@ def validate(
     from fullscale.ingestion.validate import HEADERS
     from fullscale.ingestion.validate import validate as run
     from fullscale.runtime.files import write_atomically
+    from fullscale.scans.checks import check_accepted
 
     found = run(
         source,
         layout=layout,
         with_thumbnails=report is not None,
         strict=strict,
+        accepted=check_accepted(accept or ()),
         num_workers=0,
         progress=track,
     )
@@ -160,12 +172,16 @@ def ingest(
             help="Refuse scans for what is otherwise a warning; exit code 1 if one is refused.",
         ),
     ] = False,
+    accept: Accept = None,
 ) -> None:
     """Check annotated scans and add the accepted ones to data/."""
     from fullscale.ingestion.cohort_writer import IngestOptions
     from fullscale.ingestion.ingest import ingest as run
+    from fullscale.scans.checks import check_accepted
 
-    options = IngestOptions(layout, dry_run, replace_changed, strict=strict)
+    options = IngestOptions(
+        layout, dry_run, replace_changed, strict=strict, accepted=check_accepted(accept or ())
+    )
     report = run(source, data, options, num_workers=0, progress=track)
     for finding in (*report.refused, *report.warnings):
         typer.echo(f"{finding.severity} {finding.case}: {finding}", err=True)

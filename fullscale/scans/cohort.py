@@ -37,6 +37,8 @@ COLUMNS = (
 )
 TRAINING_ONLY = "training_only"
 """Optional column of cases.csv, "true" or "false"; written only if a case has the flag."""
+ACCEPTED = "accepted"
+"""Optional column of cases.csv, codes separated by ";"; written only if a case has one."""
 SOURCE_COLUMNS = ("case", "patient", "annotated")
 """Columns of the cases.csv that a source, such as the inbox, may bring."""
 
@@ -58,6 +60,7 @@ class Case:
         source_sha256: checksum of the source files and settings; empty if unknown.
         voxels_sha256: checksum of the scan's voxels in canonical order; empty if unknown.
         training_only: keep the case out of the test set, as for scans from the inbox.
+        accepted: codes of the checks that it fails, and that `--accept` let pass.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Case:
     source_sha256: str = ""
     voxels_sha256: str = ""
     training_only: bool = False
+    accepted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,7 @@ def read_cohort(root: Path) -> Cohort:
                 source_sha256=row.get("source_sha256", ""),
                 voxels_sha256=row.get("voxels_sha256", ""),
                 training_only=_read_flag(root, name, row.get(TRAINING_ONLY, "")),
+                accepted=split_names(row.get(ACCEPTED, "")),
             )
         )
     names = [case.name for case in cases]
@@ -176,13 +181,14 @@ def read_cohort(root: Path) -> Cohort:
 def write_cases(root: Path, cases: Iterable[Case]) -> None:
     """Write cases.csv atomically, one row per case, sorted by name.
 
-    The column training_only is written only if a case has the flag.
+    The columns training_only and accepted are written only if a case has such a value.
     """
     cases = sorted(cases, key=lambda case: case.name)
     has_flags = any(case.training_only for case in cases)
+    has_accepted = any(case.accepted for case in cases)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, TRAINING_ONLY] if has_flags else COLUMNS)
+    writer.writerow([*COLUMNS, *[TRAINING_ONLY] * has_flags, *[ACCEPTED] * has_accepted])
     for case in cases:
         writer.writerow(
             [
@@ -195,6 +201,7 @@ def write_cases(root: Path, cases: Iterable[Case]) -> None:
                 case.source_sha256,
                 case.voxels_sha256,
                 *([str(case.training_only).lower()] if has_flags else []),
+                *([";".join(case.accepted)] if has_accepted else []),
             ]
         )
     write_atomically(root / "cases.csv", text.getvalue())

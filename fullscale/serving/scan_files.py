@@ -12,11 +12,13 @@ from pathlib import Path
 
 from fullscale.ingestion.unread import may_be_scan
 from fullscale.runtime.errors import ScanError, StageError
-from fullscale.scans.checks import failure
+from fullscale.scans.checks import MIN_SLICES, failure
 from fullscale.scans.dicom import (
     CT_CLASSES,
     SeriesOrder,
     dicom_files,
+    is_dicom,
+    is_scout,
     order_series,
     read_header,
     read_series,
@@ -75,8 +77,8 @@ def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
     """Find the scans at a path.
 
     Args:
-        source: a NIfTI file, the folder of one DICOM series, or a folder that contains scans at any
-            depth.
+        source: a NIfTI file, a DICOM file of several slices, the folder of one DICOM series, or a
+            folder that contains scans at any depth.
 
     Returns:
         The scans sorted by name, and True if `source` is a single scan.
@@ -85,6 +87,9 @@ def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
         StageError: there is no scan, or two have the same name.
     """
     if source.is_file():
+        if is_dicom(source) and _is_multiframe([source]):
+            (scan,) = _series_of(source.parent, source.stem, [source])
+            return [scan], True
         if not _is_nifti(source):
             raise StageError(f"found {source}; wanted a .nii or .nii.gz file, or a folder of scans")
         return [ScanFiles(strip_suffix(source.name), (source,), is_dicom=False)], True
@@ -120,7 +125,7 @@ def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
         raise StageError(f"{source} has two scans named {', '.join(twice)}; rename one of them")
     found = _find_split_series(found)
     _tell_unread(source, seen, found)
-    is_single = len(found) == 1 and found[0].is_dicom and found[0].files[0].parent == source
+    is_single = len(found) == 1 and found[0].is_dicom
     return sorted(found, key=lambda scan: scan.name), is_single
 
 
@@ -173,11 +178,15 @@ def _tell_unread(source: Path, paths: Iterable[Path], scans: Iterable[ScanFiles]
         logger.warning(f"{len(unread)} files are no CT scans that can be read: {names}{more}")
 
 
+def _is_multiframe(files: Sequence[Path]) -> bool:
+    return any("PerFrameFunctionalGroupsSequence" in read_header(path) for path in files)
+
+
 def _is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
-def _series_of(folder: Path, name: str) -> list[ScanFiles]:
+def _series_of(folder: Path, name: str, paths: Sequence[Path] | None = None) -> list[ScanFiles]:
     """Return the CT series in one folder; if there are several, their names are numbered.
 
     A damaged file is kept in the series, so that reading the series reports it.
@@ -185,7 +194,7 @@ def _series_of(folder: Path, name: str) -> list[ScanFiles]:
     series: dict[str, list[Path]] = defaultdict(list)
     instances: dict[str, set[str]] = defaultdict(set)
     unreadable: list[Path] = []
-    for path in dicom_files(folder):
+    for path in dicom_files(folder) if paths is None else paths:
         try:
             header = read_header(path)
         except ScanError:
@@ -194,11 +203,17 @@ def _series_of(folder: Path, name: str) -> list[ScanFiles]:
         # The file meta information repeats the class; it survives in a file that was cut off.
         kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
         uid = header.get("SeriesInstanceUID")
+        if kind in CT_CLASSES and is_scout(header):
+            continue  # named with the other files that are not read
         if kind in CT_CLASSES and uid:
             series[str(uid)].append(path)
             instances[str(uid)].add(str(header.get("SOPInstanceUID", "")))
         elif kind in CT_CLASSES or not kind:
             unreadable.append(path)
+    # Scouts without a mark, screen saves and dose pictures of class CT lie beside the scan.
+    longest = max((len(files) for files in series.values()), default=0)
+    if longest >= MIN_SLICES:
+        series = {u: f for u, f in series.items() if len(f) >= MIN_SLICES or _is_multiframe(f)}
     groups = {uid: [*files, *unreadable] for uid, files in series.items()}
     if unreadable and not groups:
         groups[""] = unreadable

@@ -705,3 +705,49 @@ def test_linked_case_is_read_and_what_is_unread_in_it_is_named(tmp_path):
     source = read_source(tmp_path / "in")
     assert [case.name for case in source.cases] == ["s0000", "s0001"]
     assert list(unused(source)) == ["s0001/file_unused"]
+
+
+def _changed_seg(folder, change, kind="BINARY"):
+    """Return the source of one series with a segmentation, after a change of its data set."""
+    hu, labels = make_body(seed=77)
+    write_series(folder / "s/ct", hu)
+    masks = labels if kind == "LABELMAP" else np.stack([labels == 1, labels == 2], -1)
+    write_seg(folder / "s/seg.dcm", folder / "s/ct", masks.astype(np.uint8), kind=kind)
+    ds = pydicom.dcmread(folder / "s/seg.dcm")
+    change(ds)
+    ds.save_as(folder / "s/seg.dcm")
+    return read_source(folder), labels
+
+
+def _without_derivation(ds):
+    for frame in ds.PerFrameFunctionalGroupsSequence:
+        del frame.DerivationImageSequence
+
+
+def _without_series(ds):
+    del ds.ReferencedSeriesSequence
+
+
+def _without_any_reference(ds):
+    _without_derivation(ds)
+    _without_series(ds)
+
+
+@pytest.mark.parametrize(
+    "change", [_without_derivation, _without_series, _without_any_reference, lambda ds: None]
+)
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_segmentation_is_placed_by_what_it_refers_to_or_by_position(tmp_path, change, kind):
+    source, labels = _changed_seg(tmp_path, change, kind)
+    assert source.refused == ()
+    _, _, labels_ZYX = load(source, "s")
+    np.testing.assert_array_equal(labels_ZYX, labels)
+
+
+def test_empty_patient_id_is_no_patient(tmp_path):
+    write_dicom_seg(tmp_path, 2)
+    for path in tmp_path.rglob("*.dcm"):
+        ds = pydicom.dcmread(path)
+        ds.PatientID = None
+        ds.save_as(path)
+    assert len({case.patient for case in read_source(tmp_path).cases}) == 2

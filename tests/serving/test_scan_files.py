@@ -3,9 +3,11 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
+import pydicom
 import pytest
 from bodies import make_body, save_nifti
 from cohorts import SPACING_MM, write_dicom_seg, write_series
+from highdicom.legacy import LegacyConvertedEnhancedCTImage
 
 from fullscale.runtime.errors import ScanError, StageError
 from fullscale.serving.scan_files import find_scans, load_scan, strip_suffix
@@ -183,3 +185,32 @@ def test_slice_that_is_no_dicom_refuses_the_series(tmp_path, hu, name, content):
     ((scan,), _) = find_scans(tmp_path)
     with pytest.raises(ScanError, match="unreadable"):
         load_scan(scan)
+
+
+@pytest.mark.parametrize(
+    ("num_slices", "tags"),
+    [(3, {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}), (1, {"ImageType": ["DERIVED"]})],
+)
+def test_scout_or_screen_save_beside_a_series_is_named_and_left_out(
+    tmp_path, hu, num_slices, tags, caplog
+):
+    folder = write_series(tmp_path / "scan", hu)
+    write_series(folder, hu[:num_slices], name="other{}.dcm", **tags)
+    (scan,), is_single = find_scans(folder)
+    assert is_single
+    assert len(scan.files) == len(hu)
+    assert "other0.dcm" in caplog.text
+
+
+def test_slices_in_one_file_are_a_scan(tmp_path, hu):
+    write_series(tmp_path / "many", hu)
+    sources = [pydicom.dcmread(path) for path in (tmp_path / "many").iterdir()]
+    whole = LegacyConvertedEnhancedCTImage(
+        sources, pydicom.uid.generate_uid(), 7, pydicom.uid.generate_uid(), 1
+    )
+    (tmp_path / "one").mkdir()
+    whole.save_as(tmp_path / "one/all.dcm")
+    for source in (tmp_path / "one", tmp_path / "one/all.dcm"):
+        (scan,), is_single = find_scans(source)
+        assert is_single
+        np.testing.assert_array_equal(load_scan(scan).volume.values_ZYX, hu)
