@@ -109,7 +109,7 @@ def inspect_case(
         *_check_mirrored(result.scan, result.labels),
         *_check_text(result.scan, result.labels),
     ]
-    found += case.doubts
+    found += [*case.doubts, *result.labels.doubts]
     if case.origin and case.name != case.origin:
         found.append(("case_renamed", f"{case.origin!r}, here {case.name}"))
     findings = [Finding.from_check(case.name, code, text) for code, text in found]

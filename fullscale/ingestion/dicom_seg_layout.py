@@ -18,7 +18,7 @@ import pydicom
 from numpy.typing import NDArray
 
 from fullscale.ingestion.names import name_case
-from fullscale.ingestion.source import Source, SourceCase, paint_masks
+from fullscale.ingestion.source import Source, SourceCase, find_overlaps, paint_masks
 from fullscale.label_names import label_key
 from fullscale.runtime.errors import ScanError
 from fullscale.runtime.files import file_sha256
@@ -84,7 +84,8 @@ def read_dicom_seg(folder: Path) -> Source:
             index.refused_files += files
             continue
         drawn = {labels[label]: parts for label, parts in series.segments.items()}
-        load = partial(_load, name, tuple(series.files), drawn)
+        organ_of = {labels[label]: label for label in series.segments}
+        load = partial(_load, name, tuple(series.files), drawn, organ_of)
         header_id = series.patient_id
         patient = case_of_patient.setdefault(header_id, name) if header_id else name
         organs = tuple(series.segments)
@@ -241,7 +242,10 @@ def _label_name(text: str) -> str:
 
 
 def _load(
-    name: str, files: Sequence[Path], segments: Mapping[int, Sequence[SegmentRef]]
+    name: str,
+    files: Sequence[Path],
+    segments: Mapping[int, Sequence[SegmentRef]],
+    names: Mapping[int, str],
 ) -> tuple[Volume, Volume]:
     order = order_series(files, name)
     scan = read_series(order, name)
@@ -251,7 +255,8 @@ def _load(
         for path, number in parts:
             drawn |= _read_segment(path, number, order)
         packed[label_id] = np.packbits(order.geometry.to_canonical(drawn))
-    return scan, Volume(paint_masks(packed, scan.values_ZYX.shape), scan.geometry)
+    painted = paint_masks(packed, scan.values_ZYX.shape)
+    return scan, Volume(painted, scan.geometry, (), find_overlaps(packed, painted, names))
 
 
 def _read_segment(path: Path, number: int, order: SeriesOrder) -> NDArray[np.bool_]:

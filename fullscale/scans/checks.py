@@ -109,10 +109,9 @@ _TABLE = (
     Check(
         "label_regions",
         "refused",
-        "dataset.json has labels that are no single organ",
-        "one id for each label",
-        "name each id once, and join the labels of an organ under organs in params.yaml; leave out "
-        "cases with a label `ignore`",
+        "dataset.json has regions that give no single id",
+        "one id for each region in `regions_class_order`, as nnU-Net writes them",
+        "name each id once, and join the labels of an organ under organs in params.yaml",
     ),
     Check(
         "labels_too_many",
@@ -278,6 +277,21 @@ _TABLE = (
         "nothing to do if correct; otherwise give the segments different labels",
     ),
     Check(
+        "label_region",
+        "warning",
+        "A region of nnU-Net is several labels here",
+        "one label for each id",
+        "list all of them for the organ under organs in params.yaml",
+    ),
+    Check(
+        "label_overlap",
+        "note",
+        "Masks overlap, and the smaller one has the voxels",
+        "one organ for each voxel",
+        "nothing to do for parts that params.yaml names with their organ, such as `liver: [liver, "
+        "livertumor]`; without them the organ lacks these voxels",
+    ),
+    Check(
         "label_spelling",
         "note",
         "A label is spelled differently in the cohort",
@@ -289,7 +303,8 @@ _TABLE = (
         "refused",
         "The label has ids that are not in dataset.json",
         "only ids that are in dataset.json",
-        "add the ids to dataset.json, or remove them from the label",
+        "add the ids to dataset.json, or remove them from the label; a case with voxels that "
+        "nobody judged (`ignore`) cannot be used",
     ),
     Check(
         "few_slices",
@@ -607,7 +622,10 @@ class Finding:
     def from_check(cls, case: str, code: str, found: str) -> Finding:
         """Return a finding with requirement and cure of the check `code`."""
         check = CHECKS[code]
-        return cls(case, code, check.severity, found, check.wanted, check.cure)
+        cure = check.cure
+        if check.is_judgement:
+            cure += f"; if the scan is right, --accept {code}"
+        return cls(case, code, check.severity, found, check.wanted, cure)
 
     @classmethod
     def from_error(cls, case: str, error: ScanError) -> Finding:

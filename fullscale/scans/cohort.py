@@ -23,8 +23,11 @@ from fullscale.runtime.files import file_sha256, write_atomically
 from fullscale.scans.checks import failure
 
 BACKGROUND = "background"
+IGNORE = "ignore"
+"""Key under `labels` by which nnU-Net marks voxels that nobody judged."""
 FILE_ENDING = ".nii.gz"
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_SCAN_ENDING = re.compile(r"(_0000)?\.(nii(\.gz)?|nrrd|nhdr|mha|mhd|hdr|img)$", re.IGNORECASE)
 COLUMNS = (
     "case",
     "patient",
@@ -226,7 +229,9 @@ def read_source_rows(folder: Path) -> dict[str, list[dict[str, str]]] | None:
         row = {column: " ".join(cells[column].split()) for column in SOURCE_COLUMNS}
         if not any(row.values()):
             continue
-        row["case"] = re.sub(r"(_0000)?\.nii(\.gz)?$", "", row["case"], flags=re.IGNORECASE)
+        row["case"] = re.sub(
+            r"(_0000)?\.(nii(\.gz)?|nrrd|mha|mhd)$", "", row["case"], flags=re.IGNORECASE
+        )
         row["annotated"] = ";".join(split_names(row["annotated"]))
         found = rows.setdefault(row["case"], [])
         if row not in found:
@@ -265,10 +270,10 @@ def parse_labels(path: Path, dataset: dict[str, Any]) -> dict[str, int]:
     found = dataset.get("labels")
     if not isinstance(found, dict):
         raise failure("dataset_json", f"{path} without a mapping `labels`")
-    regions = [name for name, value in found.items() if isinstance(value, list | tuple)]
-    if regions or "ignore" in found or "ignore" in map(str, found.values()):
-        told = f"regions {', '.join(regions)}" if regions else "a label `ignore`"
-        raise failure("label_regions", f"{path} with {told}")
+    # Voxels to ignore are no label: a case that holds them is refused, because it has no row.
+    found = {key: value for key, value in found.items() if IGNORE not in (key, value)}
+    if any(isinstance(value, list | tuple) for value in found.values()):
+        found = _name_regions(path, found, dataset.get("regions_class_order"))
     try:
         if all(str(key).isdigit() for key in found):
             pairs = [(" ".join(str(name).split()), int(key)) for key, name in found.items()]
@@ -286,6 +291,28 @@ def parse_labels(path: Path, dataset: dict[str, Any]) -> dict[str, int]:
     if unsafe := [name for name in labels if not name.strip() or ";" in name]:
         raise failure("dataset_json", f"{path} with label names {unsafe}")
     return {BACKGROUND: 0, **dict(sorted(labels.items(), key=lambda item: item[1]))}
+
+
+def _name_regions(path: Path, found: dict[str, Any], order: Any) -> dict[str, Any]:
+    """Return the id of each region of nnU-Net's `labels`, by its `regions_class_order`.
+
+    A region is written last where it is innermost, so its id is that of the voxels of no later
+    region. An organ of several ids lists all their names in params.yaml.
+
+    Raises:
+        ScanError: the order does not name one id of each region.
+    """
+    named = {name: value for name, value in found.items() if name != BACKGROUND}
+    told = f"{path} with regions {named}, regions_class_order {order}"
+    if not isinstance(order, list) or len(order) != len(named) or len(set(order)) < len(order):
+        raise failure("label_regions", told)
+    for (_, value), label_id in zip(named.items(), order, strict=True):
+        if label_id not in (value if isinstance(value, list | tuple) else [value]):
+            raise failure("label_regions", told)
+    ids = {i for value in named.values() for i in (value if isinstance(value, list) else [value])}
+    if ids != set(order):
+        raise failure("label_regions", told)
+    return {BACKGROUND: 0, **dict(zip(named, order, strict=True))}
 
 
 def check_annotated(case: str, annotated: Iterable[str], labels: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""Read CT scans and label maps from NIfTI files into memory, and write them."""
+"""Read CT scans and label maps into memory, and write them as NIfTI files."""
 
 # nibabel and isal have no type annotations for the functions called here.
 # mypy: allow-untyped-calls
@@ -16,6 +16,7 @@ import numpy as np
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
+from fullscale.formats.itk_files import is_itk_file, read_itk
 from fullscale.runtime.errors import ScanError, shorten
 from fullscale.runtime.files import open_atomically
 from fullscale.scans.checks import failure
@@ -88,7 +89,7 @@ def read_image(path: Path) -> Volume:
     """Read a CT scan in HU.
 
     Args:
-        path: .nii or .nii.gz.
+        path: .nii or .nii.gz, or a file of `formats.itk_files`.
 
     Returns:
         HU as int16 if that loses nothing, otherwise float32.
@@ -105,7 +106,7 @@ def read_labels(path: Path) -> Volume:
     """Read a label map.
 
     Args:
-        path: .nii or .nii.gz.
+        path: as for `read_image`.
 
     Returns:
         Label ids as uint8.
@@ -231,6 +232,8 @@ def _read(path: Path) -> _File:
     """Read a file to its end, so that the checksum of a compressed file is verified."""
     if not path.is_file():
         raise failure("file_missing", f"no file {path}")
+    if is_itk_file(path):
+        return _read_itk(path)
     try:
         with open_nifti(path) as stream:
             header = read_header(stream)
@@ -252,6 +255,21 @@ def _read(path: Path) -> _File:
         _text_fields(header),
         tuple(_find_doubts(path, header, geometry)),
     )
+
+
+def _read_itk(path: Path) -> _File:
+    try:
+        content = read_itk(path)
+    except (*READ_ERRORS, RuntimeError) as error:
+        raise failure("unreadable", f"{path}: {shorten(error)}") from error
+    shape = _check_shape(path, content.voxels.shape)
+    voxels = content.voxels.reshape(shape, order="F")
+    _check_dtype(path, voxels.dtype)
+    geometry = Geometry(shape, content.affine)
+    check_affine(geometry, str(path))
+    told = f"{path.name}: a header of the format Analyze"
+    doubts = () if content.has_orientation else (("orientation_missing", told),)
+    return _File(voxels, 1.0, 0.0, geometry, (), doubts)
 
 
 def _find_doubts(
