@@ -90,7 +90,7 @@ def test_inspect_case_takes_padding_outside_the_field_of_view(body, value):
 
 def test_inspect_case_warns_of_a_box_without_air(body):
     hu, labels = body
-    box = (slice(None), slice(5, 33), slice(20, 28))
+    box = (slice(None), slice(6, 33), slice(22, 26))
     assert hu[box].min() > -500
     assert codes(hu[box], labels[box]) == ["no_air"]
 
