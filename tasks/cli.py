@@ -41,6 +41,15 @@ Layout = Annotated[
     str | None,
     typer.Option(help="Layout of the folder, see docs/data.md. Default: detected."),
 ]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept",
+        metavar="CODE",
+        help="Turn refusals with this code of a check into warnings; may be repeated. Only for "
+        "checks that judge by what scans usually look like.",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -90,7 +99,9 @@ def sample(
 @app.command(rich_help_panel=SCANS)
 @report_errors
 def validate(
-    source: Annotated[Path, typer.Argument(help="Folder of annotated scans. It is only read.")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder or zip of annotated scans. It is only read.")
+    ],
     layout: Layout = None,
     report: Annotated[
         Path | None, typer.Option(help="Also write an HTML page with a picture of each case.")
@@ -99,6 +110,7 @@ def validate(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse scans for what is otherwise a warning.")
     ] = False,
+    accept: Accept = None,
 ) -> None:
     """Check annotated scans. Exit code 1 if `ingest` would refuse one of them."""
     import json
@@ -107,19 +119,23 @@ def validate(
     from rich.console import Console
     from rich.table import Table
 
+    from fullscale.formats.archives import open_source
     from fullscale.ingestion.html_report import render_html
     from fullscale.ingestion.validate import HEADERS
     from fullscale.ingestion.validate import validate as run
     from fullscale.runtime.files import write_atomically
+    from fullscale.scans.checks import check_accepted
 
-    found = run(
-        source,
-        layout=layout,
-        with_thumbnails=report is not None,
-        strict=strict,
-        num_workers=0,
-        progress=track,
-    )
+    with open_source(source) as folder:
+        found = run(
+            folder,
+            layout=layout,
+            with_thumbnails=report is not None,
+            strict=strict,
+            accepted=check_accepted(accept or ()),
+            num_workers=0,
+            progress=track,
+        )
     if report is not None:
         write_atomically(report, render_html(found))
     if as_json:
@@ -141,7 +157,9 @@ def validate(
 @app.command(rich_help_panel=SCANS)
 @report_errors
 def ingest(
-    source: Annotated[Path, typer.Argument(help="Folder of annotated scans. It is only read.")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder or zip of annotated scans. It is only read.")
+    ],
     data: Annotated[
         Path, typer.Option(help="Folder of the versioned cohort to add them to.")
     ] = Path("data"),
@@ -160,13 +178,19 @@ def ingest(
             help="Refuse scans for what is otherwise a warning; exit code 1 if one is refused.",
         ),
     ] = False,
+    accept: Accept = None,
 ) -> None:
     """Check annotated scans and add the accepted ones to data/."""
+    from fullscale.formats.archives import open_source
     from fullscale.ingestion.cohort_writer import IngestOptions
     from fullscale.ingestion.ingest import ingest as run
+    from fullscale.scans.checks import check_accepted
 
-    options = IngestOptions(layout, dry_run, replace_changed, strict=strict)
-    report = run(source, data, options, num_workers=0, progress=track)
+    options = IngestOptions(
+        layout, dry_run, replace_changed, strict=strict, accepted=check_accepted(accept or ())
+    )
+    with open_source(source) as folder:
+        report = run(folder, data, options, num_workers=0, progress=track)
     for finding in (*report.refused, *report.warnings):
         typer.echo(f"{finding.severity} {finding.case}: {finding}", err=True)
     for name, (theirs, ours) in report.remapped.items():
@@ -305,7 +329,9 @@ def predict(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="IN", help="NIfTI file, folder of one DICOM series, or folder of scans."
+            metavar="IN",
+            help="NIfTI, NRRD or MetaImage file, folder of one DICOM series, or folder or zip "
+            "of scans.",
         ),
     ],
     target: Annotated[
@@ -347,6 +373,7 @@ def predict(
     ] = "auto",
 ) -> None:
     """Segment scans with a registered model. Exit code 3 if some of several scans failed."""
+    from fullscale.formats.archives import open_source
     from fullscale.prediction.predictor import Predictor, pick_device
     from fullscale.prediction.segmentation import read_batch_size
     from fullscale.serving.model_lookup import default_model, find_model
@@ -354,20 +381,23 @@ def predict(
     from tasks.predict import predict as run
 
     root = Path()
-    jobs = plan_jobs(
-        source,
-        target,
-        probabilities=probabilities,
-        preview=preview,
-        statistics=statistics,
-        dicom_seg=dicom_seg,
-    )
-    where = pick_device(device)
-    found = find_model(model or default_model(root), root)
-    num_slices = read_batch_size(batch_size, found.trained.description, where)
-    predictor = Predictor(found.trained, found.threshold, num_slices, where, precision, found.gate)
-    typer.echo(f"predict: computing in {predictor.precision} on {where}", err=True)
-    outcomes = run(jobs, predictor, found, strict=strict)
+    with open_source(source) as opened:
+        jobs = plan_jobs(
+            opened,
+            target,
+            probabilities=probabilities,
+            preview=preview,
+            statistics=statistics,
+            dicom_seg=dicom_seg,
+        )
+        where = pick_device(device)
+        found = find_model(model or default_model(root), root)
+        num_slices = read_batch_size(batch_size, found.trained.description, where)
+        predictor = Predictor(
+            found.trained, found.threshold, num_slices, where, precision, found.gate
+        )
+        typer.echo(f"predict: computing in {predictor.precision} on {where}", err=True)
+        outcomes = run(jobs, predictor, found, strict=strict)
     for outcome in outcomes:
         if outcome.organs is not None:
             volumes = [f"{name} {each.volume_ml:.1f} ml" for name, each in outcome.organs.items()]

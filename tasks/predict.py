@@ -12,6 +12,7 @@ from fullscale.prediction.segmentation import Model, OrganFound, Segmented, segm
 from fullscale.runtime.console import track
 from fullscale.runtime.errors import ScanError, StageError
 from fullscale.runtime.prefetch import prefetch
+from fullscale.scans.dicom_seg_writer import check_referable
 from fullscale.serving.input_checks import InputWarning, check_scan
 from fullscale.serving.outputs import write_outputs
 from fullscale.serving.prediction_jobs import PredictionJob
@@ -84,7 +85,10 @@ def predict(
 def _load(job: PredictionJob) -> tuple[PredictionJob, LoadedScan | str]:
     """Return the job with its scan, or with the reason why the scan cannot be read."""
     try:
-        return job, load_scan(job.source)
+        scan = load_scan(job.source)
+        if job.paths.dicom_seg is not None and scan.order is not None:
+            check_referable(scan.order)
+        return job, scan
     except _ERRORS_OF_ONE_SCAN as error:
         return job, str(error)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from fullscale.ingestion.label_seams import find_seam
 from fullscale.ingestion.source import SourceCase
 from fullscale.runtime.errors import ScanError
-from fullscale.scans.anatomy import check_axes
-from fullscale.scans.checks import HU_AIR, HU_DENSE, MIN_SLICES, Finding
+from fullscale.scans.anatomy import check_axes, check_slices, check_values
+from fullscale.scans.checks import MIN_SLICES, Finding
 from fullscale.scans.cohort import check_case_name
 from fullscale.scans.geometry import AXIS_DIRECTIONS, coarse_steps
 from fullscale.scans.volume import Volume
@@ -76,7 +76,11 @@ class Inspection:
 
 
 def inspect_case(
-    case: SourceCase, labels: Mapping[str, int], *, strict: bool = False
+    case: SourceCase,
+    labels: Mapping[str, int],
+    *,
+    strict: bool = False,
+    accepted: Container[str] = (),
 ) -> Inspection:
     """Read a case once and run every check on it. Problems become findings, not errors.
 
@@ -84,6 +88,7 @@ def inspect_case(
         case: the case to read.
         labels: label id by name in this source, without background.
         strict: refuse the case for what is otherwise a warning.
+        accepted: codes of refusals of judgement that are warnings here, also if `strict`.
     """
     result = Inspection(case.name, case.patient)
     try:
@@ -104,12 +109,13 @@ def inspect_case(
         *_check_mirrored(result.scan, result.labels),
         *_check_text(result.scan, result.labels),
     ]
-    found += case.doubts
+    found += [*case.doubts, *result.labels.doubts]
     if case.origin and case.name != case.origin:
         found.append(("case_renamed", f"{case.origin!r}, here {case.name}"))
     findings = [Finding.from_check(case.name, code, text) for code, text in found]
     if strict:
         findings = [finding.refuse_warning() for finding in findings]
+    findings = [finding.accept(accepted) for finding in findings]
     result.findings += findings
     return result
 
@@ -183,12 +189,11 @@ Found = Iterator[tuple[str, str]]
 
 
 def _check_scan(scan: Volume) -> Found:
-    values = scan.values_ZYX
-    if len(values) < MIN_SLICES:
-        yield "few_slices", f"{len(values)} axial slices"
-    low, high = float(values.min()), float(values.max())
-    if low > HU_AIR or high < HU_DENSE:
-        yield "not_hu", f"values from {low:g} to {high:g}"
+    if len(scan.values_ZYX) < MIN_SLICES:
+        yield "few_slices", f"{len(scan.values_ZYX)} axial slices"
+    yield from check_values(scan)
+    yield from check_slices(scan)
+    yield from scan.doubts
 
 
 def _check_ids(counts: NDArray[np.int64], case: SourceCase, labels: Mapping[str, int]) -> Found:

@@ -76,6 +76,7 @@ class IngestOptions:
         replace_changed: replace a case of the same name if its content differs.
         training_only: keep the added cases out of every test set.
         strict: refuse cases for what is otherwise a warning.
+        accepted: codes of refusals of judgement that are warnings in this run.
     """
 
     layout: str | None = None
@@ -83,6 +84,7 @@ class IngestOptions:
     replace_changed: bool = False
     training_only: bool = False
     strict: bool = False
+    accepted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,9 @@ class CohortWriter:
             source_sha256=prepared.source_sha256,
             voxels_sha256=prepared.voxels_sha256,
             training_only=self.options.training_only,
+            accepted=tuple(
+                sorted({f.code for f in prepared.findings if f.code in self.options.accepted})
+            ),
         )
         if prepared.image is None or prepared.label is None:
             raise ValueError(f"case {prepared.case} was checked, but not written")

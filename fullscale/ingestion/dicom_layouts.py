@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullscale.ingestion.names import name_case
-from fullscale.ingestion.source import Refused, Source, SourceCase, check_mask_values, paint_masks
+from fullscale.ingestion.source import (
+    Refused,
+    Source,
+    SourceCase,
+    check_mask_values,
+    find_overlaps,
+    paint_masks,
+)
 from fullscale.label_names import label_key
 from fullscale.scans.checks import failure
 from fullscale.scans.dicom import (
@@ -61,7 +68,8 @@ def read_ircadb(folder: Path) -> Source:
             *scan,
             *(p for paths in drawn.values() for path in paths for p in dicom_files(path)),
         )
-        load = partial(_load_ircadb, name, scan, drawn)
+        organ_of = {labels[organ]: organ for organ in organs}
+        load = partial(_load_ircadb, name, scan, drawn, organ_of)
         cases.append(SourceCase(name, name, tuple(organs), files, load, origin))
     kept, refused = _refuse_split(sorted(cases, key=lambda case: case.name))
     return Source(
@@ -84,7 +92,10 @@ def _ircadb_cases(folder: Path) -> list[Path]:
 
 
 def _load_ircadb(
-    name: str, files: Sequence[Path], masks: Mapping[int, Sequence[Path]]
+    name: str,
+    files: Sequence[Path],
+    masks: Mapping[int, Sequence[Path]],
+    names: Mapping[int, str],
 ) -> tuple[Volume, Volume]:
     order = order_series(files, name)
     scan = read_series(order, name)
@@ -95,7 +106,7 @@ def _load_ircadb(
             drawn |= _read_mask_folder(folder, order)
         packed[label_id] = np.packbits(order.geometry.to_canonical(drawn))
     painted = paint_masks(packed, scan.values_ZYX.shape)
-    return scan, Volume(painted, scan.geometry)
+    return scan, Volume(painted, scan.geometry, (), find_overlaps(packed, painted, names))
 
 
 def _read_mask_folder(folder: Path, order: SeriesOrder) -> NDArray[np.bool_]:

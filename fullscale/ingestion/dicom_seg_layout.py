@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
 from fullscale.ingestion.names import name_case
-from fullscale.ingestion.source import Source, SourceCase, paint_masks
+from fullscale.ingestion.source import Source, SourceCase, find_overlaps, paint_masks
 from fullscale.label_names import label_key
 from fullscale.runtime.errors import ScanError
 from fullscale.runtime.files import file_sha256
@@ -29,6 +30,7 @@ from fullscale.scans.dicom import (
     SeriesOrder,
     is_damaged,
     is_dicom,
+    is_scout,
     order_series,
     read_dataset,
     read_header,
@@ -36,7 +38,10 @@ from fullscale.scans.dicom import (
 )
 from fullscale.scans.volume import Volume
 
-SEG_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"  # SOP class: Segmentation Storage
+# SOP classes: Segmentation Storage, Label Map Segmentation Storage.
+SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+
+_PLACE_TOLERANCE = 1e-2  # of positions and directions of frames, which are rounded
 
 SegmentRef = tuple[Path, int]
 """A DICOM SEG file and the number of a segment in it."""
@@ -47,7 +52,7 @@ def matches_dicom_seg(folder: Path) -> bool:
     for path in folder.rglob("*"):
         if is_dicom(path):
             try:
-                if _text(read_header(path), "SOPClassUID") == SEG_CLASS:
+                if _text(read_header(path), "SOPClassUID") in SEG_CLASSES:
                     return True
             except ScanError:
                 continue
@@ -79,7 +84,8 @@ def read_dicom_seg(folder: Path) -> Source:
             index.refused_files += files
             continue
         drawn = {labels[label]: parts for label, parts in series.segments.items()}
-        load = partial(_load, name, tuple(series.files), drawn)
+        organ_of = {labels[label]: label for label in series.segments}
+        load = partial(_load, name, tuple(series.files), drawn, organ_of)
         header_id = series.patient_id
         patient = case_of_patient.setdefault(header_id, name) if header_id else name
         organs = tuple(series.segments)
@@ -131,6 +137,7 @@ class _Series:
     segmentations: list[Path] = field(default_factory=list)
     segments: dict[str, list[SegmentRef]] = field(default_factory=dict)
     patient_id: str = ""
+    frame_of_reference: str = ""
 
     @property
     def first_file(self) -> Path:
@@ -146,10 +153,12 @@ class _FolderIndex:
     refused_files: list[Path] = field(default_factory=list)
     damaged: dict[Path, ScanError] = field(default_factory=dict)
     left_out: dict[Path, str] = field(default_factory=dict)
+    series_of_instance: dict[str, str] = field(default_factory=dict)
 
 
 def _index_folder(folder: Path) -> _FolderIndex:
     index = _FolderIndex()
+    segmentations: dict[Path, pydicom.Dataset] = {}
     for path in sorted(folder.rglob("*")):
         is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts[:-1])
         if path.name == DIRECTORY_NAME or is_hidden or not (is_dicom(path) or is_damaged(path)):
@@ -157,13 +166,16 @@ def _index_folder(folder: Path) -> _FolderIndex:
         try:
             header = read_header(path)
             kind = _text(header, "SOPClassUID")
-            if kind == SEG_CLASS:
-                _add_segmentation(index, path, header)
-            elif kind in CT_CLASSES and "LOCALIZER" in _text(header, "ImageType").upper():
+            if kind in SEG_CLASSES:
+                segmentations[path] = header
+            elif kind in CT_CLASSES and is_scout(header):
                 index.left_out[path] = "a scout view"
             elif kind in CT_CLASSES:
-                series = index.series[_text(header, "SeriesInstanceUID")]
+                uid = _text(header, "SeriesInstanceUID")
+                series = index.series[uid]
                 series.files.append(path)
+                series.frame_of_reference = _text(header, "FrameOfReferenceUID")
+                index.series_of_instance[_text(header, "SOPInstanceUID")] = uid
                 series.patient_id = series.patient_id or _text(header, "PatientID").strip()
             elif kind:
                 index.left_out[path] = f"modality {_text(header, 'Modality') or 'unknown'}"
@@ -171,16 +183,22 @@ def _index_folder(folder: Path) -> _FolderIndex:
                 raise failure("unreadable", f"{path} without SOPClassUID")
         except ScanError as error:
             index.damaged[path] = error
+    # Last, because one without a reference is found by the slices it was drawn on.
+    for path, header in segmentations.items():
+        try:
+            _add_segmentation(index, path, header)
+        except ScanError as error:
+            index.damaged[path] = error
     return index
 
 
 def _add_segmentation(index: _FolderIndex, path: Path, header: pydicom.Dataset) -> None:
     try:
-        references = header.get("ReferencedSeriesSequence") or [pydicom.Dataset()]
-        uid = _text(references[0], "SeriesInstanceUID")
+        uid = _find_series(index, header)
         segments = [
             (_label_name(str(part.SegmentLabel)), int(part.SegmentNumber))
             for part in header.SegmentSequence
+            if int(part.SegmentNumber)  # a label map may describe its background as segment 0
         ]
     except READ_ERRORS as error:
         raise failure("unreadable", f"{path}: {error}") from error
@@ -195,13 +213,39 @@ def _add_segmentation(index: _FolderIndex, path: Path, header: pydicom.Dataset) 
         index.series[uid].segments.setdefault(label, []).append((path, number))
 
 
+def _find_series(index: _FolderIndex, header: pydicom.Dataset) -> str:
+    """Return the UID of the series that a segmentation was drawn on; empty if it is not known.
+
+    It refers to the series, or only to slices of it, or has the frame of reference of one series.
+    """
+    references = header.get("ReferencedSeriesSequence") or [pydicom.Dataset()]
+    if uid := _text(references[0], "SeriesInstanceUID"):
+        return uid
+    for frame in header.get("PerFrameFunctionalGroupsSequence") or []:
+        for derivation in frame.get("DerivationImageSequence") or []:
+            for source in derivation.get("SourceImageSequence") or []:
+                instance = _text(source, "ReferencedSOPInstanceUID")
+                if instance in index.series_of_instance:
+                    return index.series_of_instance[instance]
+    frame_of_reference = _text(header, "FrameOfReferenceUID")
+    alike = [
+        uid
+        for uid, series in index.series.items()
+        if series.files and frame_of_reference and series.frame_of_reference == frame_of_reference
+    ]
+    return alike[0] if len(alike) == 1 else ""
+
+
 def _label_name(text: str) -> str:
     """Return the name of a label: letters of any script, digits and "_", in lower case."""
     return label_key(re.sub(r"[^\w]+", "_", unicodedata.normalize("NFKC", text)))
 
 
 def _load(
-    name: str, files: Sequence[Path], segments: Mapping[int, Sequence[SegmentRef]]
+    name: str,
+    files: Sequence[Path],
+    segments: Mapping[int, Sequence[SegmentRef]],
+    names: Mapping[int, str],
 ) -> tuple[Volume, Volume]:
     order = order_series(files, name)
     scan = read_series(order, name)
@@ -211,36 +255,75 @@ def _load(
         for path, number in parts:
             drawn |= _read_segment(path, number, order)
         packed[label_id] = np.packbits(order.geometry.to_canonical(drawn))
-    return scan, Volume(paint_masks(packed, scan.values_ZYX.shape), scan.geometry)
+    painted = paint_masks(packed, scan.values_ZYX.shape)
+    return scan, Volume(painted, scan.geometry, (), find_overlaps(packed, painted, names))
 
 
 def _read_segment(path: Path, number: int, order: SeriesOrder) -> NDArray[np.bool_]:
-    """Read one segment as a mask (columns, rows, slices) on the grid of its series."""
+    """Read one segment as a mask (columns, rows, slices) on the grid of its series.
+
+    Its frames are placed by the slices they refer to, or by position where they refer to none.
+    """
     import highdicom
 
     try:
         segmentation = highdicom.seg.Segmentation.from_dataset(read_dataset(path), copy=False)
-        sources = {str(uids[2]) for uids in segmentation.get_source_image_uids()}
-        pixels = segmentation.get_pixels_by_source_instance(
-            source_sop_instance_uids=list(order.instance_uids),
-            segment_numbers=[number],
-            rescale_fractional=True,
-            assert_missing_frames_are_empty=True,
-        )
+        sources = _source_instances(segmentation)
     except READ_ERRORS as error:
         raise failure("unreadable", f"{path}, segment {number}: {error}") from error
     if missing := sources - set(order.instance_uids):
         raise failure(
             "slices_missing", f"{path} drawn on {len(missing)} slices that are not in the series"
         )
+    try:
+        if sources and order.frames[0] is None:
+            pixels = segmentation.get_pixels_by_source_instance(
+                source_sop_instance_uids=list(order.instance_uids),
+                segment_numbers=[number],
+                rescale_fractional=True,
+                assert_missing_frames_are_empty=True,
+            )
+        else:
+            pixels = _place_by_position(segmentation, number, order)
+    except READ_ERRORS as error:
+        raise failure("unreadable", f"{path}, segment {number}: {error}") from error
     if pixels.shape[:3] != order.geometry.own_shape[::-1]:
         raise failure("shape_differs", f"{path}: {pixels.shape[:3]} voxels")
     # A FRACTIONAL segmentation holds probabilities or occupancies, here from 0 to 1.
     return np.asarray(pixels[..., 0] >= 0.5).transpose(2, 1, 0)
 
 
+def _source_instances(segmentation: Any) -> set[str]:
+    """Return the SOPInstanceUIDs of the slices that all frames refer to; empty if one does not."""
+    frames = segmentation.get("PerFrameFunctionalGroupsSequence") or []
+    if not all(frame.get("DerivationImageSequence") for frame in frames):
+        return set()
+    return {str(uids[2]) for uids in segmentation.get_source_image_uids()}
+
+
+def _place_by_position(segmentation: Any, number: int, order: SeriesOrder) -> NDArray[Any]:
+    """Return one segment (slices, rows, columns, 1) on the grid of a series by its frames' places.
+
+    Raises:
+        READ_ERRORS: the frames do not lie on the grid of the series.
+    """
+    import highdicom
+
+    own = np.diag([-1.0, -1.0, 1.0, 1.0]) @ order.geometry.own_affine  # to LPS, as in DICOM
+    columns, rows, slices = order.geometry.own_shape
+    series = highdicom.VolumeGeometry(
+        own[:, [2, 1, 0, 3]], (slices, rows, columns), coordinate_system="PATIENT"
+    )
+    drawn = segmentation.get_volume(
+        segment_numbers=[number], rescale_fractional=True, allow_missing_positions=True
+    )
+    placed = drawn.match_geometry(series, tol=_PLACE_TOLERANCE)
+    return np.asarray(placed.array)
+
+
 def _text(header: pydicom.Dataset, tag: str) -> str:
     try:
-        return str(header.get(tag, ""))
+        value = header.get(tag)
+        return "" if value is None else str(value)
     except READ_ERRORS as error:
         raise failure("unreadable", f"the element {tag}: {error}") from error

@@ -110,6 +110,7 @@ def _ingest(
         incoming=None if options.dry_run else incoming.resolve(),
         replace_changed=options.replace_changed,
         strict=options.strict,
+        accepted=options.accepted,
     )
     results = map_cases(prepare, parsed.cases, Compute(num_workers=num_workers))
     total = len(parsed.cases)
@@ -133,6 +134,7 @@ def _prepare(
     incoming: Path | None,
     replace_changed: bool,
     strict: bool,
+    accepted: tuple[str, ...],
 ) -> PreparedCase:
     """Read, check and write one case to the folder .incoming; runs in a worker process."""
     blank = PreparedCase(case.name, case.patient, case.annotated, case.patient_id)
@@ -147,7 +149,7 @@ def _prepare(
             raise failure("case_exists", f"{case.name}; {old.name} came from {old.source}")
     except ScanError as error:
         return replace(blank, findings=(Finding.from_error(case.name, error),))
-    result = inspect_case(case, source.labels, strict=strict)
+    result = inspect_case(case, source.labels, strict=strict, accepted=accepted)
     checked = replace(blank, findings=tuple(result.findings), source_sha256=digest)
     if result.is_refused or result.scan is None or result.labels is None or result.facts is None:
         return checked

@@ -59,7 +59,8 @@ _TABLE = (
         "lits",
         "LiTS",
         "`volume-N.nii[.gz]` and `segmentation-N.nii[.gz]`, in any folders",
-        "Labels liver = 1 and tumour = 2. Organs liver = [liver, tumour] counts tumours as liver.",
+        "Labels liver = 1 and tumour = 2. A tumour is part of the liver: organs liver = [liver, "
+        "tumour].",
         nifti_layouts.matches_lits,
         nifti_layouts.read_lits,
     ),

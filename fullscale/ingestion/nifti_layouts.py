@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from fullscale.scans.cohort import (
     split_names,
 )
 
-_NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
-_CT = re.compile(r"ct\.nii(\.gz)?", re.IGNORECASE)
+_SCAN_FILE = re.compile(r"\.(nii(\.gz)?|nrrd|nhdr|mha|mhd|hdr|img)$", re.IGNORECASE)
+_CT = re.compile(r"ct\.(nii(\.gz)?|nrrd|mha|mhd)", re.IGNORECASE)
 _LITS_IMAGE = re.compile(r"volume-(\d+)\.nii(\.gz)?", re.IGNORECASE)
 _LITS_LABEL = re.compile(r"segmentation-(\d+)\.nii(\.gz)?", re.IGNORECASE)
 
@@ -56,7 +56,7 @@ def read_msd(folder: Path) -> Source:
             continue
         if not image.is_file():
             # Old nnU-Net lists the name without the channel number that the file has.
-            with_channel = image.with_name(_NIFTI.sub(r"_0000\g<0>", image.name))
+            with_channel = image.with_name(_SCAN_FILE.sub(r"_0000\g<0>", image.name))
             image = with_channel if with_channel.is_file() else image
         found.append((image, label))
     pairs = _name_pairs(folder, found, refused)
@@ -75,7 +75,7 @@ def _name_pairs(folder: Path, found: Iterable[tuple[Path, Path]], refused: Refus
     rules: tuple[Callable[[tuple[Path, Path]], str], ...] = (
         lambda pair: _stem(pair[1]),
         lambda pair: _stem(pair[0]).removesuffix("_0000"),
-        lambda pair: _NIFTI.sub("", pair[1].relative_to(folder).as_posix()),
+        lambda pair: _SCAN_FILE.sub("", pair[1].relative_to(folder).as_posix()),
         lambda pair: _join_paths(pair, folder),
     )
     for rule in rules:
@@ -160,7 +160,7 @@ def read_totalsegmentator(folder: Path) -> Source:
         if _ct_files(case) or (case / "segmentations").is_dir():
             found = masks.setdefault(case, {})
             for path in _visible(case / "segmentations"):
-                if _NIFTI.search(path.name):
+                if _SCAN_FILE.search(path.name):
                     found.setdefault(label_key(_stem(path)), []).append(path)
     spelled = {label_key(_stem(path)): _stem(path) for path in _sorted_by_name(masks.values())}
     labels = {organ: number for number, organ in enumerate(sorted(spelled.values()), start=1)}
@@ -229,8 +229,22 @@ def _from_dataset(
         str(dataset.get("reference", "")),
         refused_files=tuple(refused.files),
         ignored_folders=("imagesTs", "labelsTs"),
-        findings=table.find_unused({name for name, _ in refused.cases}),
+        findings=(
+            *table.find_unused({name for name, _ in refused.cases}),
+            *_tell_regions(folder, dataset, labels),
+        ),
     )
+
+
+def _tell_regions(
+    folder: Path, dataset: Mapping[str, Any], labels: Mapping[str, int]
+) -> Iterator[Finding]:
+    """Yield a finding for each region of nnU-Net, which is several labels here."""
+    name_of = {value: name for name, value in labels.items()}
+    for name, value in dataset["labels"].items():
+        if isinstance(value, list) and len(value) > 1:
+            parts = ", ".join(name_of[i] for i in sorted(value, key=lambda i: i != labels[name]))
+            yield Finding.from_check(folder.name, "label_region", f"{name}: [{parts}]")
 
 
 class _PatientTable:
@@ -311,7 +325,7 @@ def _is_twice(name: str, groups: Iterable[Sequence[Path]], folder: Path, refused
 
 
 def _stem(path: Path) -> str:
-    return _NIFTI.sub("", path.name)
+    return _SCAN_FILE.sub("", path.name)
 
 
 def _within(folder: Path, name: str) -> Path:

@@ -29,7 +29,11 @@ def checks_table() -> str:
     order = ("refused", "warning", "note")
     checks = sorted(CHECKS.values(), key=lambda check: order.index(check.severity))
     rows = [
-        (f"`{check.code}`", check.severity, check.title, check.wanted, check.cure)
+        (
+            f"`{check.code}`",
+            check.severity + (", or `--accept`" if check.is_judgement else ""),
+            *(check.title, check.wanted, check.cure),
+        )
         for check in checks
     ]
     return _table(("code", "severity", "what is wrong", "wanted", "cure"), rows)

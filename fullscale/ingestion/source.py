@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fullscale.formats.itk_files import data_files, header_path
 from fullscale.ingestion.names import name_case
 from fullscale.label_names import label_key
 from fullscale.runtime.errors import ScanError
@@ -104,7 +105,8 @@ def nifti_case(
     """
     safe = name_case(name)
     load = partial(_load_pair, safe, image, label)
-    return SourceCase(safe, patient or safe, tuple(annotated), (image, label), load, name)
+    files = (*_with_data(image), *_with_data(label))
+    return SourceCase(safe, patient or safe, tuple(annotated), files, load, name)
 
 
 def masks_case(
@@ -118,9 +120,20 @@ def masks_case(
         masks: mask file by label name.
         labels: label id by name.
     """
-    files, safe = (image, *masks.values()), name_case(name)
-    load = partial(_load_masks, safe, image, {labels[key]: path for key, path in masks.items()})
+    files = tuple(each for path in (image, *masks.values()) for each in _with_data(path))
+    safe = name_case(name)
+    by_id = {labels[key]: path for key, path in masks.items()}
+    load = partial(_load_masks, safe, image, by_id, {labels[key]: key for key in masks})
     return SourceCase(safe, safe, tuple(masks), files, load, name)
+
+
+def _with_data(path: Path) -> tuple[Path, ...]:
+    """Return a file of a scan, and the files in which its header says that the voxels are."""
+    path = header_path(path)
+    try:
+        return (path, *data_files(path))
+    except (OSError, ValueError):
+        return (path,)  # reading the case reports the file
 
 
 def check_mask_values(values: Iterable[int], name: str) -> None:
@@ -158,6 +171,30 @@ def rename_labels(source: Source, known: Iterable[str]) -> Source:
     )
 
 
+def find_overlaps(
+    masks: Mapping[int, NDArray[np.uint8]], painted: NDArray[np.uint8], names: Mapping[int, str]
+) -> tuple[tuple[str, str], ...]:
+    """Return code and finding for each mask that lost voxels to smaller masks.
+
+    Args:
+        masks: as for `paint_masks`.
+        painted: its result.
+        names: name of each label id.
+    """
+    found = []
+    for label_id, packed in masks.items():
+        mask = np.unpackbits(packed, count=painted.size).reshape(painted.shape).view(bool)
+        takers = np.bincount(painted[mask], minlength=256)
+        takers[label_id] = 0
+        if num_lost := int(takers.sum()):
+            total = int(np.bitwise_count(packed).sum())
+            to = ", ".join(names[int(other)] for other in np.argsort(-takers) if takers[other])
+            found.append(
+                ("label_overlap", f"{names[label_id]}: {num_lost} of {total} voxels went to {to}")
+            )
+    return tuple(found)
+
+
 def paint_masks(
     masks: Mapping[int, NDArray[np.uint8]], shape: tuple[int, ...]
 ) -> NDArray[np.uint8]:
@@ -184,7 +221,9 @@ def _load_pair(name: str, image: Path, label: Path) -> tuple[Volume, Volume]:
     return scan, Volume(labels.values_ZYX, scan.geometry, labels.text_fields)
 
 
-def _load_masks(name: str, image: Path, files: Mapping[int, Path]) -> tuple[Volume, Volume]:
+def _load_masks(
+    name: str, image: Path, files: Mapping[int, Path], names: Mapping[int, str]
+) -> tuple[Volume, Volume]:
     scan = read_image(image)
     masks, text_fields = {}, set[str]()
     for label_id, path in files.items():
@@ -195,4 +234,5 @@ def _load_masks(name: str, image: Path, files: Mapping[int, Path]) -> tuple[Volu
         check_mask_values(np.flatnonzero(counts).tolist(), f"{name}, {path.name}")
         masks[label_id] = np.packbits(mask.values_ZYX > 0)
     painted = paint_masks(masks, scan.values_ZYX.shape)
-    return scan, Volume(painted, scan.geometry, tuple(sorted(text_fields)))
+    overlaps = find_overlaps(masks, painted, names)
+    return scan, Volume(painted, scan.geometry, tuple(sorted(text_fields)), overlaps)

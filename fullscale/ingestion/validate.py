@@ -134,6 +134,7 @@ def validate(
     layout: str | None = None,
     with_thumbnails: bool = False,
     strict: bool = False,
+    accepted: Iterable[str] = (),
     num_workers: int = 1,
     progress: Progress | None = None,
 ) -> ValidationReport:
@@ -144,6 +145,7 @@ def validate(
         layout: key of `LAYOUTS`; None detects the layout.
         with_thumbnails: draw a slice of every case.
         strict: refuse cases for what is otherwise a warning.
+        accepted: codes of refusals of judgement that are warnings here.
         num_workers: parallel processes; 0 uses every core.
         progress: wraps the results, as `fullscale.runtime.console.track` does.
 
@@ -157,6 +159,7 @@ def validate(
         checksums=_read_checksums(folder),
         with_thumbnail=with_thumbnails,
         strict=strict,
+        accepted=tuple(accepted),
     )
     results = map_cases(check, source.cases, Compute(num_workers=num_workers))
     rows = list(progress(results, "validate", len(source.cases)) if progress else results)
@@ -222,8 +225,9 @@ def _check_case(
     checksums: dict[Path, str] | None,
     with_thumbnail: bool,
     strict: bool,
+    accepted: tuple[str, ...],
 ) -> CaseRow:
-    result = inspect_case(case, labels, strict=strict)
+    result = inspect_case(case, labels, strict=strict, accepted=accepted)
     thumbnail = None
     if with_thumbnail and result.scan is not None and result.labels is not None:
         thumbnail = draw_thumbnail(result.scan, result.labels)

@@ -1,4 +1,4 @@
-"""Compare the axes that a scan's header names with the anatomy in its voxels.
+"""Compare a scan's values, slices and named axes with the anatomy in its voxels.
 
 Axis letters: Z to the head, Y to the back, X to the patient's left. Each axis has its own sign, so
 any mixture of swapped axes is found. A sign that cannot be seen is left out: a scan without lungs
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fullscale.scans.checks import BODY_HU, HU_AIR
+from fullscale.scans.checks import BODY_HU, HU_AIR, HU_DENSE
 from fullscale.scans.geometry import AXIS_DIRECTIONS, coarse_steps
 from fullscale.scans.volume import Volume
 
@@ -45,7 +45,14 @@ _MIN_LUNG_OFFSET = 0.4  # from the body's centre, share of half its height; seen
 _MIN_LUNG_OFFSET_MM = 20.0  # from liver and spleen
 _NEAR_LUNGS_MM = 100.0  # there contrast in the bowel is rare, and the liver is large
 
+_DENSE_HU = 800  # dense bone and metal
+_MAX_DENSE_SHARE = 0.3  # of what is no air
+_LOWEST_HU = -1100  # air with noise; below is only what marks the outside of the field of view
+_MAX_LOW_SHARE = 0.02  # of the voxels; apart from the value that marks the outside
+_MAX_CUT_OUT_SHARE = 0.01  # of the voxels at the lowest value, in a scan that no window clipped
+
 _ORGAN_HU = (25, 200)  # liver and heart; fluid is below
+_MIN_OWN_SIDE_MM = 30.0  # between an organ and the body, beside the other organ
 _MIN_SIDE_MM = 10.0  # between the centres of organs, or of an organ and the body
 _MIN_LIVER_MM = 30.0  # from the body's centre to the liver's deepest point; seen: 46 to 110
 
@@ -117,6 +124,51 @@ class _Body:
         """Return the mean position of a mask, or of the body, along an axis."""
         inside = np.nonzero(self.mask_ZYX if mask_ZYX is None else mask_ZYX)[axis]
         return float(inside.mean()) * self.spacing_mm[axis]
+
+
+def check_values(scan: Volume) -> Iterator[tuple[str, str]]:
+    """Yield code and finding if the values are not HU, or may not be.
+
+    Extremes alone do not tell: a value that marks what is outside the field of view hides a lost
+    intercept. So the values of a body are compared, too.
+    """
+    sample = np.asarray(scan.values_ZYX[coarse_steps(scan.spacing_mm)]).ravel()
+    low, high = float(scan.values_ZYX.min()), float(scan.values_ZYX.max())
+    at_low = float((sample == sample.min()).mean())
+    # A window leaves many voxels at its lower end; a box cut out of a scan does not.
+    is_cut_out = low < 0 and at_low < _MAX_CUT_OUT_SHARE
+    if high < HU_DENSE or (low > HU_AIR and not is_cut_out):
+        yield "not_hu", f"values from {low:g} to {high:g}"
+        return
+    inside = sample[sample > HU_AIR]
+    dense = float((inside > _DENSE_HU).mean()) if inside.size else 1.0
+    below = sample[sample < _LOWEST_HU]
+    low_tail = float((below != np.median(below)).sum()) / sample.size if below.size else 0.0
+    if dense > _MAX_DENSE_SHARE or low_tail > _MAX_LOW_SHARE:
+        yield (
+            "not_hu",
+            f"values from {low:g} to {high:g}, of which {dense:.0%} are as dense as bone and "
+            f"{low_tail:.0%} below air",
+        )
+    elif low > HU_AIR:
+        yield "no_air", f"values from {low:g} to {high:g}"
+
+
+def check_slices(scan: Volume) -> Iterator[tuple[str, str]]:
+    """Yield code and finding if slices are exact copies of the slice below them."""
+    values_ZYX = scan.values_ZYX
+    copies = [
+        z
+        for z in range(1, len(values_ZYX))
+        if np.array_equal(values_ZYX[z], values_ZYX[z - 1])
+        and values_ZYX[z].min() != values_ZYX[z].max()
+    ]
+    if copies:
+        first = ", ".join(str(z) for z in copies[:5])
+        yield (
+            "slices_repeated",
+            f"{len(copies)} of {len(values_ZYX)} slices like the one below, from the foot: {first}",
+        )
 
 
 def check_axes(
@@ -260,6 +312,16 @@ def _labelled_sides(body: _Body, organs: Mapping[str, Mask]) -> Sign | None:
     x_mm = {name: body.centre_mm(2, mask_ZYX) for name, mask_ZYX in organs.items()}
     centre_mm = body.centre_mm(2)
     left_mm = x_mm.get("spleen", centre_mm) - x_mm.get("liver", centre_mm)
+    # A spleen on the right is still left of the liver's centre where it was drawn in the liver.
+    right_mm = {
+        "liver": x_mm.get("liver", centre_mm) - centre_mm,
+        "spleen": centre_mm - x_mm.get("spleen", centre_mm),
+    }
+    wrong = max(right_mm, key=lambda name: right_mm[name])
+    if right_mm[wrong] > _MIN_OWN_SIDE_MM and left_mm > 0:
+        side = "left" if wrong == "liver" else "right"
+        seen = f"the {wrong}'s centre lies {right_mm[wrong]:.0f} mm {side} of the body's"
+        return Sign(2, False, seen)
     if abs(left_mm) < _MIN_SIDE_MM:
         return None
     right, left = (name if name in x_mm else "body" for name in ("liver", "spleen"))

@@ -5,10 +5,11 @@ The checks, the reports and docs/data.md all use this table.
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fullscale.runtime.errors import ScanError
+from fullscale.runtime.errors import ScanError, StageError
 
 MIN_SLICES = 8
 HU_AIR, HU_DENSE = -500, 100  # every CT of the trunk holds air below and bone above these
@@ -28,6 +29,8 @@ class Check:
         title: the problem in a few words.
         wanted: the requirement on a usable scan.
         cure: the action that the owner of the data can take.
+        is_judgement: the refusal rests on what scans usually look like; `--accept` turns it into
+            a warning.
     """
 
     code: str
@@ -35,6 +38,7 @@ class Check:
     title: str
     wanted: str
     cure: str
+    is_judgement: bool = False
 
 
 _TABLE = (
@@ -105,10 +109,9 @@ _TABLE = (
     Check(
         "label_regions",
         "refused",
-        "dataset.json has labels that are no single organ",
-        "one id for each label",
-        "name each id once, and join the labels of an organ under organs in params.yaml; leave out "
-        "cases with a label `ignore`",
+        "dataset.json has regions that give no single id",
+        "one id for each region in `regions_class_order`, as nnU-Net writes them",
+        "name each id once, and join the labels of an organ under organs in params.yaml",
     ),
     Check(
         "labels_too_many",
@@ -137,13 +140,6 @@ _TABLE = (
         "dataset.json names a file outside its folder",
         "paths below the folder of dataset.json",
         "correct the path in dataset.json, or copy the file into the folder",
-    ),
-    Check(
-        "multiframe",
-        "refused",
-        "A DICOM file holds several frames",
-        "one file for each slice",
-        "export the series as classic CT, one file for each slice",
     ),
     Check(
         "file_twice",
@@ -257,6 +253,7 @@ _TABLE = (
         "The label was resampled with interpolation",
         "sharp borders between ids, without a seam of intermediate ids",
         "resample labels with nearest neighbour, never with interpolation",
+        is_judgement=True,
     ),
     Check(
         "mask_values",
@@ -280,6 +277,21 @@ _TABLE = (
         "nothing to do if correct; otherwise give the segments different labels",
     ),
     Check(
+        "label_region",
+        "warning",
+        "A region of nnU-Net is several labels here",
+        "one label for each id",
+        "list all of them for the organ under organs in params.yaml",
+    ),
+    Check(
+        "label_overlap",
+        "note",
+        "Masks overlap, and the smaller one has the voxels",
+        "one organ for each voxel",
+        "nothing to do for parts that params.yaml names with their organ, such as `liver: [liver, "
+        "livertumor]`; without them the organ lacks these voxels",
+    ),
+    Check(
         "label_spelling",
         "note",
         "A label is spelled differently in the cohort",
@@ -291,7 +303,8 @@ _TABLE = (
         "refused",
         "The label has ids that are not in dataset.json",
         "only ids that are in dataset.json",
-        "add the ids to dataset.json, or remove them from the label",
+        "add the ids to dataset.json, or remove them from the label; a case with voxels that "
+        "nobody judged (`ignore`) cannot be used",
     ),
     Check(
         "few_slices",
@@ -299,6 +312,7 @@ _TABLE = (
         "The scan has too few slices",
         "at least 8 axial slices",
         "export the whole scan, not a part of it",
+        is_judgement=True,
     ),
     Check(
         "not_hu",
@@ -306,6 +320,36 @@ _TABLE = (
         "The values are not Hounsfield units",
         "air below -500 HU and bone or contrast above 100 HU",
         "export the scan without window, with rescale slope and intercept applied",
+        is_judgement=True,
+    ),
+    Check(
+        "no_air",
+        "warning",
+        "The scan holds no air",
+        "air around the body, which tells that the values are HU",
+        "nothing to do for a box cut out of a scan in HU; otherwise export the scan without window",
+    ),
+    Check(
+        "slices_repeated",
+        "warning",
+        "Slices are copies of their neighbours",
+        "slices that differ, at least by their noise",
+        "export the scan with the slices that were reconstructed; copies make a false spacing",
+    ),
+    Check(
+        "orientation_missing",
+        "warning",
+        "The header does not say where head, front and right are",
+        "a NIfTI header with an sform or a qform whose code is not 0",
+        "convert the scan again from its origin, or check left and right by eye: the axes are only "
+        "assumed",
+    ),
+    Check(
+        "forms_differ",
+        "warning",
+        "Two fields of one header contradict each other",
+        "an sform and a qform that say the same",
+        "find out which of them is right, for example by the lesion's side, and write it to both",
     ),
     Check(
         "label_mirrored",
@@ -313,6 +357,7 @@ _TABLE = (
         "The label fits the image only when mirrored",
         "labels on homogeneous tissue",
         "flip the label along the named axis, then compare image and label by eye",
+        is_judgement=True,
     ),
     Check(
         "label_full",
@@ -320,6 +365,7 @@ _TABLE = (
         "The label covers nearly the whole volume",
         "organs that fill less than 90 percent of the voxels",
         "check that 0 is the background, and that the label is not the image",
+        is_judgement=True,
     ),
     Check(
         "content_twice",
@@ -562,6 +608,12 @@ class Finding:
         text = f"{self.code}: found {self.found}; wanted {self.wanted}; {self.cure}"
         return " ".join(text.split())
 
+    def accept(self, codes: Container[str]) -> Finding:
+        """Return the finding as a warning if it is a refusal of judgement with one of the codes."""
+        if self.code in codes and CHECKS[self.code].is_judgement and self.severity == "refused":
+            return replace(self, severity="warning")
+        return self
+
     def refuse_warning(self) -> Finding:
         """Return the finding with the severity "refused" in place of "warning"."""
         return replace(self, severity="refused") if self.severity == "warning" else self
@@ -570,7 +622,10 @@ class Finding:
     def from_check(cls, case: str, code: str, found: str) -> Finding:
         """Return a finding with requirement and cure of the check `code`."""
         check = CHECKS[code]
-        return cls(case, code, check.severity, found, check.wanted, check.cure)
+        cure = check.cure
+        if check.is_judgement:
+            cure += f"; if the scan is right, --accept {code}"
+        return cls(case, code, check.severity, found, check.wanted, cure)
 
     @classmethod
     def from_error(cls, case: str, error: ScanError) -> Finding:
@@ -587,3 +642,15 @@ def failure(code: str, found: str) -> ScanError:
     """
     check = CHECKS[code]
     return ScanError(code, found, check.wanted, check.cure)
+
+
+def check_accepted(codes: Iterable[str]) -> tuple[str, ...]:
+    """Return the codes of `--accept`, each once and in order.
+
+    Raises:
+        StageError: a code is no refusal of judgement.
+    """
+    known = sorted(check.code for check in _TABLE if check.is_judgement)
+    if wrong := sorted(set(codes) - set(known)):
+        raise StageError(f"--accept {', '.join(wrong)}; it can be {', '.join(known)}")
+    return tuple(sorted(set(codes)))

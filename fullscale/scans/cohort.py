@@ -23,8 +23,11 @@ from fullscale.runtime.files import file_sha256, write_atomically
 from fullscale.scans.checks import failure
 
 BACKGROUND = "background"
+IGNORE = "ignore"
+"""Key under `labels` by which nnU-Net marks voxels that nobody judged."""
 FILE_ENDING = ".nii.gz"
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_SCAN_ENDING = re.compile(r"(_0000)?\.(nii(\.gz)?|nrrd|nhdr|mha|mhd|hdr|img)$", re.IGNORECASE)
 COLUMNS = (
     "case",
     "patient",
@@ -37,6 +40,8 @@ COLUMNS = (
 )
 TRAINING_ONLY = "training_only"
 """Optional column of cases.csv, "true" or "false"; written only if a case has the flag."""
+ACCEPTED = "accepted"
+"""Optional column of cases.csv, codes separated by ";"; written only if a case has one."""
 SOURCE_COLUMNS = ("case", "patient", "annotated")
 """Columns of the cases.csv that a source, such as the inbox, may bring."""
 
@@ -58,6 +63,7 @@ class Case:
         source_sha256: checksum of the source files and settings; empty if unknown.
         voxels_sha256: checksum of the scan's voxels in canonical order; empty if unknown.
         training_only: keep the case out of the test set, as for scans from the inbox.
+        accepted: codes of the checks that it fails, and that `--accept` let pass.
     """
 
     name: str
@@ -71,6 +77,7 @@ class Case:
     source_sha256: str = ""
     voxels_sha256: str = ""
     training_only: bool = False
+    accepted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,7 @@ def read_cohort(root: Path) -> Cohort:
                 source_sha256=row.get("source_sha256", ""),
                 voxels_sha256=row.get("voxels_sha256", ""),
                 training_only=_read_flag(root, name, row.get(TRAINING_ONLY, "")),
+                accepted=split_names(row.get(ACCEPTED, "")),
             )
         )
     names = [case.name for case in cases]
@@ -176,13 +184,14 @@ def read_cohort(root: Path) -> Cohort:
 def write_cases(root: Path, cases: Iterable[Case]) -> None:
     """Write cases.csv atomically, one row per case, sorted by name.
 
-    The column training_only is written only if a case has the flag.
+    The columns training_only and accepted are written only if a case has such a value.
     """
     cases = sorted(cases, key=lambda case: case.name)
     has_flags = any(case.training_only for case in cases)
+    has_accepted = any(case.accepted for case in cases)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, TRAINING_ONLY] if has_flags else COLUMNS)
+    writer.writerow([*COLUMNS, *[TRAINING_ONLY] * has_flags, *[ACCEPTED] * has_accepted])
     for case in cases:
         writer.writerow(
             [
@@ -195,6 +204,7 @@ def write_cases(root: Path, cases: Iterable[Case]) -> None:
                 case.source_sha256,
                 case.voxels_sha256,
                 *([str(case.training_only).lower()] if has_flags else []),
+                *([";".join(case.accepted)] if has_accepted else []),
             ]
         )
     write_atomically(root / "cases.csv", text.getvalue())
@@ -219,7 +229,9 @@ def read_source_rows(folder: Path) -> dict[str, list[dict[str, str]]] | None:
         row = {column: " ".join(cells[column].split()) for column in SOURCE_COLUMNS}
         if not any(row.values()):
             continue
-        row["case"] = re.sub(r"(_0000)?\.nii(\.gz)?$", "", row["case"], flags=re.IGNORECASE)
+        row["case"] = re.sub(
+            r"(_0000)?\.(nii(\.gz)?|nrrd|mha|mhd)$", "", row["case"], flags=re.IGNORECASE
+        )
         row["annotated"] = ";".join(split_names(row["annotated"]))
         found = rows.setdefault(row["case"], [])
         if row not in found:
@@ -258,10 +270,10 @@ def parse_labels(path: Path, dataset: dict[str, Any]) -> dict[str, int]:
     found = dataset.get("labels")
     if not isinstance(found, dict):
         raise failure("dataset_json", f"{path} without a mapping `labels`")
-    regions = [name for name, value in found.items() if isinstance(value, list | tuple)]
-    if regions or "ignore" in found or "ignore" in map(str, found.values()):
-        told = f"regions {', '.join(regions)}" if regions else "a label `ignore`"
-        raise failure("label_regions", f"{path} with {told}")
+    # Voxels to ignore are no label: a case that holds them is refused, because it has no row.
+    found = {key: value for key, value in found.items() if IGNORE not in (key, value)}
+    if any(isinstance(value, list | tuple) for value in found.values()):
+        found = _name_regions(path, found, dataset.get("regions_class_order"))
     try:
         if all(str(key).isdigit() for key in found):
             pairs = [(" ".join(str(name).split()), int(key)) for key, name in found.items()]
@@ -279,6 +291,28 @@ def parse_labels(path: Path, dataset: dict[str, Any]) -> dict[str, int]:
     if unsafe := [name for name in labels if not name.strip() or ";" in name]:
         raise failure("dataset_json", f"{path} with label names {unsafe}")
     return {BACKGROUND: 0, **dict(sorted(labels.items(), key=lambda item: item[1]))}
+
+
+def _name_regions(path: Path, found: dict[str, Any], order: Any) -> dict[str, Any]:
+    """Return the id of each region of nnU-Net's `labels`, by its `regions_class_order`.
+
+    A region is written last where it is innermost, so its id is that of the voxels of no later
+    region. An organ of several ids lists all their names in params.yaml.
+
+    Raises:
+        ScanError: the order does not name one id of each region.
+    """
+    named = {name: value for name, value in found.items() if name != BACKGROUND}
+    told = f"{path} with regions {named}, regions_class_order {order}"
+    if not isinstance(order, list) or len(order) != len(named) or len(set(order)) < len(order):
+        raise failure("label_regions", told)
+    for (_, value), label_id in zip(named.items(), order, strict=True):
+        if label_id not in (value if isinstance(value, list | tuple) else [value]):
+            raise failure("label_regions", told)
+    ids = {i for value in named.values() for i in (value if isinstance(value, list) else [value])}
+    if ids != set(order):
+        raise failure("label_regions", told)
+    return {BACKGROUND: 0, **dict(zip(named, order, strict=True))}
 
 
 def check_annotated(case: str, annotated: Iterable[str], labels: dict[str, int]) -> None:

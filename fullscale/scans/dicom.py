@@ -17,16 +17,20 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.pixels.processing import apply_modality_lut
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from fullscale.formats.functional_groups import get_element, get_number
 from fullscale.runtime.errors import ScanError, shorten
 from fullscale.runtime.files import file_sha256
 from fullscale.scans.checks import failure
-from fullscale.scans.geometry import Geometry, check_affine
+from fullscale.scans.geometry import ALIGNMENT_TOLERANCE_MM, Geometry, check_affine
 from fullscale.scans.volume import Volume, to_hu
 
 POSITION_TOLERANCE_MM = 0.1
-MAX_TILT_MM = 0.1  # drift across the normal, over the whole series
+_STEP_TOLERANCE = 0.04  # of the distance of slices; a table moves unevenly
+MAX_TILT_MM = ALIGNMENT_TOLERANCE_MM  # drift across the normal, over the whole series
+_MAX_TILT_PX = 0.5  # the same in pixels; a smaller one comes from rounded headers
 TEXT_TAGS = (
     "PatientName",
     "PatientID",
@@ -55,8 +59,12 @@ OUTSIDE_HU = -1024  # air, for pixels outside the field of view
 READ_ERRORS = (Exception,)
 """On damaged bytes pydicom and highdicom raise almost any exception; catch it only around calls of
 theirs."""
-# SOP classes: CT Image Storage, Enhanced CT Image Storage.
-CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")
+# SOP classes: CT Image Storage, Enhanced and Legacy Converted Enhanced CT Image Storage.
+CT_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.2",
+    "1.2.840.10008.5.1.4.1.1.2.1",
+    "1.2.840.10008.5.1.4.1.1.2.2",
+)
 DIRECTORY_NAME = "DICOMDIR"  # the table of contents of a DICOM medium
 _TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM coordinates are LPS, ours are NIfTI's RAS
 
@@ -66,14 +74,17 @@ class SeriesOrder:
     """The slices of a series in spatial order.
 
     Attributes:
-        files: sorted along the normal of the slice plane.
-        instance_uids: SOPInstanceUID of each file.
+        files: file of each slice, sorted along the normal of the slice plane; one file may hold
+            several slices.
+        instance_uids: SOPInstanceUID of each slice's file.
         geometry: grid of the series; its axes are columns, rows, slices.
+        frames: of each slice, its frame in the file, from 0; None in a file of one slice.
     """
 
     files: tuple[Path, ...]
     instance_uids: tuple[str, ...]
     geometry: Geometry
+    frames: tuple[int | None, ...]
 
 
 def dicom_files(folder: Path) -> tuple[Path, ...]:
@@ -159,7 +170,7 @@ def order_series(files: Sequence[Path], name: str) -> SeriesOrder:
         ScanError: unreadable, not CT, slices of different planes or sizes, several slices at one
             position, interleaved acquisitions, missing slices, uneven spacing, or a tilted gantry.
     """
-    planes = [plane for path in files if (plane := _read_plane(path)) is not None]
+    planes = [plane for path in files for plane in _read_planes(path)]
     if len(planes) < 2:
         raise failure("few_slices", f"{name}: {len(planes)} CT slices")
     _check_same_plane(planes, name)
@@ -182,6 +193,7 @@ def order_series(files: Sequence[Path], name: str) -> SeriesOrder:
         tuple(plane.path for plane in planes),
         tuple(plane.instance_uid for plane in planes),
         geometry,
+        tuple(plane.frame for plane in planes),
     )
 
 
@@ -195,13 +207,15 @@ def read_series(order: SeriesOrder, name: str) -> Volume:
     """
     values: NDArray[Any] = np.empty(order.geometry.own_shape, dtype=np.int16, order="F")
     text_fields = set[str]()
-    for k, path in enumerate(order.files):
+    reader = _PixelReader()
+    for k, (path, frame) in enumerate(zip(order.files, order.frames, strict=True)):
         try:
-            slice_ = read_dataset(path)
-            plane = _decode(slice_, path)
-            slope = float(slice_.get("RescaleSlope", 1))
-            intercept = float(slice_.get("RescaleIntercept", 0))
+            slice_, plane = reader.read(path, frame)
+            slope = get_number(slice_, "RescaleSlope", frame, default=1)
+            intercept = get_number(slice_, "RescaleIntercept", frame, default=0)
             padding = _find_padding(slice_, plane)
+            if "ModalityLUTSequence" in slice_:
+                plane = apply_modality_lut(plane, slice_)
         except ScanError:
             raise
         except READ_ERRORS as error:
@@ -234,43 +248,74 @@ class _Plane:
     spacing: tuple[float, float]
     size: tuple[int, int]
     sources: tuple[str, ...]
+    frame: int | None = None
 
     @property
     def normal(self) -> NDArray[np.float64]:
         return np.cross(self.along_row, self.along_column)
 
     @classmethod
-    def from_header(cls, path: Path, header: pydicom.Dataset) -> _Plane:
+    def from_header(cls, path: Path, header: pydicom.Dataset, frame: int | None) -> _Plane:
         if str(header.get("SOPClassUID", "")) not in CT_CLASSES:
             raise failure("modality", f"{path} of modality {header.get('Modality', 'none')}")
-        if int(header.get("NumberOfFrames", 1)) > 1:
-            raise failure("multiframe", f"{path} with {header.NumberOfFrames} frames")
-        for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-            if header.get(tag) is None:
+        position, axes, spacing = (
+            get_element(header, tag, frame)
+            for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+        )
+        for tag, value in (
+            ("ImagePositionPatient", position),
+            ("ImageOrientationPatient", axes),
+            ("PixelSpacing", spacing),
+        ):
+            if value is None:
                 raise failure("unreadable", f"{path} without {tag}")
-        orientation = np.array(header.ImageOrientationPatient, dtype=np.float64)
-        down, across = (float(step) for step in header.PixelSpacing)
+        orientation = np.array(axes, dtype=np.float64)
+        down, across = (float(step) for step in spacing)
         return cls(
             path,
             str(header.SOPInstanceUID),
-            np.array(header.ImagePositionPatient, dtype=np.float64),
+            np.array(position, dtype=np.float64),
             orientation[:3],
             orientation[3:],
             (down, across),
             (int(header.Rows), int(header.Columns)),
             tuple(str(header.get(tag, "")) for tag in SOURCE_TAGS),
+            frame,
         )
 
 
-def _read_plane(path: Path) -> _Plane | None:
-    """Read the plane of one slice; return None for a scout view."""
+def _read_planes(path: Path) -> list[_Plane]:
+    """Read the planes of a file's slices; none for a scout view."""
     header = read_header(path)
     try:
-        return None if _is_scout(header) else _Plane.from_header(path, header)
+        if is_scout(header):
+            return []
+        num_frames = int(header.get("NumberOfFrames") or 1)
+        is_multiframe = num_frames > 1 or "PerFrameFunctionalGroupsSequence" in header
+        frames = range(num_frames) if is_multiframe else [None]
+        return [_Plane.from_header(path, header, frame) for frame in frames]
     except ScanError:
         raise
     except READ_ERRORS as error:
         raise _unreadable(path, error) from error
+
+
+class _PixelReader:
+    """Decode slices; the file of several slices is decoded once, if they follow each other."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._dataset = pydicom.Dataset()
+        self._pixels: NDArray[Any] = np.empty(0)
+
+    def read(self, path: Path, frame: int | None) -> tuple[pydicom.Dataset, NDArray[Any]]:
+        """Return the data set of a file, and the stored pixels of one slice (rows, columns)."""
+        if path != self._path:
+            self._dataset = read_dataset(path)
+            self._pixels = _decode(self._dataset, path)
+            self._path = path
+        pixels = self._pixels
+        return self._dataset, pixels if frame is None or pixels.ndim == 2 else pixels[frame]
 
 
 def _decode(dataset: pydicom.Dataset, path: Path) -> NDArray[Any]:
@@ -296,7 +341,8 @@ def _begins_with_element(begin: bytes) -> bool:
     return is_explicit or int.from_bytes(begin[4:8], "little") <= 128
 
 
-def _is_scout(header: pydicom.Dataset) -> bool:
+def is_scout(header: pydicom.Dataset) -> bool:
+    """Return True if a header is that of a scout view (localizer)."""
     return "LOCALIZER" in [str(part).upper() for part in header.get("ImageType") or []]
 
 
@@ -321,7 +367,8 @@ def _drop_copies(planes: Iterable[_Plane], name: str) -> list[_Plane]:
     """Keep one of several files with the same content, such as "IM1.dcm" and "IM1 (1).dcm"."""
     kept: dict[str, _Plane] = {}
     for plane in planes:
-        first = kept.setdefault(plane.instance_uid, plane)
+        key = plane.instance_uid if plane.frame is None else f"{plane.instance_uid} {plane.frame}"
+        first = kept.setdefault(key, plane)
         if first is not plane and file_sha256(first.path) != file_sha256(plane.path):
             raise failure(
                 "slices_twice",
@@ -372,12 +419,13 @@ def _check_positions(along_mm: Sequence[float], name: str) -> float:
         twice = [f"{along_mm[i]:g}" for i in np.flatnonzero(gaps < POSITION_TOLERANCE_MM).tolist()]
         raise failure("slices_twice", f"{name}: several slices at {_join_first(twice)} mm")
     step_mm = float(np.median(gaps))
-    odd = np.flatnonzero(np.abs(gaps - step_mm) > POSITION_TOLERANCE_MM).tolist()
+    tolerance_mm = max(POSITION_TOLERANCE_MM, _STEP_TOLERANCE * step_mm)
+    odd = np.flatnonzero(np.abs(gaps - step_mm) > tolerance_mm).tolist()
     if not odd:
         return float((along_mm[-1] - along_mm[0]) / len(gaps))
     between = [f"{along_mm[i]:g} and {along_mm[i + 1]:g}" for i in odd]
     multiples = gaps[odd] / step_mm
-    if np.abs(gaps[odd] - np.rint(multiples) * step_mm).max() <= POSITION_TOLERANCE_MM:
+    if np.abs(gaps[odd] - np.rint(multiples) * step_mm).max() <= tolerance_mm:
         num_missing = int((np.rint(multiples) - 1).sum())
         raise failure(
             "slices_missing",
@@ -395,7 +443,7 @@ def _check_tilt(planes: Sequence[_Plane], normal: NDArray[np.float64], name: str
     shift = last.position - first.position
     height_mm = float(normal @ shift)
     drift_mm = float(np.linalg.norm(shift - height_mm * normal))
-    if drift_mm > MAX_TILT_MM:
+    if drift_mm > min(MAX_TILT_MM, _MAX_TILT_PX * min(first.spacing)):
         degrees = np.degrees(np.arctan2(drift_mm, height_mm))
         raise failure(
             "gantry_tilt",

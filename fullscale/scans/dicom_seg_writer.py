@@ -83,12 +83,32 @@ def write_segmentation(
         number_of_id[label_id] = number
     own = order.geometry.to_own_grid(label_ZYX)
     segments_ZYX = np.ascontiguousarray(number_of_id[own].transpose(2, 1, 0))
-    sources = [read_header(file) for file in order.files]
+    sources = [read_header(file) for file in dict.fromkeys(order.files)]
+    if order.frames[0] is not None:  # highdicom wants the slices in the order of the frames
+        segments_ZYX = segments_ZYX[np.argsort(np.array(order.frames))]
     buffer = io.BytesIO()
+    _try_make(sources, segments_ZYX, list(organs), maker).save_as(buffer)
+    write_atomically(path, buffer.getbuffer())
+
+
+def check_referable(order: SeriesOrder) -> None:
+    """Check that a segmentation can refer to a series, before a scan is segmented for minutes.
+
+    Raises:
+        ScanError: the headers of the series lack what a reference needs.
+    """
+    source = read_header(order.files[0])
+    columns, rows, slices = order.geometry.own_shape
+    num_slices = 1 if order.frames[0] is None else slices
+    empty_ZYX = np.zeros((num_slices, rows, columns), dtype=np.uint8)
+    _try_make([source], empty_ZYX, ["organ"], Maker("model", "1", "1", "1"))
+
+
+def _try_make(sources: list[Any], segments_ZYX: Array, organs: list[str], maker: Maker) -> Any:
     try:
         # The warnings quote header text, which may name the patient.
         with warnings.catch_warnings(action="ignore"):
-            _make(sources, segments_ZYX, list(organs), maker).save_as(buffer)
+            return _make(sources, segments_ZYX, organs, maker)
     except READ_ERRORS as error:
         reason = shorten(error) or type(error).__name__
         raise ScanError(
@@ -97,7 +117,6 @@ def write_segmentation(
             "headers with the identity of patient, study, frame of reference and slices",
             "export the series again, or leave --dicom-seg out",
         ) from error
-    write_atomically(path, buffer.getbuffer())
 
 
 def _make(sources: list[Any], segments_ZYX: Array, organs: list[str], maker: Maker) -> Any:

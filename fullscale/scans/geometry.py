@@ -106,8 +106,22 @@ class Geometry:
         return np.asarray(apply_orientation(values_ZYX.transpose(2, 1, 0), to_own))
 
 
+def max_distance_mm(first: Geometry, second: Geometry) -> float:
+    """Return the largest distance between the corners of two grids of one shape, in mm.
+
+    Corners have the same index along the axes of the files.
+    """
+    return _distance_mm(first.own_affine, second.own_affine, first.own_shape)
+
+
+def _distance_mm(first: Array, second: Array, shape: tuple[int, int, int]) -> float:
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
+    corners = np.vstack([corners, np.ones(corners.shape[1])])
+    return float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
+
+
 def check_aligned(image: Geometry, label: Geometry, name: str) -> None:
-    """Check that image and label share one grid.
+    """Check that image and label share one grid, whatever the order and direction of its axes.
 
     Args:
         image: geometry of the image file.
@@ -118,18 +132,23 @@ def check_aligned(image: Geometry, label: Geometry, name: str) -> None:
         ScanError: shapes differ, or a corner voxel is off by more than `ALIGNMENT_TOLERANCE_MM`.
             The code names the first part of the affine that differs: spacing, direction, origin.
     """
-    if image.own_shape != label.own_shape:
+    if image.shape_ZYX != label.shape_ZYX:
         raise failure(
             "shape_differs", f"{name}: image {image.own_shape}, label {label.own_shape} voxels"
         )
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.own_shape])).reshape(3, -1)
-    corners = np.vstack([corners, np.ones(corners.shape[1])])
+    z, y, x = image.shape_ZYX
+    off_mm = _distance_mm(image.affine, label.affine, (x, y, z))
+    if off_mm <= ALIGNMENT_TOLERANCE_MM:
+        return
+    if image.own_shape == label.own_shape:
+        off_mm = max_distance_mm(image, label)
+    else:  # the axes have another order, which is no fault
+        label = Geometry((x, y, z), label.affine)
+        image = Geometry((x, y, z), image.affine)
 
     def distance_mm(first: Array, second: Array) -> float:
-        return float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
+        return _distance_mm(first, second, image.own_shape)
 
-    if (off_mm := distance_mm(image.own_affine, label.own_affine)) <= ALIGNMENT_TOLERANCE_MM:
-        return
     # Correct one part of the label's affine at a time: the part whose correction moves a corner is
     # the cause.
     steps = [np.linalg.norm(g.own_affine[:3, :3], axis=0) for g in (image, label)]

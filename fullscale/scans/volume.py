@@ -1,4 +1,4 @@
-"""Read CT scans and label maps from NIfTI files into memory, and write them."""
+"""Read CT scans and label maps into memory, and write them as NIfTI files."""
 
 # nibabel and isal have no type annotations for the functions called here.
 # mypy: allow-untyped-calls
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,14 +16,24 @@ import numpy as np
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
+from fullscale.formats.itk_files import is_itk_file, read_itk
 from fullscale.runtime.errors import ScanError, shorten
 from fullscale.runtime.files import open_atomically
 from fullscale.scans.checks import failure
-from fullscale.scans.geometry import Geometry, check_affine, check_spacing
+from fullscale.scans.geometry import (
+    ALIGNMENT_TOLERANCE_MM,
+    Geometry,
+    check_affine,
+    check_spacing,
+    max_distance_mm,
+)
 
 GZIP_LEVEL = 3  # the highest level of isal; it costs little time
 _GZIP_MAX_RATIO = 1100  # deflate cannot compress better than 1032 to 1
 _SPACING_TOLERANCE = 0.01  # relative; between pixdim and srow of one header
+_MAX_QUATERNION = 1.001  # length up to which a quaternion is off by rounding
+_MAX_LABEL_SLOPE = 0.1  # a coarser scale factor hides what interpolation did
+_LABEL_TOLERANCE = 1e-3  # relative; of a whole number that was scaled or stored as a float
 _SILENT = logging.Logger("header repairs", level=logging.CRITICAL + 1)
 _TEXT_FIELDS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
 READ_ERRORS: tuple[Any, ...] = (
@@ -52,11 +62,13 @@ class Volume:
         values_ZYX: HU as int16 (float32 if HU are fractional), or label ids as uint8.
         geometry: grid of the file.
         text_fields: names of header fields that hold free text, which may name the patient.
+        doubts: code and values found of the checks that the header failed.
     """
 
     values_ZYX: Array
     geometry: Geometry
     text_fields: tuple[str, ...] = ()
+    doubts: tuple[tuple[str, str], ...] = ()
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -77,7 +89,7 @@ def read_image(path: Path) -> Volume:
     """Read a CT scan in HU.
 
     Args:
-        path: .nii or .nii.gz.
+        path: .nii or .nii.gz, or a file of `formats.itk_files`.
 
     Returns:
         HU as int16 if that loses nothing, otherwise float32.
@@ -87,14 +99,14 @@ def read_image(path: Path) -> Volume:
     """
     file = _read(path)
     values = to_hu(file.voxels, file.slope, file.intercept, str(path))
-    return Volume(file.geometry.to_canonical(values), file.geometry, file.text_fields)
+    return Volume(file.geometry.to_canonical(values), file.geometry, file.text_fields, file.doubts)
 
 
 def read_labels(path: Path) -> Volume:
     """Read a label map.
 
     Args:
-        path: .nii or .nii.gz.
+        path: as for `read_image`.
 
     Returns:
         Label ids as uint8.
@@ -167,6 +179,12 @@ def read_header(stream: BinaryIO) -> nib.Nifti1Header:
     stored_spacing = np.array(header["pixdim"][1:4], dtype=np.float64)
     header.check_fix(logger=_SILENT, error_level=40)
     header["pixdim"][1:4] = stored_spacing
+    # Some writers round a quaternion so that it is longer than 1, which nibabel refuses.
+    parts = [f"quatern_{axis}" for axis in "bcd"]
+    length = float(np.sqrt(sum(float(header[part]) ** 2 for part in parts)))
+    if 1 < length <= _MAX_QUATERNION:
+        for part in parts:
+            header[part] = float(header[part]) / length
     return header
 
 
@@ -207,12 +225,15 @@ class _File:
     intercept: float
     geometry: Geometry
     text_fields: tuple[str, ...]
+    doubts: tuple[tuple[str, str], ...]
 
 
 def _read(path: Path) -> _File:
     """Read a file to its end, so that the checksum of a compressed file is verified."""
     if not path.is_file():
         raise failure("file_missing", f"no file {path}")
+    if is_itk_file(path):
+        return _read_itk(path)
     try:
         with open_nifti(path) as stream:
             header = read_header(stream)
@@ -232,7 +253,41 @@ def _read(path: Path) -> _File:
         0.0 if intercept is None else float(intercept),
         geometry,
         _text_fields(header),
+        tuple(_find_doubts(path, header, geometry)),
     )
+
+
+def _read_itk(path: Path) -> _File:
+    try:
+        content = read_itk(path)
+    except (*READ_ERRORS, RuntimeError) as error:
+        raise failure("unreadable", f"{path}: {shorten(error)}") from error
+    shape = _check_shape(path, content.voxels.shape)
+    voxels = content.voxels.reshape(shape, order="F")
+    _check_dtype(path, voxels.dtype)
+    geometry = Geometry(shape, content.affine)
+    check_affine(geometry, str(path))
+    told = f"{path.name}: a header of the format Analyze"
+    doubts = () if content.has_orientation else (("orientation_missing", told),)
+    return _File(voxels, 1.0, 0.0, geometry, (), doubts)
+
+
+def _find_doubts(
+    path: Path, header: nib.Nifti1Header, geometry: Geometry
+) -> Iterator[tuple[str, str]]:
+    """Yield code and finding where the header leaves open where the voxels lie in the patient."""
+    sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
+    if sform is None and qform is None:
+        yield "orientation_missing", f"{path.name}: sform_code 0 and qform_code 0"
+    if sform is None or qform is None:
+        return
+    other = Geometry(geometry.own_shape, np.asarray(qform, dtype=np.float64))
+    if (off_mm := max_distance_mm(geometry, other)) > ALIGNMENT_TOLERANCE_MM:
+        yield (
+            "forms_differ",
+            f"{path.name}: axes {geometry.orientation} in its sform, which is taken, and "
+            f"{other.orientation} in its qform, off by {off_mm:.1f} mm",
+        )
 
 
 def _geometry(path: Path, header: nib.Nifti1Header) -> Geometry:
@@ -309,7 +364,9 @@ def _to_label_ids(path: Path, stored: Array, slope: float, intercept: float) -> 
         return stored
     if stored.dtype.kind == "f" and not _all_finite(stored):
         raise failure("label_not_integer", f"{path}: NaN or Inf in the label")
-    if not _all_whole(stored, slope, intercept, tolerance=1e-4):
+    # A writer that scales to fill the type rounds each id to a multiple of the slope.
+    step = abs(slope) / 2 if stored.dtype.kind in "iu" and abs(slope) < _MAX_LABEL_SLOPE else 0.0
+    if not _all_whole(stored, slope, intercept, step, relative=_LABEL_TOLERANCE):
         scaled = f", after the factor scl_slope {slope:g} of its header" if slope != 1 else ""
         raise failure("label_not_integer", f"{path}: values that are not whole numbers{scaled}")
     low, high = sorted(float(v) * slope + intercept for v in (stored.min(), stored.max()))
@@ -327,12 +384,20 @@ def _all_finite(stored: Array) -> bool:
     return all(bool(np.isfinite(stored[..., k]).all()) for k in _slabs(stored))
 
 
-def _all_whole(stored: Array, slope: float, intercept: float, tolerance: float = 1e-3) -> bool:
+def _all_whole(
+    stored: Array,
+    slope: float,
+    intercept: float,
+    tolerance: float = 1e-3,
+    relative: float = 0.0,
+) -> bool:
+    """Return True if all values are within `tolerance` and `relative` of a whole number."""
     if stored.dtype.kind in "iu" and slope == round(slope) and intercept == round(intercept):
         return True
     for k in _slabs(stored):
         slab = stored[..., k].astype(np.float64) * slope + intercept
-        if np.abs(slab - np.rint(slab)).max() > tolerance:
+        allowed = np.minimum(tolerance + relative * np.maximum(1, np.abs(slab)), 0.1)
+        if (np.abs(slab - np.rint(slab)) > allowed).any():
             return False
     return True
 

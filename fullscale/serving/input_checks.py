@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from fullscale.prediction.network_files import NetworkDescription
 from fullscale.runtime.errors import ScanError
-from fullscale.scans.anatomy import check_axes
-from fullscale.scans.checks import CHECKS, HU_AIR, HU_DENSE, MIN_SLICES
+from fullscale.scans.anatomy import check_axes, check_slices, check_values
+from fullscale.scans.checks import CHECKS, MIN_SLICES
 from fullscale.scans.trunk import find_trunk
 from fullscale.scans.volume import Volume
 
@@ -44,8 +44,10 @@ def check_scan(scan: Volume, description: NetworkDescription) -> list[InputWarni
         scan: in canonical orientation.
         description: of the network. The trunk's size is compared only if it has `trained_on`.
     """
-    found = list(_check_values(scan))
-    if not found:  # the body is found by its HU, so other values would give false warnings
+    told = [*scan.doubts, *check_values(scan), *check_slices(scan)]
+    found = [InputWarning(code, seen, CHECKS[code].wanted) for code, seen in told]
+    # The body is found by its HU, so other values would give false warnings.
+    if not any(each.code == "not_hu" for each in found):
         found += [InputWarning(code, seen, CHECKS[code].wanted) for code, seen in check_axes(scan)]
         found += _check_trunk(scan, description)
     num_slices = len(scan.values_ZYX)
@@ -53,16 +55,6 @@ def check_scan(scan: Volume, description: NetworkDescription) -> list[InputWarni
         found.append(InputWarning("few_slices", f"{num_slices} slices", f"at least {MIN_SLICES}"))
     found += _check_spacing(scan, description)
     return found
-
-
-def _check_values(scan: Volume) -> Iterator[InputWarning]:
-    low, high = float(scan.values_ZYX.min()), float(scan.values_ZYX.max())
-    if low > HU_AIR or high < HU_DENSE:
-        yield InputWarning(
-            "not_hu",
-            f"values from {low:g} to {high:g}",
-            f"HU, with air below {HU_AIR} and bone or contrast above {HU_DENSE}",
-        )
 
 
 def _check_trunk(scan: Volume, description: NetworkDescription) -> Iterator[InputWarning]:

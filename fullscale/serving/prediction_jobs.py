@@ -86,7 +86,8 @@ def plan_jobs(
         "--dicom-seg": dicom_seg,
     }
     named = {option: path for option, path in outputs.items() if path is not None}
-    if is_single:
+    # A folder that holds one scan may also be meant as a folder of scans.
+    if is_single and (source.is_file() or target.name.lower().endswith(NIFTI_SUFFIXES)):
         _check_files(source, named)
         paths = OutputPaths(target, probabilities, preview, statistics, dicom_seg)
         return [PredictionJob(scans[0], paths)]

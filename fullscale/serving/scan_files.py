@@ -1,4 +1,4 @@
-"""Find and read scans to segment: NIfTI files and DICOM series, single or in folders."""
+"""Find and read scans to segment: files and DICOM series, single or in folders."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fullscale.formats.itk_files import ITK_SUFFIXES, header_path, is_itk_file
 from fullscale.ingestion.unread import may_be_scan
 from fullscale.runtime.errors import ScanError, StageError
-from fullscale.scans.checks import failure
+from fullscale.scans.checks import MIN_SLICES, failure
 from fullscale.scans.dicom import (
     CT_CLASSES,
     SeriesOrder,
     dicom_files,
+    is_dicom,
+    is_scout,
     order_series,
     read_header,
     read_series,
@@ -26,6 +29,7 @@ from fullscale.scans.volume import Volume, read_image
 logger = logging.getLogger(__name__)
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+SCAN_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class ScanFiles:
     Attributes:
         name: path relative to the given folder, without suffix unless another scan has that name;
             the plain name of a single scan.
-        files: one NIfTI file, or the files of one DICOM series in any order.
+        files: one file, or the files of one DICOM series in any order.
         is_dicom: True for a DICOM series.
         instance_uids: SOPInstanceUIDs of a DICOM series.
         series_uid: SeriesInstanceUID of a DICOM series.
@@ -56,7 +60,7 @@ class LoadedScan:
 
     Attributes:
         volume: HU in canonical orientation.
-        order: the sorted files of a DICOM series; None for NIfTI.
+        order: the sorted files of a DICOM series; None for other files.
     """
 
     volume: Volume
@@ -64,8 +68,8 @@ class LoadedScan:
 
 
 def strip_suffix(name: str) -> str:
-    """Return a file name without .nii or .nii.gz."""
-    for suffix in NIFTI_SUFFIXES:
+    """Return a file name without the ending of a scan, such as .nii.gz."""
+    for suffix in SCAN_SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name
@@ -75,8 +79,8 @@ def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
     """Find the scans at a path.
 
     Args:
-        source: a NIfTI file, the folder of one DICOM series, or a folder that contains scans at any
-            depth.
+        source: a file of `SCAN_SUFFIXES`, a DICOM file of several slices, the folder of one DICOM
+            series, or a folder that contains scans at any depth.
 
     Returns:
         The scans sorted by name, and True if `source` is a single scan.
@@ -85,8 +89,13 @@ def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
         StageError: there is no scan, or two have the same name.
     """
     if source.is_file():
-        if not _is_nifti(source):
-            raise StageError(f"found {source}; wanted a .nii or .nii.gz file, or a folder of scans")
+        if is_dicom(source) and _is_multiframe([source]):
+            (scan,) = _series_of(source.parent, source.stem, [source])
+            return [scan], True
+        if not source.name.lower().endswith(SCAN_SUFFIXES):
+            raise StageError(
+                f"found {source}; wanted a file {', '.join(SCAN_SUFFIXES)}, or a folder of scans"
+            )
         return [ScanFiles(strip_suffix(source.name), (source,), is_dicom=False)], True
     if not source.is_dir():
         raise StageError(f"there is no {source}")
@@ -100,12 +109,12 @@ def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
         found += [
             ScanFiles(str(inside / strip_suffix(path.name)), (path,), is_dicom=False)
             for path in paths
-            if _is_nifti(path)
+            if _is_scan(path)
         ]
         found += _series_of(folder, str(inside) if inside.parts else source.resolve().name)
     if not found:
         raise StageError(
-            f"{source} holds no scan: wanted .nii or .nii.gz files, or DICOM files of CT series"
+            f"{source} holds no scan: wanted files such as .nii.gz, or DICOM files of CT series"
         )
     counts = Counter(scan.name for scan in found)
     # Beside a.nii.gz, or a series in the folder a, the scan a.nii keeps its ending.
@@ -120,7 +129,7 @@ def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
         raise StageError(f"{source} has two scans named {', '.join(twice)}; rename one of them")
     found = _find_split_series(found)
     _tell_unread(source, seen, found)
-    is_single = len(found) == 1 and found[0].is_dicom and found[0].files[0].parent == source
+    is_single = len(found) == 1 and found[0].is_dicom
     return sorted(found, key=lambda scan: scan.name), is_single
 
 
@@ -166,6 +175,7 @@ def _find_split_series(scans: Sequence[ScanFiles]) -> list[ScanFiles]:
 def _tell_unread(source: Path, paths: Iterable[Path], scans: Iterable[ScanFiles]) -> None:
     """Log the files that may be parts of a scan and are none of the scans' files."""
     used = {path for scan in scans for path in scan.files}
+    used |= {path for path in paths if is_itk_file(path) and header_path(path) in used}
     unread = [path for path in paths if path not in used and may_be_scan(path)]
     if unread:
         names = ", ".join(str(path.relative_to(source)) for path in unread[:5])
@@ -173,11 +183,18 @@ def _tell_unread(source: Path, paths: Iterable[Path], scans: Iterable[ScanFiles]
         logger.warning(f"{len(unread)} files are no CT scans that can be read: {names}{more}")
 
 
-def _is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith(NIFTI_SUFFIXES)
+def _is_multiframe(files: Sequence[Path]) -> bool:
+    return any("PerFrameFunctionalGroupsSequence" in read_header(path) for path in files)
 
 
-def _series_of(folder: Path, name: str) -> list[ScanFiles]:
+def _is_scan(path: Path) -> bool:
+    """Return True for a file that holds a scan by its ending; the voxels of a header are none."""
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
+        return True
+    return is_itk_file(path) and (path.suffix.lower() != ".img" or not header_path(path).is_file())
+
+
+def _series_of(folder: Path, name: str, paths: Sequence[Path] | None = None) -> list[ScanFiles]:
     """Return the CT series in one folder; if there are several, their names are numbered.
 
     A damaged file is kept in the series, so that reading the series reports it.
@@ -185,7 +202,7 @@ def _series_of(folder: Path, name: str) -> list[ScanFiles]:
     series: dict[str, list[Path]] = defaultdict(list)
     instances: dict[str, set[str]] = defaultdict(set)
     unreadable: list[Path] = []
-    for path in dicom_files(folder):
+    for path in dicom_files(folder) if paths is None else paths:
         try:
             header = read_header(path)
         except ScanError:
@@ -194,11 +211,17 @@ def _series_of(folder: Path, name: str) -> list[ScanFiles]:
         # The file meta information repeats the class; it survives in a file that was cut off.
         kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
         uid = header.get("SeriesInstanceUID")
+        if kind in CT_CLASSES and is_scout(header):
+            continue  # named with the other files that are not read
         if kind in CT_CLASSES and uid:
             series[str(uid)].append(path)
             instances[str(uid)].add(str(header.get("SOPInstanceUID", "")))
         elif kind in CT_CLASSES or not kind:
             unreadable.append(path)
+    # Scouts without a mark, screen saves and dose pictures of class CT lie beside the scan.
+    longest = max((len(files) for files in series.values()), default=0)
+    if longest >= MIN_SLICES:
+        series = {u: f for u, f in series.items() if len(f) >= MIN_SLICES or _is_multiframe(f)}
     groups = {uid: [*files, *unreadable] for uid, files in series.items()}
     if unreadable and not groups:
         groups[""] = unreadable

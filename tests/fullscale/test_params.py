@@ -96,7 +96,7 @@ def test_published_params_are_valid():
         ({"organs": {"spleen": []}}, r"organs\.spleen names no label"),
         (
             {"organs": {"spleen": [0]}},
-            r"organs\.spleen\.0: .*name of a label, or its number, at least 1",
+            r"organs\.spleen\.0: .*or its number, at least 1",
         ),
         ({"compute": {"backend": "dask"}}, r"compute: backend dask needs the address"),
     ],

@@ -7,7 +7,8 @@ from scipy.ndimage import zoom
 
 from fullscale.ingestion.case_checks import CrossChecks, inspect_case
 from fullscale.ingestion.source import SourceCase
-from fullscale.scans.checks import CHECKS, Finding, failure
+from fullscale.runtime.errors import StageError
+from fullscale.scans.checks import CHECKS, Finding, check_accepted, failure
 from fullscale.scans.geometry import Geometry
 from fullscale.scans.volume import Volume
 
@@ -50,6 +51,12 @@ def test_inspect_case_counts_slices(body):
     assert codes(hu[4:12], labels[4:12]) == []
 
 
+def _padded(hu, value):
+    """The scan with a value outside a round field of view."""
+    y, x = np.ogrid[-1 : 1 : hu.shape[1] * 1j, -1 : 1 : hu.shape[2] * 1j]
+    return np.where(np.hypot(y, x) > 1, value, hu).astype(np.int16)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -59,6 +66,10 @@ def test_inspect_case_counts_slices(body):
         lambda hu: ((hu - hu.mean()) / hu.std()).astype(np.float32),
         lambda hu: (hu.clip(-160, 240) + 160) * 255 // 400,
         lambda hu: np.minimum(hu, 50),
+        lambda hu: _padded(hu + 1024, -2000),  # the intercept is lost, padding hides it
+        lambda hu: _padded(hu + 1024, -1024),
+        lambda hu: _padded(hu - 1024, -3024),  # the intercept was applied twice
+        lambda hu: (hu * 10).clip(-32000, 32000),
     ],
 )
 def test_inspect_case_refuses_what_is_not_hu(body, change):
@@ -69,6 +80,38 @@ def test_inspect_case_refuses_what_is_not_hu(body, change):
 def test_inspect_case_takes_a_clipped_but_wide_range(body):
     hu, labels = body
     assert codes(hu.clip(-1000, 1000), labels) == []
+
+
+@pytest.mark.parametrize("value", [-2000, -3024, -1024])
+def test_inspect_case_takes_padding_outside_the_field_of_view(body, value):
+    hu, labels = body
+    assert codes(_padded(hu, value), labels) == []
+
+
+def test_inspect_case_warns_of_a_box_without_air(body):
+    hu, labels = body
+    box = (slice(None), slice(6, 33), slice(22, 26))
+    assert hu[box].min() > -500
+    assert codes(hu[box], labels[box]) == ["no_air"]
+
+
+def test_inspect_case_warns_of_slices_that_are_copies(body):
+    hu, labels = (np.repeat(values, 2, axis=0) for values in body)
+    assert codes(hu, labels) == ["slices_repeated"]
+
+
+def test_inspect_case_accepts_what_is_asked_for(body):
+    hu, labels = body
+    case = as_case(hu + 1024, labels)
+    assert inspect_case(case, IDS).is_refused
+    seen = inspect_case(case, IDS, accepted=("not_hu",), strict=True)
+    assert not seen.is_refused
+    assert {"not_hu": "warning"}.items() <= {f.code: f.severity for f in seen.findings}.items()
+
+
+def test_accept_takes_refusals_of_judgement_only():
+    with pytest.raises(StageError, match="--accept unreadable; it can be few_slices"):
+        check_accepted(["not_hu", "unreadable"])
 
 
 def test_inspect_case_refuses_unknown_ids(body):

@@ -496,3 +496,16 @@ def test_reference_of_a_source_is_named_once_also_with_a_semicolon_in_it(tmp_pat
     content = json.loads((tmp_path / "data/dataset.json").read_text())
     assert content["licence"] == "CC-BY-SA 4.0; see LICENSE; CC-BY"
     assert content["reference"] == "A; B"
+
+
+def test_ingest_accepts_a_refusal_of_judgement_and_remembers_it(tmp_path):
+    source, data = write_nnunet(tmp_path / "in", 2), tmp_path / "data"
+    path = source / "imagesTr/case_00_0000.nii.gz"
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + np.int16(1024), image.affine), path)
+    assert ingest(source, data).num_refused == 1
+    report = ingest(source, data, IngestOptions(accepted=("not_hu",), strict=True))
+    assert report.accepted == ["case_00"]
+    assert [f.code for f in report.warnings if f.severity == "warning"] == ["not_hu"]
+    accepted = {case.name: case.accepted for case in read_cohort(data).cases}
+    assert accepted == {"case_00": ("not_hu",), "case_01": ()}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -22,6 +23,7 @@ from cohorts import (
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from fullscale.ingestion.case_checks import inspect_case
 from fullscale.ingestion.layouts import LAYOUTS, read_source
 from fullscale.ingestion.source import paint_masks
 from fullscale.runtime.errors import ScanError
@@ -294,7 +296,6 @@ def test_nnunet_of_another_modality_is_refused(tmp_path, changes):
         {"background": 0, "liver": "one"},
         {"background": 0, "whole": [1, 2]},
         {"background": 0, "liver": 1, "spleen": 1},
-        {"background": 0, "liver": 1, "ignore": 2},
         {"background": 0, "liver": -1},
         {"background": 0, "liver": 256},
         {"background": 0, "a;b": 1},
@@ -638,11 +639,6 @@ def write_region(folder):
     write_dataset_json(folder, labels={"background": 0, "whole": [1, 2], "spleen": 2})
 
 
-def write_ignore(folder):
-    write_nnunet(folder, 1)
-    write_dataset_json(folder, labels={"background": 0, "liver": 1, "ignore": 2})
-
-
 @pytest.mark.parametrize(
     ("write", "code", "found", "cure"),
     [
@@ -657,8 +653,7 @@ def write_ignore(folder):
             r"files \*\.nii;",
             "as nnunet",
         ),
-        (write_region, "label_regions", "regions whole", "organs in params.yaml"),
-        (write_ignore, "label_regions", "label `ignore`", "leave out cases"),
+        (write_region, "label_regions", "regions .*whole", "organs in params.yaml"),
     ],
 )
 def test_messages_of_sources_tell_what_is_wrong_and_what_to_do(tmp_path, write, code, found, cure):
@@ -705,3 +700,98 @@ def test_linked_case_is_read_and_what_is_unread_in_it_is_named(tmp_path):
     source = read_source(tmp_path / "in")
     assert [case.name for case in source.cases] == ["s0000", "s0001"]
     assert list(unused(source)) == ["s0001/file_unused"]
+
+
+def _changed_seg(folder, change, kind="BINARY"):
+    """Return the source of one series with a segmentation, after a change of its data set."""
+    hu, labels = make_body(seed=77)
+    write_series(folder / "s/ct", hu)
+    masks = labels if kind == "LABELMAP" else np.stack([labels == 1, labels == 2], -1)
+    write_seg(folder / "s/seg.dcm", folder / "s/ct", masks.astype(np.uint8), kind=kind)
+    ds = pydicom.dcmread(folder / "s/seg.dcm")
+    change(ds)
+    ds.save_as(folder / "s/seg.dcm")
+    return read_source(folder), labels
+
+
+def _without_derivation(ds):
+    for frame in ds.PerFrameFunctionalGroupsSequence:
+        del frame.DerivationImageSequence
+
+
+def _without_series(ds):
+    del ds.ReferencedSeriesSequence
+
+
+def _without_any_reference(ds):
+    _without_derivation(ds)
+    _without_series(ds)
+
+
+@pytest.mark.parametrize(
+    "change", [_without_derivation, _without_series, _without_any_reference, lambda ds: None]
+)
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_segmentation_is_placed_by_what_it_refers_to_or_by_position(tmp_path, change, kind):
+    source, labels = _changed_seg(tmp_path, change, kind)
+    assert source.refused == ()
+    _, _, labels_ZYX = load(source, "s")
+    np.testing.assert_array_equal(labels_ZYX, labels)
+
+
+def test_empty_patient_id_is_no_patient(tmp_path):
+    write_dicom_seg(tmp_path, 2)
+    for path in tmp_path.rglob("*.dcm"):
+        ds = pydicom.dcmread(path)
+        ds.PatientID = None
+        ds.save_as(path)
+    assert len({case.patient for case in read_source(tmp_path).cases}) == 2
+
+
+def test_regions_of_nnunet_are_labels_by_their_order(tmp_path):
+    write_nnunet(tmp_path, 1)
+    labels = {"background": 0, "whole": [1, 2], "spleen": 2}
+    write_dataset_json(tmp_path, labels=labels, regions_class_order=[1, 2])
+    source = read_source(tmp_path)
+    assert source.labels == {"whole": 1, "spleen": 2}
+    ((code, found),) = [(f.code, f.found) for f in source.findings]
+    assert (code, found) == ("label_region", "whole: [whole, spleen]")
+
+
+@pytest.mark.parametrize("order", [None, [2, 1], [1], [1, 1], [1, 3]])
+def test_regions_without_a_fitting_order_are_refused(tmp_path, order):
+    write_nnunet(tmp_path, 1)
+    labels = {"background": 0, "whole": [1, 2], "spleen": 2}
+    write_dataset_json(tmp_path, labels=labels, regions_class_order=order)
+    with pytest.raises(ScanError, match="label_regions"):
+        read_source(tmp_path)
+
+
+def test_voxels_to_ignore_refuse_their_case_alone(tmp_path):
+    write_nnunet(tmp_path, 2)
+    write_dataset_json(tmp_path, labels={"background": 0, "liver": 1, "spleen": 2, "ignore": 3})
+    path = tmp_path / "labelsTr/case_00.nii.gz"
+    image = nib.load(path)
+    values = np.asarray(image.dataobj).copy()
+    values[0, 0, 0] = 3
+    nib.save(nib.Nifti1Image(values, image.affine), path)
+    source = read_source(tmp_path)
+    assert source.labels == {"liver": 1, "spleen": 2}
+    refused = {case.name: inspect_case(case, source.labels).is_refused for case in source.cases}
+    assert refused == {"case_00": True, "case_01": False}
+
+
+def test_overlap_names_who_lost_voxels_to_whom(tmp_path):
+    """As in 3D-IRCADb, where the mask of the liver holds its tumours."""
+    write_ircadb(tmp_path, 1)
+    hu, labels = make_body(seed=400)
+    middle = len(hu) // 2
+    drawn = labels == 1
+    inside = np.zeros_like(drawn)
+    inside[middle, 18:21, 14:17] = inside[middle, 23:25, 14:17] = True
+    num_lost = int((drawn & inside).sum())
+    assert num_lost
+    (case,) = read_source(tmp_path).cases
+    ((code, found),) = [each for each in case.load()[1].doubts if each[1].startswith("liver:")]
+    assert code == "label_overlap"
+    assert found == f"liver: {num_lost} of {int(drawn.sum())} voxels went to livertumor"

@@ -96,6 +96,17 @@ def test_one_labelled_organ_tells_left_from_right(organ, found):
     assert "body's" in seen
 
 
+def test_spleen_on_the_right_beside_a_liver_on_the_right_is_found():
+    hu, labels = make_trunk(lungs=False)
+    liver = labels == 1
+    x = np.nonzero(liver)[2]
+    wrong = np.where(liver & (np.arange(labels.shape[2]) > np.median(x)), 2, np.where(liver, 1, 0))
+    ((code, seen),) = check_axes(as_volume(hu), as_volume(wrong.astype(np.uint8)), NAMED)
+    assert code == "liver_on_left"
+    assert seen.startswith("the spleen's centre lies ")
+    assert seen.endswith(" mm right of the body's")
+
+
 def test_names_of_labels_may_be_in_capitals_and_others_are_ignored():
     hu, labels = make_trunk(lungs=False)
     assert swapped(hu[..., ::-1], labels[..., ::-1], {"Liver": 1, "kidney": 2})[2] is True

@@ -5,6 +5,17 @@ import pydicom
 import pytest
 from bodies import make_body
 from cohorts import SPACING_MM, write_series
+from highdicom.legacy import LegacyConvertedEnhancedCTImage
+from pydicom.pixels import get_decoder
+from pydicom.uid import (
+    HTJ2KLossless,
+    JPEG2000Lossless,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
 
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.dicom import dicom_files, order_series, read_series
@@ -260,8 +271,60 @@ def test_padding_that_is_a_value_of_tissue_is_left_alone(tmp_path, hu):
     np.testing.assert_array_equal(read(tmp_path).values_ZYX, inner)
 
 
-def test_frames_in_one_file_are_refused_with_their_cure(tmp_path, hu):
-    write_series(tmp_path, hu, NumberOfFrames="2")
-    error = refused(tmp_path)
-    assert error.code == "multiframe"
-    assert "one file for each slice" in error.cure
+def _one_file(folder, target, **tags):
+    """Write a series as one Enhanced CT."""
+    sources = [pydicom.dcmread(path) for path in folder.iterdir()]
+    whole = LegacyConvertedEnhancedCTImage(
+        legacy_datasets=sources,
+        series_instance_uid=generate_uid(),
+        series_number=7,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+    )
+    for tag, value in tags.items():
+        setattr(whole, tag, value)
+    whole.file_meta.MediaStorageSOPClassUID = whole.SOPClassUID
+    target.mkdir()
+    whole.save_as(target / "all.dcm")
+    return target
+
+
+@pytest.mark.parametrize("tags", [{}, {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}])
+def test_slices_in_one_file_are_a_series(tmp_path, hu, tags):
+    write_series(tmp_path / "many", hu)
+    scan = read(_one_file(tmp_path / "many", tmp_path / "one", **tags))
+    np.testing.assert_array_equal(scan.values_ZYX, hu)
+    np.testing.assert_allclose(scan.affine, read(tmp_path / "many").affine)
+
+
+def test_empty_slope_and_intercept_are_one_and_zero(tmp_path, hu):
+    write_series(tmp_path, hu, RescaleSlope=None, RescaleIntercept=None, NumberOfFrames=None)
+    np.testing.assert_array_equal(read(tmp_path).values_ZYX, hu + 1024)
+
+
+def test_a_slice_that_is_off_by_little_of_the_step_is_read(tmp_path, hu):
+    positions = [8.0 * k + (0.3 if k == 7 else 0.0) for k in range(NUM)]
+    write_series(tmp_path, hu, positions_mm=positions)
+    np.testing.assert_allclose(read(tmp_path).spacing_mm, SPACING_MM)
+
+
+def test_a_drift_below_half_a_millimetre_is_no_tilt(tmp_path, hu):
+    write_series(tmp_path, hu, tilt_mm=0.02)
+    np.testing.assert_array_equal(read(tmp_path).values_ZYX, hu)
+
+
+@pytest.mark.parametrize(
+    "syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless], ids=lambda uid: uid.name
+)
+def test_compressed_series_is_read_exactly(tmp_path, hu, syntax):
+    write_series(tmp_path, hu)
+    for path in tmp_path.iterdir():
+        ds = pydicom.dcmread(path)
+        ds.compress(syntax, generate_instance_uid=False)
+        ds.save_as(path)
+    np.testing.assert_array_equal(read(tmp_path).values_ZYX, hu)
+
+
+@pytest.mark.parametrize("syntax", [JPEGLossless, JPEGLosslessSV1, HTJ2KLossless])
+def test_a_decoder_of_lossless_jpeg_is_installed(syntax):
+    assert get_decoder(syntax).is_available

@@ -13,7 +13,7 @@ from cohorts import write_series
 from fullscale.ingestion.dicom_seg_layout import read_dicom_seg
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.dicom import dicom_files, order_series, read_series
-from fullscale.scans.dicom_seg_writer import Maker, write_segmentation
+from fullscale.scans.dicom_seg_writer import Maker, check_referable, write_segmentation
 
 MAKER = Maker("fullscale-organs", "3", "ab" * 32, "0.1.0")
 ORGANS = {"liver": 1, "spleen": 7}
@@ -147,3 +147,27 @@ def test_series_without_identity_is_refused(series, body):
     with pytest.raises(ScanError, match="no_segmentation: found a series that no segmentation"):
         write(series, body[1])
     assert not (series.parent / "seg.dcm").exists()
+
+
+@pytest.mark.parametrize("tag", ["FrameOfReferenceUID", "StudyInstanceUID"])
+def test_a_series_that_nothing_can_refer_to_is_refused_before_the_work(series, tag):
+    order = order_series(dicom_files(series), "case")
+    check_referable(order)
+    for path in series.iterdir():
+        ds = pydicom.dcmread(path)
+        delattr(ds, tag)
+        ds.save_as(path)
+    with pytest.raises(ScanError, match="no segmentation can refer to"):
+        check_referable(order_series(dicom_files(series), "case"))
+
+
+def test_segments_of_slices_in_one_file_lie_on_their_slices(series, body):
+    sources = [pydicom.dcmread(path) for path in series.iterdir()]
+    uid = pydicom.uid.generate_uid
+    whole = highdicom.legacy.LegacyConvertedEnhancedCTImage(sources, uid(), 7, uid(), 1)
+    folder = series.parent.parent / "one/ct"
+    folder.mkdir(parents=True)
+    whole.save_as(folder / "all.dcm")
+    write(folder, body[1])
+    _, labels = read_dicom_seg(folder.parent).cases[0].load()
+    assert np.array_equal(labels.values_ZYX > 0, body[1] > 0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import struct
 
 import nibabel as nib
 import numpy as np
@@ -323,3 +324,67 @@ def test_write_volume_gives_the_same_bytes_and_no_text(tmp_path):
         assert bytes(written.header[key]).strip(b"\0") == b""
     assert not list(tmp_path.glob("*.part"))
     assert gzip.decompress(first.read_bytes())
+
+
+def _save(path, hu, *, sform=1, qform=1, other=None):
+    affine = np.diag([-2.0, -2.0, 3.0, 1.0])
+    image = nib.Nifti1Image(hu, affine)
+    image.set_sform(affine, sform)
+    image.set_qform(affine if other is None else other, qform)
+    nib.save(image, path)
+    return path
+
+
+def _hu():
+    return np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
+
+
+def test_header_without_codes_is_a_doubt(tmp_path):
+    scan = read_image(_save(tmp_path / "a.nii", _hu(), sform=0, qform=0))
+    assert [code for code, _ in scan.doubts] == ["orientation_missing"]
+
+
+@pytest.mark.parametrize("change", [[-1, 1, 1, 1], [1, -1, -1, 1]])
+def test_sform_and_qform_that_differ_are_a_doubt(tmp_path, change):
+    other = np.diag([-2.0, -2.0, 3.0, 1.0]) @ np.diag(change)
+    ((code, found),) = read_image(_save(tmp_path / "a.nii", _hu(), other=other)).doubts
+    assert code == "forms_differ"
+    assert "in its sform, which is taken" in found
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (0, 1), (2, 0)])
+def test_one_orientation_is_no_doubt(tmp_path, codes):
+    scan = read_image(_save(tmp_path / "a.nii", _hu(), sform=codes[0], qform=codes[1]))
+    assert scan.doubts == ()
+
+
+def test_quaternion_that_rounding_made_longer_than_one_is_read(tmp_path):
+    path = _save(tmp_path / "a.nii", _hu(), sform=0)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<3f", content, 256, 0.0, 1.0003, 0.0)
+    path.write_bytes(content)
+    np.testing.assert_allclose(read_image(path).affine[:3, :3], np.diag([-2, -2, 3]), atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0.9998, 1.0002])
+def test_labels_that_lost_a_little_are_rounded(tmp_path, factor):
+    ids = np.array([0, 1, 2, 117], dtype=np.float32).reshape(2, 2, 1).repeat(2, axis=2)
+    nib.save(nib.Nifti1Image(ids * np.float32(factor), np.eye(4)), tmp_path / "a.nii")
+    assert set(np.unique(read_labels(tmp_path / "a.nii").values_ZYX)) == {0, 1, 2, 117}
+
+
+def test_labels_that_a_scale_factor_rounded_are_read(tmp_path):
+    ids = np.array([0, 1, 7, 12], dtype=np.float64).reshape(2, 2, 1).repeat(2, axis=2)
+    image = nib.Nifti1Image(ids, np.eye(4))
+    image.set_data_dtype(np.uint8)
+    nib.save(image, tmp_path / "a.nii")
+    assert not np.array_equal(nib.load(tmp_path / "a.nii").get_fdata(), ids)
+    assert set(np.unique(read_labels(tmp_path / "a.nii").values_ZYX)) == {0, 1, 7, 12}
+
+
+@pytest.mark.parametrize("codes", ["RAS", "PSR", "SAL"])
+def test_grids_with_axes_in_another_order_are_aligned(codes):
+    values = np.zeros((4, 5, 6))
+    affine = np.diag([-2.0, -2.0, 3.0, 1.0])
+    turned, other = turn(values.transpose(2, 1, 0), affine, codes)
+    check_aligned(Geometry((4, 5, 6), affine), Geometry(turned.shape, other), "case")

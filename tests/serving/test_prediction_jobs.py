@@ -80,3 +80,9 @@ def test_dicom_seg_of_a_series_is_a_file(scans, tmp_path):
     assert job.paths.dicom_seg == tmp_path / "o.dcm"
     with pytest.raises(StageError, match=r"found --dicom-seg .* named \.dcm"):
         plan_jobs(scans / "deep/ct", tmp_path / "o.nii.gz", dicom_seg=tmp_path / "o")
+
+
+def test_folder_of_one_series_may_have_a_folder_as_output(scans, tmp_path):
+    (job,) = plan_jobs(scans / "deep/ct", tmp_path / "out", preview=tmp_path / "pictures")
+    assert job.paths.label_map == tmp_path / "out/ct.nii.gz"
+    assert job.paths.preview == tmp_path / "pictures/ct.png"

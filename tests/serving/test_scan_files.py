@@ -3,9 +3,12 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
+import pydicom
 import pytest
+import SimpleITK
 from bodies import make_body, save_nifti
 from cohorts import SPACING_MM, write_dicom_seg, write_series
+from highdicom.legacy import LegacyConvertedEnhancedCTImage
 
 from fullscale.runtime.errors import ScanError, StageError
 from fullscale.serving.scan_files import find_scans, load_scan, strip_suffix
@@ -111,7 +114,7 @@ def test_what_is_no_scan_is_refused(tmp_path, hu):
     with pytest.raises(StageError, match=r"there is no .*nowhere"):
         find_scans(tmp_path / "nowhere")
     (tmp_path / "a.txt").write_text("no scan")
-    with pytest.raises(StageError, match=r"wanted a \.nii or \.nii\.gz file"):
+    with pytest.raises(StageError, match=r"wanted a file \.nii\.gz, \.nii, \.nrrd"):
         find_scans(tmp_path / "a.txt")
     with pytest.raises(StageError, match="holds no scan"):
         find_scans(tmp_path)
@@ -141,13 +144,13 @@ def test_names_of_scans_are_never_equal(tmp_path, hu):
 
 def test_files_that_may_be_scans_and_are_not_read_are_named(tmp_path, hu, caplog):
     save_nifti(tmp_path / "a.nii.gz", hu, SPACING_MM)
-    (tmp_path / "b.nrrd").write_bytes(b"NRRD0004")
+    (tmp_path / "b.mgz").write_bytes(b"MGH")
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/c.zip").write_bytes(b"PK")
     (tmp_path / "README.txt").write_text("nothing")
     scans, _ = find_scans(tmp_path)
     assert [scan.name for scan in scans] == ["a"]
-    assert "2 files are no CT scans that can be read: b.nrrd, deep/c.zip" in caplog.text
+    assert "2 files are no CT scans that can be read: b.mgz, deep/c.zip" in caplog.text
     assert "README" not in caplog.text
 
 
@@ -183,3 +186,43 @@ def test_slice_that_is_no_dicom_refuses_the_series(tmp_path, hu, name, content):
     ((scan,), _) = find_scans(tmp_path)
     with pytest.raises(ScanError, match="unreadable"):
         load_scan(scan)
+
+
+@pytest.mark.parametrize(
+    ("num_slices", "tags"),
+    [(3, {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}), (1, {"ImageType": ["DERIVED"]})],
+)
+def test_scout_or_screen_save_beside_a_series_is_named_and_left_out(
+    tmp_path, hu, num_slices, tags, caplog
+):
+    folder = write_series(tmp_path / "scan", hu)
+    write_series(folder, hu[:num_slices], name="other{}.dcm", **tags)
+    (scan,), is_single = find_scans(folder)
+    assert is_single
+    assert len(scan.files) == len(hu)
+    assert "other0.dcm" in caplog.text
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mhd", ".img"])
+def test_files_of_other_programs_are_scans(tmp_path, hu, ending):
+    image = SimpleITK.GetImageFromArray(hu)
+    SimpleITK.WriteImage(image, str(tmp_path / f"a{ending}"))
+    (scan,), is_single = find_scans(tmp_path)
+    assert (scan.name, is_single) == ("a", False)
+    (scan,), is_single = find_scans(tmp_path / f"a{ending}")
+    assert (scan.name, is_single) == ("a", True)
+    assert load_scan(scan).volume.values_ZYX.shape == hu.shape
+
+
+def test_slices_in_one_file_are_a_scan(tmp_path, hu):
+    write_series(tmp_path / "many", hu)
+    sources = [pydicom.dcmread(path) for path in (tmp_path / "many").iterdir()]
+    whole = LegacyConvertedEnhancedCTImage(
+        sources, pydicom.uid.generate_uid(), 7, pydicom.uid.generate_uid(), 1
+    )
+    (tmp_path / "one").mkdir()
+    whole.save_as(tmp_path / "one/all.dcm")
+    for source in (tmp_path / "one", tmp_path / "one/all.dcm"):
+        (scan,), is_single = find_scans(source)
+        assert is_single
+        np.testing.assert_array_equal(load_scan(scan).volume.values_ZYX, hu)
