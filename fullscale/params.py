@@ -378,9 +378,12 @@ class RegisterParams(ParamsSection):
         ),
     )
     min_dice_gain: float = Field(
-        ge=0,
+        gt=-1,
         lt=1,
-        description="the lower bound of the gain in Dice over the baseline must lie above this",
+        description=(
+            "the lower bound of the gain in Dice over the baseline must lie above this: 0 asks for "
+            "a better network, -0.01 for one that is not worse by 0.01"
+        ),
     )
     confidence: Fraction = Field(
         description=(

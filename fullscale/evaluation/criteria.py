@@ -73,7 +73,7 @@ def patients_criterion(
 
 
 def dice_gain_criterion(gain: Gain, params: RegisterParams) -> Criterion:
-    """Ask that the gain over the baseline is shown."""
+    """Ask that the gain over the baseline is shown to be above `min_dice_gain`."""
     level = one_sided_level(params)
     if is_reachable(gain.num_patients, level):
         found = f"at least {gain.low:+.4f}, p {gain.p_greater:.2g}"

@@ -23,6 +23,7 @@ from fullscale.evaluation.criteria import (
 )
 from fullscale.evaluation.paired import (
     MAX_EXACT_PATIENTS,
+    NOISE,
     NUM_DRAWN,
     Comparison,
     Gain,
@@ -184,7 +185,7 @@ def judge(
     return Verdict(
         status,
         tuple(criteria),
-        tuple(_notes(candidate, baseline, champion, trial, params, deployed)),
+        tuple(_notes(candidate, baseline, champion, trial, params, deployed, gain)),
         gain,
         tuple(compare_networks(tables, params)),
         champion,
@@ -221,6 +222,7 @@ def _notes(
     trial: Trial,
     params: RegisterParams,
     deployed: Deployed | None,
+    gain: Gain,
 ) -> list[str]:
     exact = candidate["patient"].nunique() <= MAX_EXACT_PATIENTS
     how = "exact sign-flip test" if exact else f"sign-flip test ({NUM_DRAWN:,} random sign vectors)"
@@ -230,6 +232,7 @@ def _notes(
         f'{percent(one_sided_level(params))}; "true rate at most" is the exact bound at '
         f"{percent(1 - RATE_CONFIDENCE)}.",
         _seeds_note(candidate, baseline, params),
+        *(_margin_note(gain, params) if params.min_dice_gain < 0 else ()),
         *(() if deployed is None else (_deployed_note(deployed),)),
         *(_champion_notes(champion, trial, params) if champion is not None else ()),
         f"First candidate judged on test set {trial.test_set}."
@@ -264,6 +267,15 @@ def _deployed_note(deployed: Deployed) -> str:
         "each patient's Dice averaged over the trainings; failures, mean Dice, slice FPR and the "
         "comparison with a champion are of what is registered, the failures against those of the "
         "baseline deployed in the same way."
+    )
+
+
+def _margin_note(gain: Gain, params: RegisterParams) -> tuple[str]:
+    """Say what a pass means where the candidate need not be better than the baseline."""
+    better = "is" if gain.low > NOISE else "is not"
+    return (
+        f"A pass asks that {params.candidate} is not worse than {params.baseline} by "
+        f"{-params.min_dice_gain:g}. That it is better {better} shown.",
     )
 
 

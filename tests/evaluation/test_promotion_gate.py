@@ -17,7 +17,8 @@ DICE = st.floats(0, 1)
 
 
 def make_params(**changes):
-    return RegisterParams.model_validate(published()["register"] | changes)
+    settings = published()["register"] | {"min_dice_gain": 0} | changes
+    return RegisterParams.model_validate(settings)
 
 
 def make_scores(dice, organ="liver", patients=None, false_slices=0, free_slices=10, true_voxels=50):
@@ -94,6 +95,17 @@ def test_gate_fails_identical_networks():
 def test_gate_asks_for_margin():
     assert decide_dice(BETTER, BASE, min_dice_gain=0.05).status == "pass"
     assert decide_dice(BETTER, BASE, min_dice_gain=0.2).status == "fail"
+
+
+def test_gate_may_ask_for_no_more_than_as_good():
+    equal = decide_dice(BASE, BASE, min_dice_gain=-0.01)
+    assert equal.status == "pass"
+    assert any("not worse than unet by 0.01. That it is better is not" in n for n in equal.notes)
+    better = decide_dice(BETTER, BASE, min_dice_gain=-0.01)
+    assert any("That it is better is shown." in note for note in better.notes)
+    worse = [dice - 0.02 for dice in BASE]
+    assert "dice_gain" in failed(decide_dice(worse, BASE, min_dice_gain=-0.01))
+    assert not any("That it is better" in note for note in decide_dice(BETTER, BASE).notes)
 
 
 def test_gate_passes_win_in_all_patients_one_of_whom_the_baseline_nearly_missed():

@@ -17,6 +17,7 @@ TINY = {
     "register": {
         "num_bootstrap": 200,
         "min_patients": 2,
+        "min_dice_gain": 0,
         "confidence": 0.7,  # 15 %, one-sided: three test patients reach 12.5 %
     },
 }
