@@ -207,7 +207,7 @@ MUTATIONS = (
     Mutation(
         "an ONNX file lacks the slice classifier",
         "fullscale/serving/onnx_graph.py",
-        "join_probabilities([probabilities(output) for output in outputs])",
+        "join_probabilities([probabilities(output, self.gating) for output in outputs])",
         "join_probabilities([torch.sigmoid(output.logits[0]) for output in outputs])",
         "tests/tasks/test_export.py",
     ),
