@@ -226,3 +226,9 @@ def test_slices_in_one_file_are_a_scan(tmp_path, hu):
         (scan,), is_single = find_scans(source)
         assert is_single
         np.testing.assert_array_equal(load_scan(scan).volume.values_ZYX, hu)
+
+
+def test_folder_of_zips_is_told_of(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    with pytest.raises(StageError, match=r"holds no scan but a\.zip; name a zip itself"):
+        find_scans(tmp_path)
