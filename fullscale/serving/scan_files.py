@@ -100,9 +100,14 @@ def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
     if not source.is_dir():
         raise StageError(f"there is no {source}")
     found, seen = list[ScanFiles](), list[Path]()
-    for place, folders, files in os.walk(source):
+    visited = set[Path]()
+    for place, folders, files in os.walk(source, followlinks=True):
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         folder = Path(place)
+        if folder.resolve() in visited:  # a link back, or a second one
+            folders.clear()
+            continue
+        visited.add(folder.resolve())
         paths = [folder / file for file in sorted(files) if not file.startswith(".")]
         seen += paths
         inside = folder.relative_to(source)
