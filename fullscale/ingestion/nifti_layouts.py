@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -335,7 +336,8 @@ def _within(folder: Path, name: str) -> Path:
         ScanError: it leaves the folder.
     """
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    # By name alone: a link in the folder may lead to another disk.
+    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
         raise failure("path_outside", f"the path {name!r}, which leaves {folder}")
     return path
 

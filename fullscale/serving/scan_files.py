@@ -100,9 +100,14 @@ def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
     if not source.is_dir():
         raise StageError(f"there is no {source}")
     found, seen = list[ScanFiles](), list[Path]()
-    for place, folders, files in os.walk(source):
+    visited = set[Path]()
+    for place, folders, files in os.walk(source, followlinks=True):
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         folder = Path(place)
+        if folder.resolve() in visited:  # a link back, or a second one
+            folders.clear()
+            continue
+        visited.add(folder.resolve())
         paths = [folder / file for file in sorted(files) if not file.startswith(".")]
         seen += paths
         inside = folder.relative_to(source)
@@ -113,8 +118,12 @@ def find_scans(source: Path) -> tuple[list[ScanFiles], bool]:
         ]
         found += _series_of(folder, str(inside) if inside.parts else source.resolve().name)
     if not found:
+        others = [path.name for path in seen if may_be_scan(path)]
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        but = f" but {', '.join(others[:5])}{more}; name a zip itself" if others else ""
         raise StageError(
-            f"{source} holds no scan: wanted files such as .nii.gz, or DICOM files of CT series"
+            f"{source} holds no scan{but}; wanted files such as .nii.gz, or DICOM files of CT "
+            "series"
         )
     counts = Counter(scan.name for scan in found)
     # Beside a.nii.gz, or a series in the folder a, the scan a.nii keeps its ending.

@@ -795,3 +795,11 @@ def test_overlap_names_who_lost_voxels_to_whom(tmp_path):
     ((code, found),) = [each for each in case.load()[1].doubts if each[1].startswith("liver:")]
     assert code == "label_overlap"
     assert found == f"liver: {num_lost} of {int(drawn.sum())} voxels went to livertumor"
+
+
+def test_msd_files_may_be_links_to_another_disk(tmp_path):
+    write_msd(tmp_path / "in", 1)
+    path = tmp_path / "in/imagesTr/spleen_0.nii.gz"
+    path.rename(tmp_path / "elsewhere.nii.gz")
+    path.symlink_to(tmp_path / "elsewhere.nii.gz")
+    assert [case.name for case in read_source(tmp_path / "in").cases] == ["spleen_0"]

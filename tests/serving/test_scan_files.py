@@ -226,3 +226,18 @@ def test_slices_in_one_file_are_a_scan(tmp_path, hu):
         (scan,), is_single = find_scans(source)
         assert is_single
         np.testing.assert_array_equal(load_scan(scan).volume.values_ZYX, hu)
+
+
+def test_folder_of_zips_is_told_of(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    with pytest.raises(StageError, match=r"holds no scan but a\.zip; name a zip itself"):
+        find_scans(tmp_path)
+
+
+def test_linked_folders_are_read_once(tmp_path, hu):
+    save_nifti(tmp_path / "store/a.nii", hu, SPACING_MM)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/one").symlink_to(tmp_path / "store")
+    (tmp_path / "in/two").symlink_to(tmp_path / "store")
+    (tmp_path / "store/back").symlink_to(tmp_path / "in")
+    assert names(tmp_path / "in") == (["one/a"], False)

@@ -4,6 +4,7 @@ import json
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
 from bodies import make_body, save_nifti
@@ -168,3 +169,18 @@ def test_dicom_series_and_its_conversion_give_the_same_label_map(tmp_path, model
     np.testing.assert_array_equal(first.dataobj, second.dataobj)
     np.testing.assert_allclose(first.affine[:3, :3], second.affine[:3, :3])
     np.testing.assert_allclose(first.affine[:3, 3], [100, 80, 30])
+
+
+def test_series_that_no_segmentation_can_refer_to_is_refused_before_the_work(
+    tmp_path, model, predictor, monkeypatch
+):
+    folder = write_series(tmp_path / "ct", make_body()[0])
+    for path in folder.iterdir():
+        ds = pydicom.dcmread(path)
+        del ds.FrameOfReferenceUID
+        ds.save_as(path)
+    jobs = plan_jobs(folder, tmp_path / "out.nii.gz", dicom_seg=tmp_path / "out.dcm")
+    monkeypatch.setattr(type(predictor), "predict", None)  # it is not reached
+    (outcome,) = predict(jobs, predictor, model)
+    assert "no segmentation can refer to" in outcome.error
+    assert not (tmp_path / "out.nii.gz").exists()
