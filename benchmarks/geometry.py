@@ -23,7 +23,7 @@ from benchmarks.machine import describe_machine
 from fullscale.evaluation.metrics import score_classifier, score_overlap
 from fullscale.phantom.patient import Options, simulate_patient
 from fullscale.phantom.sample import ORGANS
-from fullscale.prediction.network_files import load_trained
+from fullscale.prediction.network_files import load_members, member_folders
 from fullscale.prediction.predictor import Predictor
 from fullscale.runtime.console import track
 from fullscale.scans.geometry import Geometry
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=6)
     parser.add_argument("--kinds", nargs="*", choices=tuple(SCANS), default=tuple(SCANS))
     arguments = parser.parse_args()
-    trained = load_trained(arguments.network)
+    trained = load_members(member_folders(arguments.network))
     predictor = Predictor(trained, 0.5, 16, torch.device("cpu"))
     work = [(kind, patient) for patient in range(arguments.patients) for kind in arguments.kinds]
     rows = []
