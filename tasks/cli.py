@@ -249,7 +249,7 @@ def verdict(
 
     from fullscale.evaluation.published_result import compare_with_published
     from fullscale.reporting.numbers import seed_lines
-    from fullscale.reporting.results import read_results
+    from fullscale.reporting.results import doubts_about_verdict, read_results
     from fullscale.reporting.text_summary import (
         classifier_lines,
         make_table,
@@ -267,7 +267,8 @@ def verdict(
     console = Console(highlight=False, soft_wrap=True)
     console.print(make_table(results))
     lines = seed_lines(results.summaries, results.organs)
-    for line in (*lines, *classifier_lines(results), *verdict_lines(content)):
+    doubts = [f"warning: {doubt}" for doubt in doubts_about_verdict(results)]
+    for line in (*lines, *classifier_lines(results), *doubts, *verdict_lines(content)):
         console.print(line)
     console.print(registry_line(params, content, default_store(root)))
     if compare:

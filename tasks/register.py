@@ -40,7 +40,7 @@ from fullscale.reporting.numbers import deployed_title
 from fullscale.reporting.text_summary import verdict_lines
 from fullscale.runtime.console import report_errors
 from fullscale.runtime.errors import StageError
-from fullscale.runtime.files import write_atomically
+from fullscale.runtime.files import file_sha256, write_atomically
 from fullscale.runtime.progress import training_title
 from fullscale.scans.cohort import Cohort, read_cohort
 from fullscale.serving.model_lookup import DEFAULT_GATE, DEFAULT_THRESHOLD
@@ -190,6 +190,10 @@ def record_verdict(
         "seeds": sorted(params.seeds),
         "members": [int(folder.name) for folder in members],
         "weights_sha256": digest_weights(members),
+        "scores_sha256": {
+            name: file_sha256(workspace.scores(name))
+            for name in (candidate, params.register_.baseline)
+        },
         "test_set": verdict.trial.test_set,
         "num_verdicts": verdict.trial.num_verdicts,
         "data_version": provenance.data_version,

@@ -20,6 +20,7 @@ from fullscale.evaluation.score_files import (
 )
 from fullscale.params import Params
 from fullscale.runtime.errors import StageError
+from fullscale.runtime.files import file_sha256
 from fullscale.training.history import HISTORY_NAME, read_history
 from fullscale.workspace import Workspace
 
@@ -138,7 +139,7 @@ def read_results(workspace: Workspace, params: Params) -> Results:
             f"{workspace.reports} holds no summary.json of any of {', '.join(params.networks)}; "
             f"run `{command if workspace.profile else 'make repro'}` first"
         )
-    notes += _other_test_sets(results)
+    notes += doubts_about_verdict(results)
     return results
 
 
@@ -149,14 +150,24 @@ def _read_history(path: Path, command: str) -> History:
     return read_or_explain(path, parse, command)
 
 
-def _other_test_sets(found: Results) -> list[str]:
-    """Return a note for each network whose test cases are not those of the verdict."""
+def doubts_about_verdict(found: Results) -> list[str]:
+    """Return a note for each network whose scores are not those that the verdict was made from.
+
+    After a part of the pipeline was run again, they are newer than the verdict.
+    """
     if found.verdict is None:
         return []
     wanted = found.verdict["test_set"]
-    return [
-        f"The scores of {name} are from test set {summary['test_set']}, the verdict is from test "
-        f"set {wanted}: run `dvc repro`."
-        for name, summary in found.summaries.items()
-        if summary.get("test_set") != wanted
-    ]
+    judged = found.verdict.get("scores_sha256", {})
+    notes = []
+    for name, summary in found.summaries.items():
+        if summary.get("test_set") != wanted:
+            notes.append(
+                f"The scores of {name} are from test set {summary['test_set']}, the verdict is "
+                f"from test set {wanted}: run `dvc repro`."
+            )
+        elif name in judged and file_sha256(found.workspace.scores(name)) != judged[name]:
+            notes.append(
+                f"The verdict was made from other scores of {name} than these: run `dvc repro`."
+            )
+    return notes

@@ -52,6 +52,12 @@ def test_verdict_shows_scores_reasons_and_model(reproduced_project):
     for criterion in gate["criteria"]:
         assert criterion["found"] in shown
     assert "Registered: " in shown
+    # Scores that were made again after the verdict, as `dvc repro evaluate` does.
+    doubt = "warning: The verdict was made from other scores of unet than these"
+    assert doubt not in shown
+    with (reproduced_project.root / "reports/unet/cases.csv").open("a") as scores:
+        scores.write("\n")
+    assert doubt in reproduced_project.run("fullscale", "verdict")
 
 
 def test_metrics_params_and_plots_are_shown(reproduced_project):

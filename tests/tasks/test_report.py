@@ -374,6 +374,16 @@ def test_scores_of_another_test_set_are_pointed_out(project, tiny_params):
     assert f"scores of unet are from test set {'f' * 16}, the verdict" in note
 
 
+def test_verdict_that_is_older_than_the_scores_is_pointed_out(project, tiny_params):
+    scores = project / "reports/unet/cases.csv"
+    gate = project / "reports/gate.json"
+    edit_json(gate, lambda each: each.update(scores_sha256={"unet": file_sha256(scores)}))
+    assert read(project, tiny_params).notes == []
+    scores.write_text(scores.read_text() + "\n")
+    (note,) = read(project, tiny_params).notes
+    assert note == "The verdict was made from other scores of unet than these: run `dvc repro`."
+
+
 # Tables
 
 
