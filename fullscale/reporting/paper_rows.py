@@ -131,7 +131,7 @@ def read_rows(workspace: Workspace, params: Params, scan: Volume) -> list[PaperR
 def _read_row(
     name: str, facts: pd.Series[Any], workspace: Workspace, params: Params, scan: Volume
 ) -> PaperRow:
-    from fullscale.prediction.network_files import build, describe_network
+    from fullscale.prediction.network_files import build, load_trained
     from model.networks import NETWORKS, compute_cost
     from model.preprocessing import NUM_ADJACENT_SLICES
 
@@ -145,7 +145,8 @@ def _read_row(
         return replace(row, reason=CRF_REASON)
     if not workspace.summary(name).is_file():
         return replace(row, reason=f"{workspace.summary(name)} is missing")
-    description = describe_network(name, params)
+    folder = workspace.trained(name, min(params.seeds))
+    description = load_trained(folder).description
     cost = compute_cost(lambda: build(description), NUM_ADJACENT_SLICES, params.slice.size_px)
     published_m = NETWORKS[description.architecture].published_parameters_m
     return replace(
@@ -154,7 +155,7 @@ def _read_row(
         parameters=cost.parameters,
         published_parameters_m=published_m.get(description.encoder, math.nan),
         gmac=cost.gmac,
-        seconds_per_scan=time_scan(workspace.trained(name, min(params.seeds)), params, scan),
+        seconds_per_scan=time_scan(folder, params, scan),
     )
 
 
