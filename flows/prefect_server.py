@@ -28,7 +28,6 @@ from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI
 from prefect.cli import app
 from prefect.server.api import server  # before the first collection
 from starlette.datastructures import Headers
@@ -78,18 +77,17 @@ class OwnAddressOnly:
 
 
 def close_to_others() -> None:
-    """Let applications that Prefect makes from now on answer the allowed origins alone."""
+    """Let the application that Prefect serves from now on answer the allowed origins alone."""
     make = server.create_app
 
-    def create_app(*arguments: Any, **options: Any) -> FastAPI:
-        made = make(*arguments, **options)
+    def create_app(*arguments: Any, final: bool = False, **options: Any) -> ASGIApp:
+        made = make(*arguments, final=final, **options)
+        if not final:  # Prefect's own clients call it in this process, under a name of their own
+            return made
         origins = os.environ.get(ORIGINS_VARIABLE)
         if not origins:
             raise SystemExit(f"error: {ORIGINS_VARIABLE} must name the addresses of this server")
-        made.add_middleware(
-            OwnAddressOnly, origins=[origin.strip() for origin in origins.split(",")]
-        )
-        return made
+        return OwnAddressOnly(made, [origin.strip() for origin in origins.split(",")])
 
     server.create_app = create_app
 

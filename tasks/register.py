@@ -85,7 +85,7 @@ CHAMPION_METRICS = ("num_cases", "dice", "num_free_slices", "slice_fpr")
 PACKAGES = ("model", "fullscale")
 LIBRARIES = (
     "mlflow", "torch", "numpy", "pandas", "scipy", "nibabel", "isal", "pydantic", "pyyaml",
-    "safetensors",
+    "safetensors", "SimpleITK",
 )  # fmt: skip
 
 

@@ -22,6 +22,10 @@ def random_trained(params: Params, name: str = "unet3plus", *, seed: int = 0, **
         changes: of the description.
     """
     torch.manual_seed(seed)
+    # Label names have ids in a cohort only; those of makers of cohorts count from 1.
+    ids = {organ: (number,) for number, organ in enumerate(params.organs, start=1)}
+    is_named = any(isinstance(each, str) for labels in params.organs.values() for each in labels)
+    params = params.model_copy(update={"organs": ids}) if is_named else params
     description = describe_network(name, params)
     if description.slice.neighbour_mm == "auto":
         known = description.slice.model_copy(update={"neighbour_mm": NEIGHBOUR_MM})

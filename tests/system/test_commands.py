@@ -177,7 +177,6 @@ def test_make_help_lists_every_target():
         "soak",
         "lint",
         "types",
-        "bench",
         "services",
         "clean",
     } <= set(targets)

@@ -24,7 +24,6 @@ from random_network import random_trained
 from flows.promote_check import ARTIFACT_KEY, promote_check
 from fullscale.evaluation.summary import evaluate_network, picture_cases, summarise
 from fullscale.ingestion.ingest import ingest
-from fullscale.label_names import resolve_organs
 from fullscale.params import Params, load_params
 from fullscale.prediction.network_files import WEIGHTS_NAME, save_trained
 from fullscale.reporting.model_card import PICTURES
@@ -54,8 +53,7 @@ def add_network(root: Path, name: str, params: Params, cohort: Cohort, seed: int
 
     The scores are made up, or the gate would not let a network pass that learned nothing.
     """
-    ids = {"organs": resolve_organs(params.organs, cohort.labels)}
-    trained = random_trained(params.model_copy(update=ids), name, seed=seed)
+    trained = random_trained(params, name, seed=seed)
     folder = root / "artifacts/train" / name / "0"
     save_trained(folder, trained.network, trained.description)
     write_history(folder / "history.csv", [{"epoch": 1, "val/dice": 0.25}])

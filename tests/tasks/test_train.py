@@ -156,6 +156,7 @@ def test_average_is_of_weights_and_of_batch_norm_statistics(tiny_params, tiny_st
     recorder = StateRecorder()
     train_network(
         "unet",
+        0,
         params.model_copy(update={"compute": compute}),
         tiny_store,
         SPLIT,
@@ -236,7 +237,7 @@ def test_identity_holds_what_decides_the_weights(tiny_params, tiny_store):
     before = identify("unet", 0, tiny_params, tiny_store, SPLIT, code)
     assert before["code model/a.py"] == "123"
     assert before["train.learning_rate"] == "0.003"
-    assert before["recipe.architecture"] == "unet_official"
+    assert before["recipe.architecture"] == "unet"
     assert "slices of train case case_00" in before
     assert not [key for key in before if "case_04" in key]
     shared = changed_train(tiny_params, devices=2, strategy="ddp", num_picture_slices=9)
