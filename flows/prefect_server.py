@@ -80,16 +80,16 @@ def close_to_others() -> None:
     """Let the application that Prefect serves from now on answer the allowed origins alone."""
     make = server.create_app
 
-    def create_app(*arguments: Any, final: bool = False, **options: Any) -> ASGIApp:
-        made = make(*arguments, final=final, **options)
-        if not final:  # Prefect's own clients call it in this process, under a name of their own
+    def create_app(*arguments: Any, **options: Any) -> ASGIApp:
+        made = make(*arguments, **options)
+        if not options.get("final"):  # Prefect's own clients call it in this process, under a name of their own
             return made
         origins = os.environ.get(ORIGINS_VARIABLE)
         if not origins:
             raise SystemExit(f"error: {ORIGINS_VARIABLE} must name the addresses of this server")
         return OwnAddressOnly(made, [origin.strip() for origin in origins.split(",")])
 
-    server.create_app = create_app
+    server.create_app = create_app  # type: ignore[assignment]
 
 
 def collect_in_thread() -> None:
