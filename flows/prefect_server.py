@@ -82,8 +82,8 @@ def close_to_others() -> None:
 
     def create_app(*arguments: Any, **options: Any) -> ASGIApp:
         made = make(*arguments, **options)
-        if not options.get("final"):  # Prefect's own clients call it in this process, under a name of their own
-            return made
+        if not options.get("final"):
+            return made  # for Prefect's own clients in this process, which use another host name
         origins = os.environ.get(ORIGINS_VARIABLE)
         if not origins:
             raise SystemExit(f"error: {ORIGINS_VARIABLE} must name the addresses of this server")
