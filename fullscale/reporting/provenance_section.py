@@ -95,8 +95,9 @@ def find_changes(results: Results, provenance: Provenance) -> list[str]:
 def changed_parameters(workspace: Workspace) -> dict[tuple[str, str], list[str]]:
     """Compare the present parameters with those in dvc.lock, with which the stages ran.
 
-    Stages that read parameters of another profile are left out. Without dvc.lock there is nothing
-    to compare.
+    Stages that read parameters of another profile are left out, and so are those of networks and
+    seeds that the parameters do not name any more: DVC never removes them from dvc.lock. Without
+    dvc.lock there is nothing to compare.
 
     Returns:
         Stage and parameter file to the dotted keys whose values differ.
@@ -115,10 +116,20 @@ def changed_parameters(workspace: Workspace) -> dict[tuple[str, str], list[str]]
             for each in _differences(key, then, _look_up(now[file], key))
         ]
         for stage, content in stages.items()
-        if set(content.get("params", {})) <= set(now)
+        if _is_current(stage, workspace) and set(content.get("params", {})) <= set(now)
         for file, values in content.get("params", {}).items()
     }
     return {place: keys for place, keys in changed.items() if keys}
+
+
+def _is_current(stage: str, workspace: Workspace) -> bool:
+    """Return whether a stage of dvc.lock is still one of the pipeline's."""
+    params = workspace.load_params()
+    prefix = f"{Path(workspace.profile).name}-" if workspace.profile else ""
+    known = {f"evaluate@{prefix}{network}" for network in params.networks} | {
+        f"train@{prefix}{network}-{seed}" for network in params.networks for seed in params.seeds
+    }
+    return stage in known or not stage.startswith(("train@", "evaluate@"))
 
 
 def _differences(key: str, then: Any, now: Any) -> list[str]:
