@@ -166,8 +166,13 @@ def doubts_about_verdict(found: Results) -> list[str]:
                 f"The scores of {name} are from test set {summary['test_set']}, the verdict is "
                 f"from test set {wanted}: run `dvc repro`."
             )
-        elif name in judged and file_sha256(found.workspace.scores(name)) != judged[name]:
+        elif name in found.scores and _differs(found.workspace.scores(name), judged.get(name)):
             notes.append(
                 f"The verdict was made from other scores of {name} than these: run `dvc repro`."
             )
     return notes
+
+
+def _differs(path: Path, sha256: str | None) -> bool:
+    """Return whether a file has another digest than this one; False if none is known."""
+    return sha256 is not None and file_sha256(path) != sha256
