@@ -77,7 +77,8 @@ def test_organ_free_slices_have_their_share_in_every_epoch(cases, num, share, sa
     order, (_, organ_free) = make_order(cases, num, share, sampling), make_slices(cases)
     assert order.organ_free_share == pytest.approx(share)
     drawn = [organ_free[order.of_epoch(epoch)].sum() for epoch in range(40)]
-    assert np.allclose(drawn, share * num, atol=3)
+    # The draws of each case are whole numbers, so each may miss its share by less than one.
+    assert np.allclose(drawn, share * num, atol=max(3, len(cases)))
     assert sum(drawn) == pytest.approx(40 * share * num, abs=len(cases))
 
 
