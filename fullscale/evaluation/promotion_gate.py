@@ -90,7 +90,7 @@ class Champion:
 
 @dataclass(frozen=True)
 class Deployed:
-    """What a pass registers of each network: one training, or the ensemble of several.
+    """The model that a pass registers of each network: one training, or the ensemble of several.
 
     Attributes:
         title: in words, such as "the ensemble of 3 trainings".

@@ -94,7 +94,7 @@ class SlicePrediction:
 
     @property
     def has_classifier(self) -> bool:
-        """Whether the network has a slice classifier (CGM)."""
+        """Return whether the network has a slice classifier (CGM)."""
         return self.prediction.organ_probability is not None
 
     def organ_probability(self, organ: str) -> np.ndarray | None:

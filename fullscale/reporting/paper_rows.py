@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -20,6 +20,9 @@ from fullscale.runtime.console import track
 from fullscale.scans.volume import Volume
 from fullscale.versioning.provenance import Provenance
 from fullscale.workspace import Workspace
+
+if TYPE_CHECKING:
+    from fullscale.prediction.network_files import Trained
 
 PUBLISHED = Path("paper/published.csv")
 NUM_TIMED = 3
@@ -145,8 +148,8 @@ def _read_row(
         return replace(row, reason=CRF_REASON)
     if not workspace.summary(name).is_file():
         return replace(row, reason=f"{workspace.summary(name)} is missing")
-    folder = workspace.trained(name, min(params.seeds))
-    description = load_trained(folder).description
+    trained = load_trained(workspace.trained(name, min(params.seeds)))
+    description = trained.description
     cost = compute_cost(lambda: build(description), NUM_ADJACENT_SLICES, params.slice.size_px)
     published_m = NETWORKS[description.architecture].published_parameters_m
     return replace(
@@ -155,7 +158,7 @@ def _read_row(
         parameters=cost.parameters,
         published_parameters_m=published_m.get(description.encoder, math.nan),
         gmac=cost.gmac,
-        seconds_per_scan=time_scan(folder, params, scan),
+        seconds_per_scan=time_scan(trained, params, scan),
     )
 
 
@@ -171,20 +174,19 @@ def _mean_of_trainings(workspace: Workspace, name: str, params: Params) -> dict[
     return {**metrics, **counts}  # a case is one, however often the network was trained
 
 
-def time_scan(folder: Path, params: Params, scan: Volume) -> float:
+def time_scan(trained: Trained, params: Params, scan: Volume) -> float:
     """Return seconds to segment a scan without reading it: the median of `NUM_TIMED` after a first.
 
     Args:
-        folder: of a trained network.
+        trained: the network.
         params: section evaluate.
         scan: HU in canonical orientation.
     """
-    from fullscale.prediction.network_files import load_trained
     from fullscale.prediction.predictor import Predictor
 
     settings = params.evaluate
     predictor = Predictor(
-        load_trained(folder),
+        trained,
         settings.threshold,
         settings.batch_size,
         precision=settings.precision,

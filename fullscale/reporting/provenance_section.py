@@ -105,6 +105,7 @@ def changed_parameters(workspace: Workspace) -> dict[tuple[str, str], list[str]]
     if not workspace.lock.is_file():
         return {}
     stages = yaml.safe_load(workspace.lock.read_text(encoding="utf-8"))["stages"]
+    known = _stages_of_networks(workspace)
     now = {
         workspace.relative(path): yaml.safe_load(path.read_text(encoding="utf-8"))
         for path in workspace.params_files
@@ -116,20 +117,20 @@ def changed_parameters(workspace: Workspace) -> dict[tuple[str, str], list[str]]
             for each in _differences(key, then, _look_up(now[file], key))
         ]
         for stage, content in stages.items()
-        if _is_current(stage, workspace) and set(content.get("params", {})) <= set(now)
+        if (stage in known or not stage.startswith(("train@", "evaluate@")))
+        and set(content.get("params", {})) <= set(now)
         for file, values in content.get("params", {}).items()
     }
     return {place: keys for place, keys in changed.items() if keys}
 
 
-def _is_current(stage: str, workspace: Workspace) -> bool:
-    """Return whether a stage of dvc.lock is still one of the pipeline's."""
+def _stages_of_networks(workspace: Workspace) -> set[str]:
+    """Return the names of the stages that train and evaluate the networks of the parameters."""
     params = workspace.load_params()
     prefix = f"{Path(workspace.profile).name}-" if workspace.profile else ""
-    known = {f"evaluate@{prefix}{network}" for network in params.networks} | {
+    return {f"evaluate@{prefix}{network}" for network in params.networks} | {
         f"train@{prefix}{network}-{seed}" for network in params.networks for seed in params.seeds
     }
-    return stage in known or not stage.startswith(("train@", "evaluate@"))
 
 
 def _differences(key: str, then: Any, now: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a program arranges in its own process before it works: its memory, and torch's compiler."""
+"""Settings of a program's own process, made before it works: memory, and torch's compiler."""
 
 from __future__ import annotations
 
