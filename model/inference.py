@@ -111,7 +111,7 @@ class InferenceSettings:
 
     @property
     def reach(self) -> int:
-        """How far an open slice opens others, in slices; 0 unless gating is "slab"."""
+        """Return over how many slices an open slice opens others; 0 unless gating is "slab"."""
         return slab_reach(self.neighbour_step) if self.gating == "slab" else 0
 
 

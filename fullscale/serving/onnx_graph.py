@@ -114,12 +114,10 @@ def to_onnx(network: AnyNetwork, size_px: int, gating: Gating = "hard") -> onnx_
     has_classifier = network.classifier is not None
     example = torch.zeros(2, NUM_ADJACENT_SLICES, size_px, size_px)
     with _silence_exporter():
-        # Without `strict` the tracer takes len(x) as a constant, which fixes the batch size.
         program = torch.export.export(
             DeployedNetwork(network, gating).eval(),
             (example,),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
-            strict=True,
         )
         try:
             converted = torch.onnx.export(

@@ -195,14 +195,6 @@ def test_server_answers_with_the_same_mask(project, scan, predicted, tmp_path):
     assert (model["version"], model["weights_sha256"]) == ("1", gate["weights_sha256"])
 
 
-def test_export_holds_all_members(project, tmp_path):
-    path = tmp_path / "organs.onnx"
-    project.run(sys.executable, "-m", "tasks.cli", "export", "--onnx", str(path))  # compares itself
-    members = project.root / "artifacts/train/unet3plus"
-    weights = sum(file.stat().st_size for file in members.glob("*/weights.safetensors"))
-    assert path.stat().st_size > 0.9 * weights
-
-
 def test_another_seed_trains_nothing_but_itself(project):
     set_seeds(project, (*SEEDS, 2))
     try:

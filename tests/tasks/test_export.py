@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import subprocess
@@ -11,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
@@ -33,8 +33,8 @@ from fullscale.runtime.errors import StageError
 from fullscale.scans.geometry import Geometry
 from fullscale.scans.volume import Volume, read_image
 from fullscale.serving.onnx_check import compare_outputs, compute_reference, make_slices
-from fullscale.serving.onnx_graph import OPSET, to_onnx
-from model.ensemble import Ensemble, list_members
+from fullscale.serving.onnx_graph import OPSET, serialise, to_onnx
+from model.ensemble import Ensemble
 from model.inference import adjacent_slices, predict_slices, prepare
 from model.networks import NETWORKS
 from model.unet import UNet
@@ -117,17 +117,28 @@ def test_file_is_valid_and_takes_any_number_of_slices(file, plain_file):
         assert shapes(model.graph.output) == outputs
 
 
-def test_file_of_an_ensemble_computes_what_prediction_computes(tiny_params, tmp_path):
+def test_file_of_an_ensemble_computes_what_prediction_computes_or_is_not_written(
+    tiny_params, tmp_path, monkeypatch
+):
     members = []
-    for seed in range(3):
+    for seed in range(2):
         trained = random_trained(tiny_params, seed=seed, trained_on=TRAINED_ON)
         settle(trained.network)
         bias_K2 = trained.network.classifier.conv.bias.data.unflatten(0, (-1, 2))
-        # One member closes the liver in every slice, all close the spleen.
-        bias_K2[:, 1] = torch.tensor([-100.0 if seed == 1 else 100.0, -100.0])
+        # The second closes the liver in every slice, both close the spleen.
+        bias_K2[:, 1] = torch.tensor([100.0 if seed == 0 else -100.0, -100.0])
         members.append(trained.network)
     together = Trained(Ensemble(members).eval(), trained.description)
-    result = export(tmp_path / "organs.onnx", Model("organs", "3", SHA256, THRESHOLD, together))
+    model = Model("organs", "3", SHA256, THRESHOLD, together)
+    converted = []
+
+    def convert(*arguments):
+        graph = to_onnx(*arguments)
+        converted.append(serialise(graph))
+        return graph
+
+    monkeypatch.setattr("tasks.export.to_onnx", convert)
+    result = export(tmp_path / "organs.onnx", model)
     assert result.parity.difference < 1e-5
     session = onnxruntime.InferenceSession(
         tmp_path / "organs.onnx", providers=["CPUExecutionProvider"]
@@ -140,9 +151,16 @@ def test_file_of_an_ensemble_computes_what_prediction_computes(tiny_params, tmp_
     alone = [predict_slices(prepare(each), image_ZHW).probabilities for each in members]
     mean_BKHW = torch.stack(alone).mean(dim=0).transpose(0, 1).numpy()
     np.testing.assert_allclose(probability_BKHW, mean_BKHW, atol=1e-5)
-    assert 0 < probability_BKHW[:, 0].max() < 0.7  # two thirds at most
+    assert 0 < probability_BKHW[:, 0].max() < 0.51  # half at most
     assert not probability_BKHW[:, 1].any()
     assert (organ_BK > 0.5).tolist() == [[True, False]] * len(image_ZHW)
+
+    # A wrong weight of the member that closes every slice shows in none of the file's outputs.
+    wrong = tamper(converted[0], "members.1.heads.0.weight", 0)
+    monkeypatch.setattr("tasks.export.to_onnx", lambda *_: onnx_ir.from_proto(wrong))
+    with pytest.raises(StageError, match="is not written: ONNX Runtime's probabilities differ"):
+        export(tmp_path / "wrong.onnx", model)
+    assert not (tmp_path / "wrong.onnx").exists()
 
 
 def test_ensemble_with_gate_slab_is_refused(tiny_params, tmp_path):
@@ -151,29 +169,6 @@ def test_ensemble_with_gate_slab_is_refused(tiny_params, tmp_path):
     model = replace(random_model(tiny_params), trained=together, gate="slab")
     with pytest.raises(StageError, match="ensemble with gate slab cannot be one ONNX file"):
         export(tmp_path / "organs.onnx", model)
-
-
-def test_wrong_member_of_an_ensemble_is_found_though_its_classifier_closes_every_slice(
-    tiny_params, tmp_path, monkeypatch
-):
-    model = random_model(tiny_params)
-    networks = [settle(random_trained(tiny_params, seed=seed).network) for seed in range(2)]
-    for network in networks:
-        network.classifier.conv.bias.data.unflatten(0, (-1, 2))[:, 1] = -100.0
-    description = random_trained(tiny_params).description
-    together = Trained(Ensemble(networks).eval(), description)
-
-    def other(network, size_px, gating):
-        changed = copy.deepcopy(network)
-        with torch.no_grad():
-            for parameter in list_members(changed)[1].parameters():
-                parameter.mul_(1.5)
-        return to_onnx(changed, size_px, gating)
-
-    monkeypatch.setattr("tasks.export.to_onnx", other)
-    with pytest.raises(StageError, match="is not written: ONNX Runtime's probabilities differ"):
-        export(tmp_path / "organs.onnx", replace(model, trained=together))
-    assert not (tmp_path / "organs.onnx").exists()
 
 
 def test_file_says_how_a_slice_is_prepared(file, classified):
@@ -350,8 +345,9 @@ def alternating(tiny_params, gate):
     return Model("organs", "3", SHA256, THRESHOLD, trained, gate)
 
 
-@pytest.mark.parametrize("gate", ["hard", "slab", "soft", "none"])
-def test_documented_example_finds_what_predict_finds_with_every_gate(tiny_params, tmp_path, gate):
+# The graph of "none" is that of "slab"; "hard" is compared below.
+@pytest.mark.parametrize("gate", ["slab", "soft"])
+def test_documented_example_finds_what_predict_finds_with_another_gate(tiny_params, tmp_path, gate):
     text = (ROOT / "docs/predict.md").read_text().partition("## ONNX\n")[2]
     (example,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
     model = alternating(tiny_params, gate)
