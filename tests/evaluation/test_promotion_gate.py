@@ -117,6 +117,7 @@ def test_gate_passes_win_in_all_patients_one_of_whom_the_baseline_nearly_missed(
 RANK = {"fail": 0, "pass": 1}
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(DICE, DICE), min_size=6, max_size=8), st.integers(0, 7), st.floats(0, 1))
 def test_worse_baseline_and_better_candidate_never_turn_pass_into_fail(pairs, place, share):
@@ -471,6 +472,7 @@ def test_verdict_says_what_a_pass_registers_and_compares_it_too():
     assert pairs == {("unet3plus", "unet"), ("unet3plus", ensemble), ("unet", ensemble)}
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(DICE, DICE, DICE), min_size=6, max_size=9))
 @settings(max_examples=30, deadline=None)
 def test_order_of_trainings_and_of_rows_is_irrelevant(dice):

@@ -123,6 +123,7 @@ def fuzzed(tmp_path_factory):
     return folder, ingest(folder / "in", folder / "data")
 
 
+@pytest.mark.slow
 def test_every_damaged_pair_is_accepted_or_refused_with_a_code(fuzzed):
     _, report = fuzzed
     assert len(report.accepted) + len(report.refused) == NUM_CORRUPTIONS
@@ -166,6 +167,7 @@ def test_nothing_half_written_is_left(fuzzed):
     assert files == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "write"),
     [("ircadb", write_ircadb), ("chaos", write_chaos), ("dicom-seg", write_dicom_seg)],

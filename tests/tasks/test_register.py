@@ -497,6 +497,7 @@ def add_seeds(project, params, cohort, deploy):
     return params, workspace
 
 
+@pytest.mark.slow
 def test_ensemble_is_registered_with_all_members_and_runs_of_its_own(
     project, tiny_params, tiny_cohort, empty_store
 ):
@@ -529,6 +530,7 @@ def test_ensemble_is_registered_with_all_members_and_runs_of_its_own(
     assert (again["num_verdicts"], same) == (1, "1")
 
 
+@pytest.mark.slow
 def test_champion_of_several_networks_is_loaded_and_scored_as_one(
     project, tiny_params, tiny_cohort, empty_store
 ):
@@ -541,6 +543,7 @@ def test_champion_of_several_networks_is_loaded_and_scored_as_one(
     pd.testing.assert_frame_equal(champion.scores, wanted)
 
 
+@pytest.mark.slow
 def test_best_training_is_registered_alone(project, tiny_params, tiny_cohort, empty_store):
     params, workspace = add_seeds(project, tiny_params, tiny_cohort, "best")
     content, version = run_stage(project, params, empty_store)
