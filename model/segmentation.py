@@ -31,7 +31,7 @@ class OrganClassifier(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B x C x H x W, the deepest map -> organ logits, B x K x 2."""
         scores: Tensor = self.conv(self.dropout(x_BCHW))
-        return scores.amax(dim=(2, 3)).unflatten(1, (-1, 2))
+        return scores.amax(dim=(2, 3)).view(x_BCHW.shape[0], -1, 2)
 
 
 class SegmentationNetwork(nn.Module):
