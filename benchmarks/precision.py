@@ -23,6 +23,7 @@ from rich.table import Table
 from benchmarks.machine import describe_machine
 from fullscale.evaluation.case_scores import read_pair
 from fullscale.label_names import resolve_organs
+from fullscale.patient_split import cases_of, read_split
 from fullscale.prediction.network_files import load_members
 from fullscale.prediction.predictor import Predictor
 from fullscale.scans.cohort import read_cohort
@@ -45,8 +46,7 @@ def main() -> None:
     params = workspace.load_params()
     cohort = read_cohort(workspace.data)
     organs = resolve_organs(params.organs, cohort.labels)
-    split = pd.read_csv(workspace.split, dtype=str)
-    tested = set(split.loc[split["fold"] == "test", "case"])
+    tested = set(cases_of(read_split(workspace.split), "test"))
     trained = load_members(workspace.trainings(args.network, params.seeds))
     settings = params.evaluate
     predictors = [

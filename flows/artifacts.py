@@ -16,6 +16,7 @@ from prefect.artifacts import (
 
 from fullscale.evaluation.score_files import VerdictContent
 from fullscale.params import Params
+from fullscale.patient_split import read_split
 from fullscale.reporting.page import PAGE
 from fullscale.reporting.results import Results, read_results
 from fullscale.reporting.sections import gain_charts
@@ -90,7 +91,7 @@ def show_verdict(verdict: VerdictContent) -> None:
 
 def show_folds(workspace: Workspace) -> None:
     """Show the patients of each fold as an artifact of the run; call it in a flow."""
-    table = pd.read_csv(workspace.split, dtype=str)
+    table = read_split(workspace.split)
     create_table_artifact(key="folds", table=fold_rows(table), description="Patients by fold")
 
 

@@ -152,6 +152,18 @@ class SplitParams(ParamsSection):
         ge=0,
         description="fold that validates, counted from 0; the others train",
     )
+    rotate: bool = Field(
+        default=False,
+        description=(
+            "cross-validation: the training with seed s validates on fold val_fold + s, counted "
+            "round all folds; with the seeds 0 to folds - 1 each patient outside the test set "
+            "validates once. false: all trainings validate on val_fold"
+        ),
+    )
+
+    def validation_fold(self, seed: int) -> int:
+        """Return the fold on which the training with a seed validates."""
+        return (self.val_fold + seed) % self.folds if self.rotate else self.val_fold
 
     @model_validator(mode="after")
     def _val_fold_exists(self) -> Self:
@@ -512,6 +524,15 @@ class Params(ParamsSection):
             raise ValueError(
                 f"register.min_organ_dice names {sorted(floors)}; wanted one number, or one for "
                 f"each of the organs {sorted(self.organs)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trainings_are_comparable(self) -> Self:
+        if self.split.rotate and self.register_.deploy == "best":
+            raise ValueError(
+                "with split.rotate the trainings validate on different patients, so their "
+                "validation Dice does not tell which is best: set register.deploy to ensemble"
             )
         return self
 

@@ -253,6 +253,7 @@ def verdict(
     from fullscale.reporting.text_summary import (
         classifier_lines,
         make_table,
+        out_of_fold_lines,
         registry_line,
         verdict_lines,
     )
@@ -268,7 +269,13 @@ def verdict(
     console.print(make_table(results))
     lines = seed_lines(results.summaries, results.organs)
     doubts = [f"warning: {doubt}" for doubt in doubts_about_verdict(results)]
-    for line in (*lines, *classifier_lines(results), *doubts, *verdict_lines(content)):
+    for line in (
+        *lines,
+        *classifier_lines(results),
+        *out_of_fold_lines(results),
+        *doubts,
+        *verdict_lines(content),
+    ):
         console.print(line)
     console.print(registry_line(params, content, default_store(root)))
     if compare:

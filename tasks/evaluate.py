@@ -14,6 +14,7 @@ import pandas as pd
 from fullscale.evaluation.calibration import ReliabilityCurve
 from fullscale.evaluation.case_scores import read_pair
 from fullscale.evaluation.score_files import (
+    read_out_of_fold,
     read_scores,
     write_calibration,
     write_scores,
@@ -25,10 +26,12 @@ from fullscale.evaluation.summary import (
     picture_cases,
     summarise,
     summarise_calibration,
+    summarise_out_of_fold,
     summarise_seeds,
     tabulate_calibration,
 )
 from fullscale.label_names import resolve_organs
+from fullscale.patient_split import cases_of, read_split, split_of_seed
 from fullscale.runtime.console import report_errors
 from fullscale.runtime.cpu_kernels import fix_cpu_kernels
 from fullscale.runtime.files import save_picture
@@ -85,14 +88,14 @@ class Scored:
 
 
 def score_networks(
-    folders: Sequence[Path], cohort: Cohort, test_cases: Sequence[str], params: Params
+    folders: Sequence[Path], cohort: Cohort, names: Sequence[str], params: Params
 ) -> Scored:
     """Score a trained network, or the ensemble of several.
 
     Args:
         folders: of the networks.
         cohort: the cohort of the cases.
-        test_cases: names of the cases.
+        names: of the cases.
         params: all of params.yaml.
 
     Raises:
@@ -105,7 +108,7 @@ def score_networks(
     organs = resolve_organs(params.organs, cohort.labels)
     calibration = {organ: ReliabilityCurve() for organ in trained.description.organs}
     predictor, scores = evaluate_network(
-        trained, cohort, test_cases, params.evaluate, calibration, organs
+        trained, cohort, names, params.evaluate, calibration, organs
     )
     return Scored(predictor, scores, calibration)
 
@@ -118,8 +121,8 @@ def main() -> None:
     workspace, params, name = parse_network_command("evaluate", sys.argv[1:])
     fix_cpu_kernels(params.train.cpu_kernels, params.train.num_threads)
     cohort = read_cohort(workspace.data)
-    split = pd.read_csv(workspace.split, dtype=str)
-    test_cases = split.loc[split["fold"] == "test", "case"].tolist()
+    split = read_split(workspace.split)
+    test_cases = cases_of(split, "test")
     seeds = tuple(sorted(params.seeds))
     # Each training alone, and with several seeds all of them as an ensemble.
     scored = {
@@ -130,11 +133,23 @@ def main() -> None:
     members = tuple(int(folder.name) for folder in chosen)
     deployed = scored[members]
     trainings = {seed: scored[seed,].scores for seed in seeds}
-    write_scores(workspace, name, trainings, scored[seeds].scores if len(seeds) > 1 else None)
+    # Each training on the cases that it validated on: together all that are not tested.
+    unseen = {
+        seed: score_networks(
+            workspace.trainings(name, [seed]),
+            cohort,
+            cases_of(split_of_seed(split, params.split, seed), "val"),
+            params,
+        ).scores
+        for seed in (seeds if params.split.rotate else ())
+    }
+    ensemble = scored[seeds].scores if len(seeds) > 1 else None
+    write_scores(workspace, name, trainings, ensemble, unseen)
     write_calibration(workspace, name, tabulate_calibration(deployed.calibration))
     organs = tuple(params.organs)
     metrics = summarise(deployed.scores, organs, params.register_)
     metrics |= summarise_seeds(read_scores(workspace, name), organs)
+    metrics |= summarise_out_of_fold(read_out_of_fold(workspace, name), organs)
     metrics |= summarise_calibration(deployed.calibration)
     by_name = {case.name: case for case in cohort.cases}
     test_set = digest_test_set(by_name[case] for case in deployed.scores["case"].unique())

@@ -6,8 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
+from fullscale.patient_split import cases_of, read_split
 from fullscale.reporting.paper_rows import Setting, measure_claims, read_rows
 from fullscale.reporting.paper_table import draw_table, tabulate_rows, write_markdown
 from fullscale.runtime.console import report_errors
@@ -34,8 +33,7 @@ def main() -> None:
         raise StageError("usage: python -m tasks.paper_table FOLDER --profile paper/sample")
     params = workspace.load_params()
     cohort = read_cohort(workspace.data)
-    split = pd.read_csv(workspace.split, dtype=str)
-    names = set(split.loc[split["fold"] == "test", "case"])
+    names = set(cases_of(read_split(workspace.split), "test"))
     tested = [case for case in cohort.cases if case.name in names]
     scan = read_image(choose_timed(tested).image)
     rows = read_rows(workspace, params, scan)

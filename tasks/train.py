@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fullscale.params import Params
+from fullscale.patient_split import cases_of, read_split, split_of_seed
 from fullscale.prediction.network_files import (
     WEIGHTS_NAME,
     TrainedOn,
@@ -206,18 +207,6 @@ def _log_warning(title: str, text: str | None) -> None:
         logger.warning(f"warning: {title}: {text}")
 
 
-def cases_of(split: pd.DataFrame, fold: str) -> list[str]:
-    """Return the cases of a fold.
-
-    Raises:
-        StageError: the fold is empty.
-    """
-    cases: list[str] = split.loc[split["fold"] == fold, "case"].tolist()
-    if not cases:
-        raise StageError(f"the split holds no {fold} cases; add scans or change section split")
-    return cases
-
-
 def identify(
     name: str,
     seed: int,
@@ -282,8 +271,6 @@ def _choose_batch_size(
 @report_errors
 def main() -> None:
     """Run the stage for one training: `python -m tasks.train NETWORK SEED`."""
-    import pandas as pd
-
     die_with_parent()
     keep_freed_memory()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -291,7 +278,7 @@ def main() -> None:
     fix_cpu_kernels(params.train.cpu_kernels, params.train.num_threads)
     root = workspace.root
     store = SliceStore(workspace.slices)
-    split = pd.read_csv(workspace.split, dtype=str)
+    split = split_of_seed(read_split(workspace.split), params.split, seed)
     folder = workspace.trained(name, seed)
     with stop_on_signal() as stop:
         fabric = make_fabric(params)

@@ -63,18 +63,18 @@ MUTATIONS = (
     ),
     Mutation(
         "a patient's other scans are trained on though one is in the test set",
-        "tasks/split.py",
+        "fullscale/patient_split.py",
         'is_tested = cases["patient"].isin(test_patients).to_numpy()',
         'is_tested = (cases["patient"].isin(test_patients) & ~cases["patient"].duplicated())'
         ".to_numpy()",
-        "tests/tasks/test_split.py",
+        "tests/fullscale/test_patient_split.py",
     ),
     Mutation(
         "the test set depends on which other patients there are",
-        "tasks/split.py",
+        "fullscale/patient_split.py",
         "test_patients = {patient for patient in testable if is_test_patient(patient, params)}",
         "test_patients = set(sorted(set(testable))[:: max(1, round(1 / params.test_fraction))])",
-        "tests/tasks/test_split.py",
+        "tests/fullscale/test_patient_split.py",
     ),
     Mutation(
         "test cases are validated on",

@@ -2,7 +2,9 @@
 
 <reports>/NETWORK/cases.csv         scores, a row for each training, test case and organ; the column
                                     `seed` has the training's seed, or `ensemble` for the scores of
-                                    all trainings segmenting together
+                                    all trainings segmenting together; with cross-validation the
+                                    column `fold` tells test cases (test) from those that the
+                                    training validated on (val)
 <reports>/NETWORK/calibration.csv   reliability curves, a row for each organ and bin
 <reports>/NETWORK/summary.json      means, rates and intervals under keys such as test/dice/liver,
                                     of what a pass registers: the trainings in `members`
@@ -39,6 +41,7 @@ VERDICT_KEYS = (
     "status", "candidate", "baseline", "criteria", "test_set", "data_version", "git_commit",
 )  # fmt: skip
 
+_FOLD = "fold"
 _ENSEMBLE = "ensemble"
 """In the column `seed`: scores of all trainings segmenting together."""
 
@@ -57,6 +60,7 @@ def write_scores(
     network: str,
     trainings: Mapping[int, pd.DataFrame],
     ensemble: pd.DataFrame | None = None,
+    out_of_fold: Mapping[int, pd.DataFrame] | None = None,
 ) -> None:
     """Write cases.csv, numbers with 6 digits after the point.
 
@@ -65,6 +69,8 @@ def write_scores(
         network: the network that was scored.
         trainings: seed to the scores of that training, as `score_cases` returns them.
         ensemble: scores of all trainings segmenting together; None with one training.
+        out_of_fold: seed to the scores of the cases that this training validated on; None or empty
+            without cross-validation.
     """
     import pandas as pd
 
@@ -72,11 +78,15 @@ def write_scores(
     if ensemble is not None:
         tables[_ENSEMBLE] = ensemble
     table = pd.concat(tables, names=[SEED]).reset_index(level=SEED)
+    if out_of_fold:
+        validated = {str(seed): scores for seed, scores in out_of_fold.items()}
+        rows = pd.concat(validated, names=[SEED]).reset_index(level=SEED)
+        table = pd.concat([table.assign(**{_FOLD: "test"}), rows.assign(**{_FOLD: "val"})])
     _write_table(workspace.scores(network), table)
 
 
 def read_scores(workspace: Workspace, network: str) -> pd.DataFrame:
-    """Return the scores of a network's trainings, told apart by the column `seed`.
+    """Return the test scores of a network's trainings, told apart by the column `seed`.
 
     The rows are as `score_cases` makes them.
 
@@ -88,6 +98,21 @@ def read_scores(workspace: Workspace, network: str) -> pd.DataFrame:
         return table
     table = table[table[SEED] != _ENSEMBLE]
     return table.assign(**{SEED: table[SEED].astype(int)}).reset_index(drop=True)
+
+
+def read_out_of_fold(workspace: Workspace, network: str) -> pd.DataFrame:
+    """Return the scores of cases outside the test set, each of the training that validated on it.
+
+    The rows are as `score_cases` makes them, with the column `seed`; none without cross-validation.
+
+    Raises:
+        StageError: the file is missing or damaged.
+    """
+    table = _read_file(workspace, network)
+    if _FOLD not in table:
+        return table.iloc[:0]
+    rows = table[table[_FOLD] == "val"].drop(columns=_FOLD)
+    return rows.assign(**{SEED: rows[SEED].astype(int)}).reset_index(drop=True)
 
 
 def read_deployed_scores(workspace: Workspace, network: str, summary: Summary) -> pd.DataFrame:
@@ -116,6 +141,12 @@ def read_deployed_scores(workspace: Workspace, network: str, summary: Summary) -
 
 
 def _read_table(workspace: Workspace, network: str) -> pd.DataFrame:
+    """Return the scores of test cases."""
+    table = _read_file(workspace, network)
+    return table if _FOLD not in table else table[table[_FOLD] == "test"].drop(columns=_FOLD)
+
+
+def _read_file(workspace: Workspace, network: str) -> pd.DataFrame:
     return read_or_explain(
         workspace.scores(network), _parse_scores, workspace.command("evaluate", network)
     )

@@ -151,6 +151,27 @@ def summarise_seeds(trainings: pd.DataFrame, organs: Sequence[str]) -> dict[str,
     return {key: value for key, value in metrics.items() if not math.isnan(value)}
 
 
+def summarise_out_of_fold(scores: pd.DataFrame, organs: Sequence[str]) -> dict[str, float]:
+    """Return means over patients outside the test set, scored by the trainings that left them out.
+
+    Keys are `out_of_fold/num_patients`, `out_of_fold/dice` and `out_of_fold/dice/<organ>`, means
+    over cases, and `out_of_fold/slice_fpr/<organ>`. There are none without cross-validation.
+
+    Args:
+        scores: as `read_out_of_fold` returns them.
+        organs: sets the order of the keys.
+    """
+    if scores.empty:
+        return {}
+    found = summarise(scores, organs)
+    names = ["dice", *(f"{metric}/{organ}" for metric in ("dice", "slice_fpr") for organ in organs)]
+    means = {f"out_of_fold/{name}": found.get(f"test/{name}", math.nan) for name in names}
+    return {
+        "out_of_fold/num_patients": int(scores["patient"].nunique()),
+        **{key: value for key, value in means.items() if not math.isnan(value)},
+    }
+
+
 def _summarise_organ(rows: pd.DataFrame, params: RegisterParams | None) -> dict[str, float]:
     found: dict[str, float] = {}
     patients = rows["patient"]
@@ -211,7 +232,7 @@ def evaluate_network(
     missing = sorted(set(test_cases) - set(by_name))
     if missing or not test_cases:
         raise StageError(
-            f"data/ lacks test cases {', '.join(missing)}; run `dvc repro` so that the split "
+            f"data/ lacks cases {', '.join(missing)}; run `dvc repro` so that the split "
             "follows the data"
             if missing
             else "the split holds no test cases; add scans or change split.test_fraction"

@@ -36,7 +36,7 @@ def provenance_section(results: Results, params: Params, provenance: Provenance)
         ("test set", str(verdict.get("test_set", "no verdict"))),
         ("weights of the candidate", str(verdict.get("weights_sha256", "no verdict"))),
         ("salt of the split", params.split.salt),
-        ("validation fold", f"{params.split.val_fold} of 0 to {params.split.folds - 1}"),
+        ("validation fold", _validation_folds(params)),
         ("what is registered", deployed_title(verdict) or "no verdict"),
         ("seeds of training", ", ".join(str(seed) for seed in sorted(params.seeds))),
         ("seed of intervals", str(params.register_.seed)),
@@ -150,3 +150,9 @@ def _look_up(content: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
     return found
+
+
+def _validation_folds(params: Params) -> str:
+    if params.split.rotate:
+        return f"{params.split.val_fold} + seed, counted round {params.split.folds} folds"
+    return f"{params.split.val_fold} of 0 to {params.split.folds - 1}"

@@ -73,6 +73,22 @@ def classifier_lines(results: Results) -> list[str]:
     ]
 
 
+def out_of_fold_lines(results: Results) -> list[str]:
+    """Return the cross-validation's Dice, a line for each network that has one."""
+    return [
+        f"Out of fold, {network}: "
+        + ", ".join(
+            f"{organ} {summary[key]:.4f}"
+            for organ in results.organs
+            if (key := f"out_of_fold/dice/{organ}") in summary
+        )
+        + f" ({summary['out_of_fold/num_patients']} patients who are not tested, each segmented by "
+        "the training that validated on them)"
+        for network, summary in results.summaries.items()
+        if "out_of_fold/num_patients" in summary
+    ]
+
+
 def verdict_lines(verdict: VerdictContent) -> list[str]:
     """Return the verdict, its criteria and its notes, a line each."""
     return [

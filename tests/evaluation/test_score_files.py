@@ -7,6 +7,7 @@ import pytest
 from fullscale.evaluation.score_files import (
     read_calibration,
     read_deployed_scores,
+    read_out_of_fold,
     read_scores,
     read_summary,
     read_verdict,
@@ -57,6 +58,29 @@ def test_scores_of_an_ensemble_are_kept_apart_from_those_of_its_members(workspac
         pd.testing.assert_frame_equal(deployed, scores(dice))
     with pytest.raises(StageError, match=r"has no scores of seed 4, which .* `dvc repro evalu"):
         read_deployed_scores(workspace, "unet", {"members": [4]})
+
+
+def test_out_of_fold_scores_are_kept_apart_from_those_of_test_cases(workspace):
+    def scores(case, dice):
+        return pd.DataFrame({"case": [case], "patient": [case], "organ": "liver", "dice": [dice]})
+
+    tested = {seed: scores("01", 0.5 + seed / 10) for seed in (0, 1)}
+    validated = {0: scores("02", 0.8), 1: scores("03", 0.9)}
+    write_scores(workspace, "unet", tested, scores("01", 0.7), validated)
+    columns = ["seed", "case", "dice"]
+    trainings = read_scores(workspace, "unet")
+    assert trainings[columns].to_numpy().tolist() == [[0, "01", 0.5], [1, "01", 0.6]]
+    deployed = read_deployed_scores(workspace, "unet", {"members": [0, 1]})
+    pd.testing.assert_frame_equal(deployed, scores("01", 0.7))
+    left = read_out_of_fold(workspace, "unet")
+    assert left[columns].to_numpy().tolist() == [[0, "02", 0.8], [1, "03", 0.9]]
+
+
+def test_there_are_no_out_of_fold_scores_without_cross_validation(workspace):
+    one = pd.DataFrame({"case": ["01"], "patient": ["1"], "organ": "liver", "dice": [0.5]})
+    write_scores(workspace, "unet", {0: one})
+    assert "fold" not in workspace.scores("unet").read_text()
+    assert read_out_of_fold(workspace, "unet").empty
 
 
 def test_scores_of_an_older_version_are_those_of_its_only_training(workspace):

@@ -35,6 +35,10 @@ def test_published_params_are_valid():
         ({"seeds": []}, r"seeds: .*at least 1 item"),
         ({"seeds": [0, 1, 0]}, r"seeds: names one twice"),
         ({"seeds": [0, -1]}, r"seeds\.1: .*greater than or equal to 0, found -1"),
+        (
+            {"split": {"rotate": True}, "register": {"deploy": "best"}},
+            r"with split\.rotate the trainings validate on different patients",
+        ),
         ({"register": {"deploy": "mean"}}, r"deploy: .*'ensemble' or 'best', found 'mean'"),
         ({"train": {"learning_rate": 0}}, r"train\.learning_rate: .*greater than 0, found 0"),
         ({"train": {"learning_rate": "fast"}}, r"train\.learning_rate: .*number.*found 'fast'"),

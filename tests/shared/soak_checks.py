@@ -14,13 +14,13 @@ from project import Project
 from quick_project import REMOTE
 
 from fullscale.params import load_params
+from fullscale.patient_split import is_test_patient
 from fullscale.runtime.files import file_sha256
 from fullscale.scans.cohort import Case, read_cohort, safe_name
 from fullscale.tracking.registry import CHALLENGER
 from fullscale.tracking.store import Store, use_tracking_uri
 from fullscale.versioning.git import SCANS_BRANCH, git
 from fullscale.versioning.provenance import digest_test_set, parse_data_version
-from tasks.split import is_test_patient
 
 if TYPE_CHECKING:
     from soak import Soak

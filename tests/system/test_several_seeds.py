@@ -220,3 +220,27 @@ def test_best_seed_alone_can_be_registered(project, tmp_path):
     scores = pd.read_csv(project.root / "reports/unet3plus/cases.csv")
     rows = scores[scores["seed"] == str(best)]
     assert summary["test/dice"] == pytest.approx(rows["dice"].mean(), abs=1e-5)
+
+
+def test_cross_validation_scores_every_patient_with_a_training_that_had_not_seen_them(
+    project, tmp_path
+):
+    project = copy_project(project, tmp_path / "rotated")
+    project.change_params("split", folds=2, rotate=True)
+    told = project.run("dvc", "repro", "evaluate@unet")
+    assert "Running stage 'train@unet-0'" in told
+    assert "Running stage 'train@unet-1'" in told
+    split = pd.read_csv(project.root / "artifacts/split.csv", dtype=str)
+    left = split[split["fold"] != "test"].set_index("case")["fold_index"]
+    scores = pd.read_csv(project.root / "reports/unet/cases.csv", dtype={"seed": str})
+    rows = scores[scores["fold"] == "val"]
+    assert dict(zip(rows["case"], rows["seed"], strict=True)) == dict(left)
+    assert set(scores[scores["fold"] == "test"]["seed"]) == {"0", "1", "ensemble"}
+    summary = read_json(project.root / "reports/unet/summary.json")
+    assert summary["out_of_fold/num_patients"] == len(left)
+    assert summary["out_of_fold/dice"] == pytest.approx(rows["dice"].mean(), abs=1e-5)
+    tested = scores[(scores["fold"] == "test") & (scores["seed"] == "ensemble")]
+    assert summary["test/dice"] == pytest.approx(tested["dice"].mean(), abs=1e-5)
+    history = read_json(project.root / "artifacts/train/unet/1/network.json")
+    own = rows[rows["seed"] == "1"].groupby("organ")["dice"].mean()
+    assert history["val_dice"] == pytest.approx(own.mean(), abs=0.1)  # on the slices, not the scan

@@ -438,7 +438,7 @@ def test_one_event_gives_a_rate_but_no_interval(tiny_params):
 
 
 def test_evaluation_names_missing_cases(trained, tiny_cohort):
-    with pytest.raises(StageError, match=r"data/ lacks test cases case_98, case_99"):
+    with pytest.raises(StageError, match=r"data/ lacks cases case_98, case_99"):
         evaluate_network(trained, tiny_cohort, ["case_00", "case_99", "case_98"], SETTINGS)
 
 

@@ -38,6 +38,7 @@ from fullscale.reporting.results import read_results
 from fullscale.reporting.text_summary import (
     classifier_lines,
     make_table,
+    out_of_fold_lines,
     registry_line,
     score_rows,
     verdict_lines,
@@ -462,6 +463,14 @@ def test_lines_show_what_the_slice_classifier_did(project, tiny_params):
     )
     assert "unet3plus, spleen: sensitivity not measured" in lines[1]
     assert len(lines) == 2  # unet has no slice classifier
+
+
+def test_line_shows_what_cross_validation_found(project, tiny_params):
+    path = project / "reports/unet3plus/summary.json"
+    found = {"out_of_fold/num_patients": 21, "out_of_fold/dice/liver": 0.91}
+    path.write_text(json.dumps(json.loads(path.read_text()) | found))
+    (line,) = out_of_fold_lines(read_results(open_workspace(project), tiny_params))
+    assert line.startswith("Out of fold, unet3plus: liver 0.9100 (21 patients who are not tested")
 
 
 def test_missing_verdict_says_what_to_do(tmp_path):

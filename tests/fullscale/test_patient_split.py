@@ -8,8 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullscale.params import SplitParams
+from fullscale.patient_split import (
+    check_split,
+    fold_index,
+    is_test_patient,
+    split_cases,
+    split_of_seed,
+)
 from fullscale.runtime.errors import StageError
-from tasks.split import check_split, fold_index, is_test_patient, split_cases
 
 ANNOTATIONS = ("liver;spleen", "liver", "spleen")
 TESTED = [3, 4, 5, 7, 10, 11, 13, 16, 17, 19, 21, 24, 26, 28, 29, 34, 36, 38, 39, 43, 47]
@@ -72,7 +78,7 @@ def test_folds_are_of_equal_size_and_independent_of_the_test_set():
 
 
 def test_largest_hash_is_in_the_last_fold(monkeypatch):
-    monkeypatch.setattr("tasks.split.hmac.digest", lambda *_: b"\xff" * 32)
+    monkeypatch.setattr("fullscale.patient_split.hmac.digest", lambda *_: b"\xff" * 32)
     assert fold_index("p", make_params(folds=7)) == 6
 
 
@@ -117,19 +123,18 @@ def test_split_names_test_patients_without_cases():
         split_cases(cases, make_params(test_patients=["q2", "p3", "q1"]))
 
 
-def check(cohort, **changes):
-    cases, params = make_cases(cohort), make_params(**changes)
-    check_split(split_cases(cases, params), cases, params, ("liver", "spleen"))
+def check(cohort, seeds=(0,), **changes):
+    check_split(make_cases(cohort), make_params(**changes), ("liver", "spleen"), seeds)
 
 
-def cure_of(cohort, **changes):
+def cure_of(cohort, seeds=(0,), **changes):
     """Return the settings that the message names; check that they are a cure."""
     with pytest.raises(StageError) as error:
-        check(cohort, **changes)
+        check(cohort, seeds, **changes)
     text = str(error.value)
     found = dict(re.findall(r"split\.(\w+): (\S+?)(?:,|\s|$)", text.rpartition("; ")[2]))
     cure = {key: value if key == "salt" else int(value) for key, value in found.items()}
-    check(cohort, **(changes | cure))
+    check(cohort, seeds, **(changes | cure))
     return text, cure
 
 
@@ -142,6 +147,38 @@ def by_fold(folds, **changes):
         if not is_test_patient(name, params):
             names.setdefault(fold_index(name, params), name)
     return [names[fold] for fold in range(folds)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(cohort=cohorts, val_fold=st.integers(0, 3))
+def test_each_patient_outside_the_test_set_validates_once_in_a_cross_validation(cohort, val_fold):
+    params = make_params(val_fold=val_fold, rotate=True)
+    table = split_cases(make_cases(cohort), params)
+    splits = [split_of_seed(table, params, seed) for seed in range(params.folds)]
+    for split in splits:
+        assert set(split["fold"]) <= {"train", "val", "test"}
+        assert split[split["fold"] == "test"].equals(table[table["fold"] == "test"])
+        pd.testing.assert_frame_equal(split.drop(columns="fold"), table.drop(columns="fold"))
+    validated = [case for split in splits for case in split.loc[split["fold"] == "val", "case"]]
+    assert sorted(validated) == sorted(table.loc[table["fold"] != "test", "case"])
+    assert split_of_seed(table, params, params.folds).equals(splits[0])
+
+
+def test_without_cross_validation_every_seed_has_the_same_split():
+    params = make_params(val_fold=2)
+    table = split_cases(make_cases([(f"p{number}", "liver") for number in range(30)]), params)
+    assert all(split_of_seed(table, params, seed).equals(table) for seed in range(5))
+
+
+def test_gap_of_a_later_fold_of_a_cross_validation_is_named_with_a_cure():
+    a, b, c, d = by_fold(4, test_patients=["t"])
+    both = "liver;spleen"
+    cohort = [("t", both), (a, both), (b, both), (c, "liver"), (d, both)]
+    check(cohort, test_patients=["t"])
+    check(cohort, (0, 1), test_patients=["t"], rotate=True)
+    text, cure = cure_of(cohort, (0, 1, 2), test_patients=["t"], rotate=True)
+    assert "validation on fold 2 there is no validation patient in whom spleen is annotated" in text
+    assert "val_fold" not in cure or "folds" in cure
 
 
 def test_missing_organ_of_the_validation_fold_names_another_fold():
