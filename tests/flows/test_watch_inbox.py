@@ -11,11 +11,13 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 from cohorts import write_nnunet
+from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL
+from prefect.events import Event
+from prefect.events.filters import EventFilter, EventNameFilter
+from prefect.states import Scheduled
 from repository import make_repository
 from watching import wait_until
 
@@ -30,12 +32,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def server(prefect) -> str:
-    """The address of the server's API; settings of this process lead to it."""
-    return str(PREFECT_API_URL.value())
-
-
-@pytest.fixture
 def project(tmp_path):
     return make_repository(tmp_path / "project")
 
@@ -46,23 +42,22 @@ def fill(inbox: Path, num_cases: int, prefix: str = "new", seed: int = 50) -> Pa
     return inbox
 
 
-def events(api: str, data_version: str) -> list[dict]:
-    """Every event that scans landed, oldest first, as the server keeps them."""
-    wanted = {"filter": {"event": {"name": ["scans.landed"]}}, "limit": 50}
-    found = httpx.post(f"{api}/events/filter", json=wanted, timeout=30)
-    found.raise_for_status()
-    events = sorted(found.json()["events"], key=lambda event: event["occurred"])
-    return [each for each in events if each["payload"]["data_version"] == data_version]
+def events(data_version: str) -> list[Event]:
+    """Every event that scans landed, as the server keeps them."""
+    wanted = EventFilter(event=EventNameFilter(name=["scans.landed"]))
+    with get_client(sync_client=True) as client:
+        found = client.read_events(wanted, limit=50).events
+    return [each for each in found if each.payload["data_version"] == data_version]
 
 
-def artifact(api: str, key: str) -> dict:
-    found = httpx.get(f"{api}/artifacts/{key}/latest", timeout=30)
-    found.raise_for_status()
-    return found.json()
+def artifact(key: str) -> str:
+    found = Artifact.get(key)
+    assert found is not None, key
+    return str(found.data)
 
 
 @pytest.mark.slow
-def test_flow_takes_scans_in_shows_them_and_tells(server, project, monkeypatch):
+def test_flow_takes_scans_in_shows_them_and_tells(prefect, project, monkeypatch):
     inbox = fill(project / "drop", 2)
     (inbox / "imagesTr/bad_0000.nii.gz").write_bytes(b"no scan")
     (inbox / "labelsTr/bad.nii.gz").write_bytes(b"no label")
@@ -72,17 +67,17 @@ def test_flow_takes_scans_in_shows_them_and_tells(server, project, monkeypatch):
     version = outcome.data_version
     assert version in git(project, "show", "scans:data.dvc")
 
-    assert wait_until(lambda: events(server, version), 30)
-    (event,) = events(server, version)
+    assert wait_until(lambda: events(version), 30)
+    (event,) = events(version)
     resource = {"prefect.resource.id": "fullscale.inbox", "fullscale.retraining": "wanted"}
-    assert event["resource"] == resource
-    assert event["payload"] == {
+    assert event.resource.root == resource
+    assert event.payload == {
         "data_version": version,
         "num_accepted": 2,
         "num_quarantined": 1,
         "cases": ["new_00", "new_01"],
     }
-    table = json.loads(artifact(server, "inbox")["data"])
+    table = json.loads(artifact("inbox"))
     assert {row["case"]: row["status"] for row in table} == {
         "new_00": "accepted",
         "new_01": "accepted",
@@ -90,7 +85,7 @@ def test_flow_takes_scans_in_shows_them_and_tells(server, project, monkeypatch):
         "lonely": "waiting",
     }
     assert "unreadable" in next(row["reason"] for row in table if row["case"] == "bad")
-    markdown = artifact(server, "data-version")["data"]
+    markdown = artifact("data-version")
     assert version in markdown
     assert r"| new_01 | new\_01 | new patient |" in markdown
     with get_client(sync_client=True) as client:
@@ -99,21 +94,21 @@ def test_flow_takes_scans_in_shows_them_and_tells(server, project, monkeypatch):
 
     watch_inbox(project, settle_s=0)
     time.sleep(6)  # the server writes events down within 5 s
-    assert len(events(server, version)) == 1
+    assert len(events(version)) == 1
 
 
 @pytest.mark.slow
-def test_version_that_a_killed_run_left_is_announced_by_the_next(server, project):
+def test_version_that_a_killed_run_left_is_announced_by_the_next(prefect, project):
     inbox = fill(project / "drop", 1)
     version = receive(project, str(inbox), 0).data_version
     assert find_unannounced(project).data_version == version
     watch_inbox(project, inbox=str(inbox), settle_s=0)
     assert find_unannounced(project) is None
-    assert wait_until(lambda: events(server, version), 30)
+    assert wait_until(lambda: events(version), 30)
 
 
 @pytest.mark.slow
-def test_default_inbox_is_made_and_a_failure_names_its_cause(server, project, monkeypatch):
+def test_default_inbox_is_made_and_a_failure_names_its_cause(prefect, project, monkeypatch):
     monkeypatch.delenv("FULLSCALE_INBOX", raising=False)
     assert watch_inbox(project, settle_s=0).cases == []
     assert (project / "inbox/imagesTr").is_dir()
@@ -126,28 +121,22 @@ def test_default_inbox_is_made_and_a_failure_names_its_cause(server, project, mo
     assert time.monotonic() - started < 60  # it was not tried again
 
 
-def post(url: str, **content: object) -> dict:
-    answer = httpx.post(url, json=content, timeout=30)
-    answer.raise_for_status()
-    return answer.json()
-
-
 @pytest.fixture
-def plan_retraining(server):
+def plan_retraining(prefect):
     """Plans a run of a deployment `retrain`, some time from now, that no worker takes."""
-    flow_id = post(f"{server}/flows/", name="retrain")["id"]
-    deployment_id = post(f"{server}/deployments/", name="retrain", flow_id=flow_id)["id"]
     runs = []
+    with get_client(sync_client=True) as client:
+        flow_id = client.create_flow_from_name("retrain")
+        deployment_id = client.create_deployment(flow_id, "retrain")
 
-    def plan(delay: timedelta) -> None:
-        details = {"scheduled_time": (datetime.now(UTC) + delay).isoformat()}
-        state = {"type": "SCHEDULED", "state_details": details}
-        url = f"{server}/deployments/{deployment_id}/create_flow_run"
-        runs.append(post(url, state=state)["id"])
+        def plan(delay: timedelta) -> None:
+            state = Scheduled(scheduled_time=datetime.now(UTC) + delay)
+            run = client.create_flow_run_from_deployment(deployment_id, state=state)
+            runs.append(run.id)
 
-    yield plan
-    for run_id in runs:
-        httpx.delete(f"{server}/flow_runs/{run_id}").raise_for_status()
+        yield plan
+        for run_id in runs:
+            client.delete_flow_run(run_id)
 
 
 @pytest.mark.slow
@@ -159,16 +148,16 @@ def plan_retraining(server):
         (timedelta(hours=1), "wanted"),
     ],
 )
-def test_retraining_that_waits_is_enough(server, plan_retraining, delay, expected):
+def test_retraining_that_waits_is_enough(plan_retraining, delay, expected):
     plan_retraining(delay)
     emit(Announcement(f"{delay}", "", ("case",), 0))
-    assert wait_until(lambda: labels(server, f"{delay}"), 30)
-    assert labels(server, f"{delay}") == [expected]
+    assert wait_until(lambda: labels(f"{delay}"), 30)
+    assert labels(f"{delay}") == [expected]
 
 
-def labels(api: str, data_version: str) -> list[str]:
+def labels(data_version: str) -> list[str]:
     """Return what the events of a data version say of the retraining."""
-    return [event["resource"]["fullscale.retraining"] for event in events(api, data_version)]
+    return [event.resource["fullscale.retraining"] for event in events(data_version)]
 
 
 @pytest.mark.slow

@@ -159,6 +159,10 @@ class RunningServices:
                 if process.is_running():
                     process.kill()
 
+    def get(self, path: str) -> dict:
+        """Return what Prefect's API has under a path."""
+        return self._ask("GET", path).json()
+
     def post(self, path: str, content: dict | None = None) -> object:
         """Return the answer of Prefect's API."""
         return self._ask("POST", path, json=content or {}).json()
@@ -182,9 +186,7 @@ class RunningServices:
 
     def deployment(self, name: str) -> dict:
         """Return Prefect's record of a deployment."""
-        answer = self.api.get(f"deployments/name/{name}/{name}")
-        answer.raise_for_status()
-        return answer.json()
+        return self.get(f"deployments/name/{name}/{name}")
 
     def pause(self, name: str) -> None:
         """Let a deployment's schedules start no more runs."""
@@ -230,7 +232,7 @@ class RunningServices:
 
     def num_busy_devices(self) -> int:
         """Return the number of slots in use."""
-        return self.api.get("v2/concurrency_limits/fullscale-device").json()["active_slots"]
+        return self.get("v2/concurrency_limits/fullscale-device")["active_slots"]
 
     def start_training(self, command: str) -> tuple[str, int, int]:
         """Start a retraining whose trainer runs a shell line; returns its id and process ids."""

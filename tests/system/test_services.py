@@ -50,8 +50,8 @@ def test_start_prints_where_everything_is(services):
 
 def test_start_sets_prefect_up(services):
     assert services.deployment_names() == DEPLOYMENTS
-    assert services.api.get("work_pools/local").json()["type"] == "process"
-    assert services.api.get("v2/concurrency_limits/fullscale-device").json()["limit"] == 1
+    assert services.get("work_pools/local")["type"] == "process"
+    assert services.get("v2/concurrency_limits/fullscale-device")["limit"] == 1
     retrain = services.deployment("retrain")
     assert retrain["global_concurrency_limit"]["limit"] == 1
     assert retrain["concurrency_options"]["collision_strategy"] == "ENQUEUE"
@@ -190,7 +190,7 @@ def test_run_whose_process_went_early_is_seen_as_crashed(services):
         for automation_id in ids:
             services.delete(f"automations/{automation_id}")
     for run_id, description in expected.items():
-        message = services.api.get(f"flow_runs/{run_id}").json()["state"]["message"]
+        message = services.get(f"flow_runs/{run_id}")["state"]["message"]
         assert message == description
 
 
