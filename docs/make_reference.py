@@ -67,6 +67,10 @@ OWN: Group = {
     "FULLSCALE_WATCH_CRON": (None, "schedule of `watch-inbox`: a cron line in UTC"),
     "FULLSCALE_RETRAIN_CRON": (None, "schedule of `retrain`"),
     "FULLSCALE_PROMOTE_CRON": (None, "schedule of `promote-check`"),
+    "FULLSCALE_CODE_BRANCH": (
+        "the branch that is checked out when `make services` starts",
+        "branch of git whose code and parameters `retrain` trains",
+    ),
     "FULLSCALE_INBOX": (
         "inbox",
         "folder or fsspec URL where scans arrive, such as s3://bucket/inbox",

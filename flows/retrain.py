@@ -34,7 +34,7 @@ from fullscale.reporting.text_summary import registry_line, verdict_lines
 from fullscale.runtime.errors import StageError
 from fullscale.tracking.store import Store, connect, default_store
 from fullscale.versioning.data_version import Announcement, is_remote_in_git, open_newest
-from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
+from fullscale.versioning.git import CODE_VARIABLE, SCANS_BRANCH, find_commit, git
 from fullscale.versioning.provenance import read_data_version
 from fullscale.versioning.retraining import (
     clear_pending,
@@ -78,6 +78,9 @@ class RetrainResult:
 def retrain(root: Path | None = None, reason: str = "by hand") -> str:
     """Bring the results up to date with scans, code and parameters, if they are not.
 
+    The scans are those of the branch `scans`, code and parameters those of the branch that
+    FULLSCALE_CODE_BRANCH names, or of the one that is checked out.
+
     All work is done in a separate checkout, `root`/.cache/checkouts/retrain. The next run continues
     one that was killed: first on its own scans where it had started to register, so that every
     registered version gets its branch, then on the newest. Scans that land during a run are
@@ -93,16 +96,17 @@ def retrain(root: Path | None = None, reason: str = "by hand") -> str:
 
     Raises:
         StageFailedError: a stage, or the way to the DVC remote, failed.
-        StageError: the checkout cannot be made, or parameters are wrong.
+        StageError: it is unknown which code to train, the checkout cannot be made, or parameters
+            are wrong.
     """
     add_library_lines()
     root = (root or Path()).resolve()
-    block = chosen_block(os.environ)
+    block, code_branch = chosen_block(os.environ), os.environ.get(CODE_VARIABLE)
     try:
-        publish_pending(root, block)
+        publish_pending(root, block, code_branch)
         while True:
             scans_before = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
-            outcome = retrain_once(root, reason, block)
+            outcome = retrain_once(root, reason, block, code_branch)
             landed = find_data_since(root, scans_before, outcome.data_version)
             if landed is None:
                 return outcome.status
@@ -115,13 +119,15 @@ def retrain(root: Path | None = None, reason: str = "by hand") -> str:
         raise
 
 
-def retrain_once(root: Path, reason: str, block: str | None) -> RetrainResult:
-    """Retrain on the newest scans, if anything changed; call it in a flow."""
-    with open_newest(root, CHECKOUT) as folder:
+def retrain_once(
+    root: Path, reason: str, block: str | None, code_branch: str | None
+) -> RetrainResult:
+    """Retrain on the newest scans and code, if anything changed; call it in a flow."""
+    with open_newest(root, CHECKOUT, code_branch) as folder:
         return bring_up_to_date(root, folder, reason, block)
 
 
-def publish_pending(root: Path, block: str | None) -> None:
+def publish_pending(root: Path, block: str | None, code_branch: str | None) -> None:
     """Publish results of earlier scans that a killed run had registered but not published.
 
     Those of the newest scans are left to the run itself. DVC's cache holds what was computed, so
@@ -135,7 +141,7 @@ def publish_pending(root: Path, block: str | None) -> None:
     if not pending:
         return
     logger = get_run_logger()
-    with open_newest(root, CHECKOUT) as folder:
+    with open_newest(root, CHECKOUT, code_branch) as folder:
         newest = git(folder, "rev-parse", "HEAD")
     for commit in pending:
         if commit == newest:

@@ -31,7 +31,9 @@ from flows.service_settings import (
     plan_services,
     write_server_files,
 )
+from fullscale.runtime.errors import StageError
 from fullscale.runtime.processes import bind_to_parent
+from fullscale.versioning.git import CODE_VARIABLE, find_code
 
 START_TIMEOUT_S = 180.0  # databases are made at the first start
 SERVER_GRACE_S = 10.0
@@ -244,6 +246,7 @@ def run(services: Services) -> None:
         set_up(services)
         running.append(RunningService(services.worker))
         print(f"MLflow   {services.mlflow_url}\nPrefect  {services.prefect_url}", flush=True)
+        print(f"Code     branch {services.environment[CODE_VARIABLE]}", flush=True)
         print("Ctrl-C stops all", flush=True)
         while True:
             pause(POLL_INTERVAL_S)
@@ -272,12 +275,15 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        services = plan_services(Path().resolve(), os.environ)
+        root = Path().resolve()
+        branch, _ = find_code(root, os.environ.get(CODE_VARIABLE))
+        # A person may check out another branch later: that must not change what is trained.
+        services = plan_services(root, {**os.environ, CODE_VARIABLE: branch})
         write_server_files(services)
         run(services)
     except InterruptionError:
         print("stopped", flush=True)
-    except (ServiceError, SettingsError) as error:
+    except (ServiceError, SettingsError, StageError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 

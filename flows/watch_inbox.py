@@ -20,6 +20,7 @@ from flows.run_log import add_library_lines
 from fullscale.params import load_params
 from fullscale.runtime.errors import ScanError, StageError, TransientStageError
 from fullscale.versioning.data_version import find_unannounced, mark_announced
+from fullscale.versioning.git import CODE_VARIABLE
 from tasks.receive import InboxResult, receive
 
 INBOX_VARIABLE = "FULLSCALE_INBOX"
@@ -51,7 +52,14 @@ def watch_inbox(
             (root / "inbox" / folder).mkdir(parents=True, exist_ok=True)
     num_workers = load_params(root / "params.yaml").compute.num_workers
     announce(root)  # a version that a killed run made but did not announce
-    outcome = receive(root, url, settle_s, num_workers=num_workers, run_step=run_as_task)
+    outcome = receive(
+        root,
+        url,
+        settle_s,
+        num_workers=num_workers,
+        run_step=run_as_task,
+        code_branch=os.environ.get(CODE_VARIABLE),
+    )
     show_outcome(outcome)
     announce(root)
     return outcome

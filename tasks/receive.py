@@ -79,7 +79,13 @@ def run_directly(name: str, step: Callable[[], Result]) -> Result:
 
 
 def receive(
-    root: Path, url: str, settle_s: float, *, num_workers: int = 1, run_step: RunStep = run_directly
+    root: Path,
+    url: str,
+    settle_s: float,
+    *,
+    num_workers: int = 1,
+    run_step: RunStep = run_directly,
+    code_branch: str | None = None,
 ) -> InboxResult:
     """Read the inbox once; accept, quarantine or leave every file in it.
 
@@ -89,6 +95,7 @@ def receive(
         settle_s: a file counts as complete if it was not written for this long, in seconds.
         num_workers: processes that check scans; 0 uses every core.
         run_step: runs each step.
+        code_branch: see `find_code`; scans that people added on it count as in the data.
 
     Raises:
         StageError: inbox, disk, dvc or git fails. No scan is lost; run again when that is fixed.
@@ -102,7 +109,7 @@ def receive(
         arrivals = run_step("list inbox", partial(list_arrivals, inbox, settle_s, landing))
         result, version, is_new = IngestResult(), "", False
         if arrivals.ready:
-            with open_newest(root, "inbox") as checkout:
+            with open_newest(root, "inbox", code_branch) as checkout:
                 step = partial(ingest_ready_pairs, inbox, arrivals, landing, checkout, num_workers)
                 result = run_step("ingest", step)
                 is_new = bool(result.accepted)

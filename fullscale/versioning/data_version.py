@@ -9,58 +9,82 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fullscale.runtime.errors import StageError
-from fullscale.runtime.files import read_json_or_empty, write_json
+from fullscale.runtime.files import read_json_or_empty, write_atomically, write_json
 from fullscale.versioning.git import (
     SCANS_BRANCH,
     check_branch_names,
     commit_paths,
     contains,
+    find_code,
     find_commit,
     git,
-    merge,
     move_branch,
     run_program,
 )
 from fullscale.versioning.provenance import parse_data_version, read_data_version
 from fullscale.versioning.worktree import open_checkout
 
+DATA_FILE = "data.dvc"
 ANNOUNCED_FILE = Path(".cache/inbox/announced.json")
 """The data version announced last, and its commit."""
 
 
 @contextmanager
-def open_newest(root: Path, name: str) -> Iterator[Path]:
-    """Yield a worktree with the newest data version and the project's current code.
+def open_newest(root: Path, name: str, code_branch: str | None = None) -> Iterator[Path]:
+    """Yield a worktree with the newest data version on the newest code of one branch.
 
-    It starts at the branch `scans` with HEAD merged into it. If HEAD contains `scans`, or there is
-    no such branch, it starts at HEAD. No branch moves.
+    It is at the tip of that branch, with one commit more if `scans` has newer data: their data.dvc.
+    No branch moves.
 
     Args:
         root: the project.
         name: name of the worktree, see `open_checkout`.
+        code_branch: see `find_code`.
 
     Yields:
         The folder of the worktree.
 
     Raises:
-        StageError: `scans` and HEAD have a merge conflict, a branch is in the way, or git fails.
+        StageError: both branches have data that the other one never had, the code's branch is
+            unknown, a branch is in the way, or git fails.
     """
     check_branch_names(root)
-    head = git(root, "rev-parse", "HEAD")
+    branch, code = find_code(root, code_branch)
     scans = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
-    start = head if scans is None or contains(root, head, scans) else scans
-    with open_checkout(root, name, start) as folder:
-        if not contains(folder, start, head):
-            try:
-                merge(folder, head, f"Merge the code of {head[:8]} into the newest scans")
-            except StageError as error:
-                raise StageError(
-                    f"branch {SCANS_BRANCH} and HEAD have a merge conflict, usually in data.dvc; "
-                    f"merge {SCANS_BRANCH} into your branch by hand (`git merge {SCANS_BRANCH}`, "
-                    f"then keep the data.dvc of {SCANS_BRANCH}, or add your scans through the "
-                    f"inbox), and run again: {error}"
-                ) from None
+    with open_checkout(root, name, code) as folder:
+        if scans is not None and _has_newer_data(root, scans, branch):
+            git(folder, "checkout", "--quiet", scans, "--", DATA_FILE)
+            subject = f"Put scans {read_data_version(folder)[:8]} beside the code of {branch}"
+            commit_paths(folder, [DATA_FILE], subject)
         yield folder
+
+
+def _has_newer_data(root: Path, scans: str, branch: str) -> bool:
+    """Return whether a commit of `scans` has newer data than a branch.
+
+    Only data.dvc counts, not who descends from whom: people amend and drop commits.
+
+    Raises:
+        StageError: neither had the other's data before.
+    """
+    tips = (scans, f"refs/heads/{branch}")
+    ours, theirs = (git(root, "ls-tree", "--object-only", tip, DATA_FILE) for tip in tips)
+    if ours in _list_contents(root, tips[1]):
+        return False
+    if not theirs or theirs in _list_contents(root, scans):
+        return True
+    raise StageError(
+        f"branches {SCANS_BRANCH} and {branch} contradict each other: {DATA_FILE} of each names "
+        f"scans that the other one never had. Merge {SCANS_BRANCH} into {branch} by hand (`git "
+        f"merge {SCANS_BRANCH}`, then keep the {DATA_FILE} of {SCANS_BRANCH}), add the other scans "
+        "through the inbox, and run again"
+    )
+
+
+def _list_contents(root: Path, commit: str) -> set[str]:
+    """Return the names of git for every content that data.dvc had up to a commit."""
+    listed = git(root, "rev-list", "--objects", "--full-history", commit, "--", DATA_FILE)
+    return {line.removesuffix(f" {DATA_FILE}") for line in listed.splitlines()}
 
 
 @dataclass(frozen=True)
@@ -132,10 +156,15 @@ def commit_data(folder: Path, cases: Sequence[str], num_quarantined: int) -> str
         StageError: dvc or git fails, for example because the disk is full; `scans` did not move.
     """
     run_program(["dvc", "--wait-for-lock", "add", "data"], folder)
+    scans = find_commit(folder, f"refs/heads/{SCANS_BRANCH}")
+    if scans is not None:  # it gets the data, and not the code
+        content = (folder / DATA_FILE).read_bytes()
+        git(folder, "checkout", "--quiet", "--force", "--detach", scans)
+        write_atomically(folder / DATA_FILE, content)
     subject = f"Add {len(cases)} scan{'s' if len(cases) != 1 else ''}"
     # `find_unannounced` reads these trailers.
     trailers = [*(f"Case: {case}" for case in cases), f"Quarantined: {num_quarantined}"]
-    commit = commit_paths(folder, ["data.dvc"], "\n".join([subject, "", *trailers]))
+    commit = commit_paths(folder, [DATA_FILE], "\n".join([subject, "", *trailers]))
     move_branch(folder, SCANS_BRANCH, commit)
     return read_data_version(folder)
 

@@ -14,16 +14,16 @@ SCANS_BRANCH = "scans"
 """Branch of the data versions made from the inbox, one commit each."""
 RETRAIN_PREFIX = "retrain/"
 """Beginning of the names of branches with the results of a retraining."""
+CODE_VARIABLE = "FULLSCALE_CODE_BRANCH"
+"""Environment variable that names the branch whose code is trained."""
 _LAST_LINES = 3
-# A person's own settings must not change what is committed, merged or printed.
+# A person's own settings must not change what is committed or printed.
 _NEUTRAL = {
     "color.ui": "false",
     "commit.gpgSign": "false",
     "commit.template": "",
     "core.hooksPath": "/dev/null",
     "log.showSignature": "false",
-    "merge.ff": "true",
-    "merge.verifySignatures": "false",
     "user.useConfigOnly": "false",
 }
 
@@ -85,6 +85,34 @@ def find_commit(folder: Path, name: str) -> str | None:
         return None
 
 
+def find_code(root: Path, branch: str | None) -> tuple[str, str]:
+    """Return the branch whose code is trained, and its newest commit.
+
+    Args:
+        root: the project.
+        branch: its name; None is the branch that is checked out.
+
+    Raises:
+        StageError: there is no such branch, none is checked out, or it is that of the scans.
+    """
+    remedy = f"set {CODE_VARIABLE} to one that `git branch` lists"
+    branch = branch or git(root, "branch", "--show-current")
+    if not branch:
+        raise StageError(
+            f"no branch is checked out in {root}, so it is unknown which code to train: check one "
+            f"out, or {remedy}"
+        )
+    if branch == SCANS_BRANCH:
+        raise StageError(
+            f"branch {SCANS_BRANCH} carries scans, and no code to train: check another one out in "
+            f"{root}, or {remedy}"
+        )
+    commit = find_commit(root, f"refs/heads/{branch}")
+    if commit is None:
+        raise StageError(f"{root} has no branch {branch}, whose code is to be trained; {remedy}")
+    return branch, commit
+
+
 def check_branch_names(root: Path) -> None:
     """Check that no branch has a name under which git cannot make ours.
 
@@ -120,19 +148,6 @@ def commit_paths(folder: Path, paths: Sequence[str], message: str) -> str:
     git(folder, "add", "--", *paths)
     git(folder, *_identity(folder), "commit", "--quiet", "--message", message, "--", *paths)
     return git(folder, "rev-parse", "HEAD")
-
-
-def merge(folder: Path, commit: str, message: str) -> None:
-    """Merge a commit into the current commit of a worktree; undo the merge on a conflict.
-
-    Raises:
-        StageError: there is a conflict.
-    """
-    try:
-        git(folder, *_identity(folder), "merge", "--quiet", "--message", message, commit)
-    except StageError:
-        git(folder, "reset", "--quiet", "--hard")
-        raise
 
 
 def move_branch(folder: Path, branch: str, commit: str) -> None:

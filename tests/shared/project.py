@@ -79,7 +79,7 @@ def clone_project(folder: Path, *, with_sample: bool = True) -> Project:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(source.read_bytes())
     project = Project(folder)
-    project.run("git", "init", "--quiet")
+    project.run("git", "init", "--quiet", "--initial-branch", "main")
     project.run("git", "add", "--all")
     project.run("git", "commit", "--quiet", "--message", "clone")
     return project

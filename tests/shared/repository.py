@@ -13,7 +13,7 @@ PARAMS = Path(__file__).parents[2] / "params.yaml"
 def make_repository(root: Path) -> Path:
     """Make a repository with three versioned scans in data/ and the parameters of this project."""
     root.mkdir(parents=True)
-    git(root, "init", "--quiet")
+    git(root, "init", "--quiet", "--initial-branch", "main")
     run_program(["dvc", "init", "--quiet"], root)
     run_program(["dvc", "config", "core.analytics", "false"], root)
     ignored = ("/data", "/.cache/", "/inbox", "/quarantine.json")

@@ -18,9 +18,7 @@ from fullscale.versioning.data_version import (
     restore_data,
 )
 from fullscale.versioning.git import (
-    SCANS_BRANCH,
     commit_paths,
-    contains,
     find_commit,
     git,
     run_program,
@@ -36,8 +34,8 @@ def change_data(folder, patient):
     write_cases(folder / "data", [replace(first, patient=patient), *rest])
 
 
-def make_version(root, patient, cases=("a",), num_quarantined=0):
-    with open_newest(root, "inbox") as folder:
+def make_version(root, patient, cases=("a",), num_quarantined=0, code_branch=None):
+    with open_newest(root, "inbox", code_branch) as folder:
         restore_data(folder)
         change_data(folder, patient)
         return commit_data(folder, cases, num_quarantined)
@@ -129,16 +127,89 @@ def test_remote_inside_the_project_is_known(scans_repo, tmp_path):
         assert is_remote_in_git(folder, scans_repo)
 
 
-def test_newer_code_is_merged_before_the_next_version(scans_repo):
-    make_version(scans_repo, "p1")
-    (scans_repo / "code.py").write_text("new = True\n")
-    head = commit_paths(scans_repo, ["code.py"], "Change the code")
-    with open_newest(scans_repo, "inbox") as folder:
+def change_code(root, text):
+    (root / "code.py").write_text(text)
+    return commit_paths(root, ["code.py"], "Change the code")
+
+
+def test_newest_code_stands_beside_the_newest_scans_which_stay_free_of_it(scans_repo):
+    version = make_version(scans_repo, "p1")
+    tip = find_commit(scans_repo, "scans")
+    head = change_code(scans_repo, "new = True\n")
+    with open_newest(scans_repo, "retrain") as folder:
         assert (folder / "code.py").read_text() == "new = True\n"
-        assert contains(folder, "HEAD", "scans")
-    assert not contains(scans_repo, "scans", head)
-    make_version(scans_repo, "p2")
-    assert contains(scans_repo, "scans", head)
+        assert read_data_version(folder) == version
+        assert git(folder, "rev-parse", "HEAD^") == head
+        subject = git(folder, "log", "-1", "--format=%s")
+        assert subject == f"Put scans {version[:8]} beside the code of main"
+    second = make_version(scans_repo, "p2")
+    assert git(scans_repo, "rev-parse", "scans^") == tip
+    assert "code.py" not in git(scans_repo, "ls-tree", "--name-only", "scans")
+    assert second in git(scans_repo, "show", "scans:data.dvc")
+
+
+def test_code_is_that_of_the_named_branch_whatever_is_checked_out(scans_repo):
+    make_version(scans_repo, "p1")
+    git(scans_repo, "checkout", "--quiet", "-b", "feature")
+    change_code(scans_repo, "half done\n")
+    make_version(scans_repo, "p2")  # lands while the feature is being written
+    with open_newest(scans_repo, "retrain", "main") as folder:
+        assert not (folder / "code.py").exists()
+        assert read_data_version(folder) in git(scans_repo, "show", "scans:data.dvc")
+    with open_newest(scans_repo, "retrain", "feature") as folder:
+        assert (folder / "code.py").exists()
+
+
+@pytest.mark.parametrize("made_by", ["amend", "reset"])
+def test_commits_that_people_took_back_are_not_trained(scans_repo, made_by):
+    change_code(scans_repo, "wrong\n")
+    make_version(scans_repo, "p1")
+    if made_by == "amend":
+        (scans_repo / "code.py").write_text("right\n")
+        git(scans_repo, "commit", "--quiet", "--all", "--amend", "--message", "Right")
+    else:
+        git(scans_repo, "reset", "--quiet", "--hard", "HEAD^")
+    version = make_version(scans_repo, "p2")
+    with open_newest(scans_repo, "retrain") as folder:
+        assert read_data_version(folder) == version
+        if made_by == "amend":
+            assert (folder / "code.py").read_text() == "right\n"
+        else:
+            assert not (folder / "code.py").exists()
+
+
+def test_scans_into_which_code_was_merged_before_go_on(scans_repo):
+    """An earlier version of this project merged the code that was checked out into `scans`."""
+    make_version(scans_repo, "p1")
+    git(scans_repo, "checkout", "--quiet", "-b", "feature")
+    change_code(scans_repo, "half done\n")
+    git(scans_repo, "checkout", "--quiet", "--detach", "scans")
+    git(scans_repo, "merge", "--quiet", "--message", "Merge the code", "feature")
+    git(scans_repo, "branch", "--force", "scans", "HEAD")
+    git(scans_repo, "checkout", "--quiet", "main")
+    version = make_version(scans_repo, "p2")
+    with open_newest(scans_repo, "retrain") as folder:
+        assert read_data_version(folder) == version
+        assert not (folder / "code.py").exists()
+
+
+def test_unknown_code_is_refused_with_a_remedy(scans_repo):
+    remedy = "set FULLSCALE_CODE_BRANCH to one that `git branch` lists"
+    git(scans_repo, "branch", "feature")
+    with open_newest(scans_repo, "retrain", "feature"):
+        pass
+    git(scans_repo, "branch", "-D", "feature")
+    with (
+        pytest.raises(StageError, match=f"has no branch feature, whose code.*{remedy}"),
+        open_newest(scans_repo, "retrain", "feature"),
+    ):
+        pass
+    git(scans_repo, "checkout", "--quiet", "--detach")
+    with pytest.raises(StageError, match=f"no branch is checked out in .*{remedy}"):
+        make_version(scans_repo, "p1")
+    git(scans_repo, "checkout", "--quiet", "-b", "scans")
+    with pytest.raises(StageError, match=f"scans carries scans, and no code.*{remedy}"):
+        make_version(scans_repo, "p1")
 
 
 PERSONAL = """
@@ -149,9 +220,6 @@ PERSONAL = """
 	hooksPath = HOOKS
 [log]
 	showSignature = true
-[merge]
-	ff = only
-	verifySignatures = true
 [user]
 	useConfigOnly = true
 [color]
@@ -167,11 +235,8 @@ def test_settings_of_a_person_change_nothing(scans_repo, tmp_path, monkeypatch):
     (tmp_path / "gitconfig").write_text(PERSONAL.replace("HOOKS", str(hook.parent)))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     first = make_version(scans_repo, "one")
-    (scans_repo / "code.py").write_text("newer\n")
-    head = commit_paths(scans_repo, ["code.py"], "Change the code")
-    second = make_version(scans_repo, "two")  # merges the code
+    second = make_version(scans_repo, "two")
     assert first != second
-    assert contains(scans_repo, SCANS_BRANCH, head)
     found = find_unannounced(scans_repo)
     assert (found.data_version, found.cases) == (second, ("a",))
 
@@ -187,27 +252,43 @@ def test_branch_in_the_way_is_told_before_the_work(scans_repo, name):
     make_version(scans_repo, "one")
 
 
-def test_versions_that_people_merged_are_where_the_next_begins(scans_repo):
-    make_version(scans_repo, "p1")
-    git(scans_repo, "merge", "--quiet", "scans")
-    (scans_repo / "code.py").write_text("new = True\n")
-    head = commit_paths(scans_repo, ["code.py"], "Change the code")
-    make_version(scans_repo, "p2")
-    assert git(scans_repo, "rev-parse", "scans^") == head
+def add_by_hand(root, patient):
+    change_data(root, patient)
+    run_program(["dvc", "add", "data"], root)
+    commit_paths(root, ["data.dvc"], "Change the data by hand")
+    return read_data_version(root)
 
 
-def test_merge_conflict_in_the_data_is_an_error_with_a_remedy(scans_repo):
+def test_data_that_people_changed_after_a_version_was_merged_are_newer(scans_repo):
     make_version(scans_repo, "p1")
     tip = find_commit(scans_repo, "scans")
-    change_data(scans_repo, "p9")
-    run_program(["dvc", "add", "data"], scans_repo)
-    commit_paths(scans_repo, ["data.dvc"], "Add other data by hand")
+    git(scans_repo, "checkout", "--quiet", "scans", "--", "data.dvc")  # as a merge without ancestry
+    run_program(["dvc", "checkout", "data.dvc"], scans_repo)
+    commit_paths(scans_repo, ["data.dvc"], "Take the scans over")
+    version = add_by_hand(scans_repo, "p9")
+    with open_newest(scans_repo, "retrain") as folder:
+        assert read_data_version(folder) == version
+        assert git(folder, "rev-parse", "HEAD") == find_commit(scans_repo, "HEAD")
+    make_version(scans_repo, "p2")
+    assert git(scans_repo, "rev-parse", "scans^") == tip
+
+
+def test_data_that_contradict_each_other_are_an_error_with_a_remedy(scans_repo):
+    make_version(scans_repo, "p1")
+    tip = find_commit(scans_repo, "scans")
+    add_by_hand(scans_repo, "p9")
     with (
-        pytest.raises(StageError, match=r"scans and HEAD have a merge conflict.*`git merge scans`"),
+        pytest.raises(StageError, match=r"scans and main contradict each other.*git merge scans"),
         open_newest(scans_repo, "inbox"),
     ):
         pass
     assert find_commit(scans_repo, "scans") == tip
+    with pytest.raises(StageError, match="CONFLICT"):
+        git(scans_repo, "merge", "scans")
+    git(scans_repo, "checkout", "--theirs", "--", "data.dvc")
+    git(scans_repo, "commit", "--quiet", "--all", "--message", "Keep the data of scans")
+    make_version(scans_repo, "p2")
+    assert git(scans_repo, "rev-parse", "scans^") == tip
 
 
 def test_person_on_the_branch_is_not_disturbed(scans_repo):
@@ -215,7 +296,7 @@ def test_person_on_the_branch_is_not_disturbed(scans_repo):
     git(scans_repo, "checkout", "--quiet", "scans")
     before = find_commit(scans_repo, "scans")
     with pytest.raises(StageError, match=r"branch scans is checked out in .*switch to another"):
-        make_version(scans_repo, "p2")
+        make_version(scans_repo, "p2", code_branch="main")
     assert find_commit(scans_repo, "scans") == before
     assert git(scans_repo, "status", "--porcelain") == ""
 

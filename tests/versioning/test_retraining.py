@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fullscale.versioning.data_version import commit_data, open_newest
-from fullscale.versioning.git import SCANS_BRANCH, commit_paths, contains, git, run_program
+from fullscale.versioning.git import SCANS_BRANCH, commit_paths, git, run_program
 from fullscale.versioning.retraining import (
     MAX_FAILURES,
     clear_pending,
@@ -109,7 +109,7 @@ def test_results_are_on_a_separate_branch(project: Path) -> None:
     assert branch == f"retrain/2026-03-01-{version[:8]}" == newest_branch(project)
     changed = git(project, "diff", "--name-only", f"{branch}^", branch).splitlines()
     assert changed == ["dvc.lock", "reports/summary.json"]
-    assert git(project, "rev-parse", f"{branch}^") == git(project, "rev-parse", SCANS_BRANCH)
+    assert git(project, "rev-parse", f"{branch}~2") == before[0]  # code, scans, results
     assert git(project, "show", f"{branch}:reports/summary.json") == "2"
     assert git(project, "log", "-1", "--format=%s|%b", branch) == "Retrain: fail|Reason: by hand"
     assert before == [git(project, "rev-parse", "HEAD"), git(project, "status", "--porcelain")]
@@ -173,8 +173,8 @@ def test_code_that_people_changed_meanwhile_is_trained_on_too(project: Path) -> 
         assert list_untrained_changes(folder) == ["slice: data modified, code.py modified"]
         run_program(["dvc", "repro", "--quiet"], folder)
         branch = publish(folder, DAY, version, "Retrain")
-    assert contains(project, branch, head)
-    assert contains(project, branch, SCANS_BRANCH)
+    assert git(project, "rev-parse", f"{branch}~2") == head
+    assert git(project, "show", f"{branch}:data.dvc") == git(project, "show", "scans:data.dvc")
 
 
 def test_scans_added_during_a_retraining_are_reported_once(project: Path) -> None:

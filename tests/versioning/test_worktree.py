@@ -15,10 +15,8 @@ from fullscale.runtime.errors import StageError
 from fullscale.runtime.locks import acquire_lock
 from fullscale.versioning.git import (
     commit_paths,
-    contains,
     find_commit,
     git,
-    merge,
     move_branch,
     run_program,
 )
@@ -255,23 +253,6 @@ def test_branch_that_someone_has_checked_out_does_not_move(project):
     commit = find_commit(project, "main")
     with pytest.raises(StageError, match=r"main is checked out in .*project.*switch to another"):
         move_branch(project, "main", commit)
-
-
-def test_merge_joins_and_a_conflict_leaves_the_checkout_as_it_was(project):
-    start = find_commit(project, "main")
-    commit_file(project, "code.py", "two\n")
-    with open_checkout(project, "inbox", start) as folder:
-        ours = commit_file(folder, "data.dvc", "a\n")
-        merge(folder, "main", "Merge")
-        assert contains(folder, "HEAD", "main")
-        assert contains(folder, "HEAD", ours)
-        assert not contains(folder, ours, "main")
-    with open_checkout(project, "inbox", start) as folder:
-        ours = commit_file(folder, "code.py", "three\n")
-        with pytest.raises(StageError, match="CONFLICT"):
-            merge(folder, "main", "Merge")
-        assert git(folder, "rev-parse", "HEAD") == ours
-        assert git(folder, "status", "--porcelain") == ""
 
 
 def test_program_gives_its_output_and_its_last_words(tmp_path):
