@@ -166,7 +166,7 @@ def measure_event(folder: Path, rounds: int) -> list[float]:
         root,
         FULLSCALE_MLFLOW_PORT=str(mlflow_port),
         FULLSCALE_PREFECT_PORT=str(prefect_port),
-        FULLSCALE_WATCH_CRON=NEVER,
+        FULLSCALE_WATCH_INTERVAL_S="1e9",
         FULLSCALE_PROMOTE_CRON=NEVER,
         FULLSCALE_RETRAIN_CRON=NEVER,
     )

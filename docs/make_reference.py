@@ -64,8 +64,8 @@ OWN: Group = {
         "name by which other machines reach both servers; needs the three credentials below",
     ),
     "FULLSCALE_NUM_DEVICES": ("one for each GPU, or one", "trainings that run at the same time"),
-    "FULLSCALE_WATCH_CRON": (None, "schedule of `watch-inbox`: a cron line in UTC"),
-    "FULLSCALE_RETRAIN_CRON": (None, "schedule of `retrain`"),
+    "FULLSCALE_WATCH_INTERVAL_S": (None, "seconds between two looks into the inbox"),
+    "FULLSCALE_RETRAIN_CRON": (None, "schedule of `retrain`: a cron line in UTC"),
     "FULLSCALE_PROMOTE_CRON": (None, "schedule of `promote-check`"),
     "FULLSCALE_CODE_BRANCH": (
         "the branch that is checked out when `make services` starts",
@@ -144,6 +144,12 @@ PREFECT: Group = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
         None,
         "keeps slots of `fullscale-device` over a restart of the server",
+    ),
+    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": (None, "time after which its server forgets events"),
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": (None, "what its server forgets"),
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": (
+        None,
+        "time after which its server forgets runs that ended, their logs and artifacts",
     ),
     "PREFECT_WORKER_QUERY_SECONDS": (None, "seconds between two polls of the worker for runs"),
 }

@@ -1,24 +1,31 @@
 """Create or update work pool, limits, deployments and automations on a Prefect server.
 
-`python -m flows.deployments` needs no input and may be run again at any time.
+`python -m flows.deployments` needs no input and may be run again at any time: it creates what is
+missing, and changes only what is defined otherwise than when it was applied last.
 """
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
-from prefect.client.orchestration import PrefectClient, get_client
+import yaml
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+from prefect.utilities.templating import apply_values
+from prefect.variables import Variable
 from prefect.workers.process import ProcessWorker
 
 from flows.devices import LIMIT
@@ -31,6 +38,8 @@ LOST_AFTER_S = 90
 STALLED_RUN = "run that did not start"
 # A worker needs some seconds from taking a run to its first line; a starved machine, minutes.
 STALLED_AFTER_S = 300
+APPLIED_VARIABLE = "fullscale_applied"
+FORMER_SCHEDULES = ("watch",)  # of watch-inbox, which flows/watcher.py starts instead
 
 
 class DeploymentError(Exception):
@@ -114,32 +123,77 @@ def _crash_automation(
     )
 
 
-async def set_up(client: PrefectClient, num_devices: int) -> None:
-    """Create or update work pool, limit and automations."""
+class AppliedDefinitions:
+    """Digests of the definitions that were applied last, in a variable on the server.
+
+    A person may change anything on the server. That stays until the definition itself changes.
+    """
+
+    def __init__(self, client: SyncPrefectClient) -> None:
+        found = client.read_variable_by_name(APPLIED_VARIABLE)
+        self._digests = dict(cast("dict[str, str]", found.value)) if found else {}
+
+    def is_current(self, name: str, content: object) -> bool:
+        """Return whether this definition is the one that was applied last."""
+        return self._digests.get(name) == _digest(content)
+
+    def note(self, name: str, content: object) -> None:
+        """Record that a definition was applied."""
+        self._digests[name] = _digest(content)
+        Variable.set(APPLIED_VARIABLE, self._digests, overwrite=True)
+
+
+def _digest(content: object) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def set_up(client: SyncPrefectClient, num_devices: int) -> None:
+    """Create work pool, limit and automations where missing; update those defined otherwise now."""
+    applied = AppliedDefinitions(client)
     template = ProcessWorker.get_default_base_job_template()
     pool = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
-    await client.create_work_pool(pool, overwrite=True)
-    await client.upsert_global_concurrency_limit_by_name(LIMIT, num_devices)
+    if not (applied.is_current(POOL, template) and _exists(client.read_work_pool, POOL)):
+        client.create_work_pool(pool, overwrite=True)
+        applied.note(POOL, template)
+    has_limit = _exists(client.read_global_concurrency_limit_by_name, LIMIT)
+    if not (applied.is_current(LIMIT, num_devices) and has_limit):
+        client.upsert_global_concurrency_limit_by_name(LIMIT, num_devices)
+        applied.note(LIMIT, num_devices)
     for automation in (lost_run_automation(), stalled_run_automation()):
-        found = await client.read_automations_by_name(automation.name)
+        content = automation.model_dump(mode="json", exclude={"trigger": {"id"}})
+        found = client.read_automations_by_name(automation.name)
+        if applied.is_current(automation.name, content) and found:
+            continue
         for present in found:
-            await client.update_automation(present.id, automation)
+            kept = automation.model_copy(update={"enabled": present.enabled})
+            client.update_automation(present.id, kept)
         if not found:
-            await client.create_automation(automation)
+            client.create_automation(automation)
+        applied.note(automation.name, content)
 
 
-async def _set_up(num_devices: int) -> None:
-    async with get_client() as client:
-        await set_up(client, num_devices)
+def deploy(client: SyncPrefectClient, root: Path) -> None:
+    """Create the deployments of prefect.yaml where missing; update those defined otherwise now.
 
-
-def deploy(root: Path) -> None:
-    """Create or update the deployments of prefect.yaml.
+    What a person paused stays paused.
 
     Raises:
         DeploymentError: Prefect refused; the message holds its output.
     """
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    applied = AppliedDefinitions(client)
+    definitions = read_definitions(root)
+    paused: dict[str, set[str | None]] = {}
+    for name, content in definitions.items():
+        full_name = f"{name}/{name}"
+        is_there = _exists(client.read_deployment_by_name, full_name)
+        if is_there and applied.is_current(full_name, content):
+            continue
+        paused[name] = _list_paused(client, full_name) if is_there else set()
+    if not paused:
+        return
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy"]
+    command += [part for name in paused for part in ("--name", name)]
     done = subprocess.run(
         bind_to_parent(command),
         cwd=root,
@@ -149,7 +203,48 @@ def deploy(root: Path) -> None:
         check=False,
     )
     if done.returncode:
-        raise DeploymentError(f"`prefect deploy --all` failed:\n{done.stdout.strip()}")
+        raise DeploymentError(f"`prefect deploy` failed:\n{done.stdout.strip()}")
+    for name, places in paused.items():
+        _pause(client, f"{name}/{name}", places)
+        applied.note(f"{name}/{name}", definitions[name])
+
+
+def read_definitions(root: Path) -> dict[str, object]:
+    """Return what prefect.yaml says of each deployment, with the values of variables, by name."""
+    content = yaml.safe_load((root / "prefect.yaml").read_text(encoding="utf-8"))
+    return {
+        str(item["name"]): apply_values(
+            {"pull": content["pull"], **item}, dict(os.environ), remove_notset=False
+        )
+        for item in content["deployments"]
+    }
+
+
+def _list_paused(client: SyncPrefectClient, full_name: str) -> set[str | None]:
+    """Return the slugs of the paused schedules of a deployment, and "" if it is paused itself."""
+    found = client.read_deployment_by_name(full_name)
+    slugs = {schedule.slug for schedule in found.schedules if not schedule.active}
+    return slugs | ({""} if found.paused else set())
+
+
+def _pause(client: SyncPrefectClient, full_name: str, places: set[str | None]) -> None:
+    """Pause what `_list_paused` returned, and delete schedules that prefect.yaml has no more."""
+    found = client.read_deployment_by_name(full_name)
+    if "" in places:
+        client.pause_deployment(found.id)
+    for schedule in found.schedules:
+        if schedule.slug in FORMER_SCHEDULES:
+            client.delete_deployment_schedule(found.id, schedule.id)
+        elif schedule.slug in places:
+            client.update_deployment_schedule(found.id, schedule.id, active=False)
+
+
+def _exists(read: Callable[[str], object], name: str) -> bool:
+    try:
+        read(name)
+    except ObjectNotFound:
+        return False
+    return True
 
 
 def main() -> None:
@@ -158,8 +253,9 @@ def main() -> None:
         sys.exit("error: PREFECT_API_URL is not set; it names the server to set up")
     try:
         num_devices = count_devices(os.environ)
-        asyncio.run(_set_up(num_devices))
-        deploy(Path())
+        with get_client(sync_client=True) as client:
+            set_up(client, num_devices)
+            deploy(client, Path())
     except DeploymentError as error:
         sys.exit(f"error: {error}")
     print(f"pool {POOL} and deployments are up to date; trainings at once: {num_devices}")

@@ -7,6 +7,7 @@ Secrets are never on a command line, where every user of the machine could read 
 
 from __future__ import annotations
 
+import math
 import secrets
 import socket
 import sys
@@ -14,18 +15,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows import project_folder
 from fullscale.runtime.files import write_atomically
-from fullscale.runtime.processes import stage_environment
+from fullscale.runtime.processes import LOOPBACK, stage_environment
 
 POOL = "local"
 DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "FULLSCALE_PROMOTE_CRON": "*/5 * * * *",
     "FULLSCALE_RETRAIN_CRON": "0 2 * * *",
-    "FULLSCALE_WATCH_CRON": "* * * * *",
+    "FULLSCALE_WATCH_INTERVAL_S": "60",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the least that Prefect allows
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "7d",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs,orphans",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": "30d",
     # Kept in memory, a lease is lost when the server restarts, and its slot taken for ever.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
         "prefect.server.concurrency.lease_storage.filesystem"
@@ -41,7 +46,6 @@ SERVER_VARIABLES = (
     "PREFECT_SERVER_API_AUTH_STRING",
     "PREFECT_SERVER_DATABASE_CONNECTION_URL",
 )
-LOOPBACK = ("127.0.0.1", "localhost")
 MIN_PASSWORD_LENGTH = 12  # MLflow's rule
 
 
@@ -76,12 +80,12 @@ class Services:
 
     Attributes:
         servers: those that do not run elsewhere.
-        worker: takes runs from Prefect.
+        workers: the one that takes runs from Prefect, and the one that looks into the inbox.
         environment: variables of worker and runs.
     """
 
     servers: tuple[Service, ...]
-    worker: Service
+    workers: tuple[Service, ...]
     environment: Mapping[str, str]
 
     @property
@@ -112,6 +116,7 @@ def plan_services(root: Path, environment: Mapping[str, str]) -> Services:
     check_credentials(given, is_reachable=host not in LOOPBACK)
     mlflow_port = _read_port(given, "FULLSCALE_MLFLOW_PORT", 5000)
     prefect_port = _read_port(given, "FULLSCALE_PREFECT_PORT", 4200)
+    _check_interval(given)
     mlflow_url, api_url = f"http://{host}:{mlflow_port}", f"http://{host}:{prefect_port}/api"
     store = given.get("MLFLOW_TRACKING_URI", "").rstrip("/")
     is_mlflow_elsewhere = store.startswith("http") and store != mlflow_url
@@ -123,7 +128,7 @@ def plan_services(root: Path, environment: Mapping[str, str]) -> Services:
             "PREFECT_API_URL": api_url,
             **given,
             "MLFLOW_TRACKING_URI": store if is_mlflow_elsewhere else mlflow_url,
-            "FULLSCALE_ROOT": str(root),
+            project_folder.VARIABLE: str(root),
         }
     )
     servers = []
@@ -137,7 +142,10 @@ def plan_services(root: Path, environment: Mapping[str, str]) -> Services:
     command += ["--pool", POOL, "--name", socket.gethostname()]
     return Services(
         servers=tuple(servers),
-        worker=Service("worker", tuple(command), client),
+        workers=(
+            Service("worker", tuple(command), client),
+            Service("watcher", (sys.executable, "-m", "flows.watcher"), client),
+        ),
         environment=client,
     )
 
@@ -251,3 +259,14 @@ def _read_port(given: Mapping[str, str], name: str, default: int) -> int:
     if not text.isdecimal() or not 0 < int(text) < 2**16:
         raise SettingsError(f"{name} is {text!r}, not a port from 1 to 65535")
     return int(text)
+
+
+def _check_interval(given: Mapping[str, str]) -> None:
+    """Check the time between two looks into the inbox."""
+    text = given.get("FULLSCALE_WATCH_INTERVAL_S", "1")
+    try:
+        is_valid = 1 <= float(text) < math.inf
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise SettingsError(f"FULLSCALE_WATCH_INTERVAL_S is {text!r}, not a number of seconds >= 1")

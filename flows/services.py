@@ -40,6 +40,8 @@ SERVER_GRACE_S = 10.0
 WORKER_GRACE_S = 35.0  # a trainer has 25 s to save its state
 RESTART_PAUSE_S = 2.0
 POLL_INTERVAL_S = 0.2
+# The servers are on this machine: a proxy that the environment names cannot reach them.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 # Set by signals. An exception raised by the handler could come between the start of a program and
 # the line that takes note of it, and the program would be left behind.
@@ -94,7 +96,7 @@ class RunningService:
         if not self.service.health_url:
             return True
         try:
-            with urllib.request.urlopen(self.service.health_url, timeout=2) as answer:  # noqa: S310
+            with DIRECT.open(self.service.health_url, timeout=2) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
@@ -102,7 +104,11 @@ class RunningService:
     def describe_end(self) -> str:
         """Return its exit code and last lines of output."""
         self._printer.join(timeout=1)
-        return f"it ended with code {self._process.poll()}:\n" + "\n".join(self._last_lines)
+        return f"it ended with code {self._process.poll()}:\n{self.last_lines()}"
+
+    def last_lines(self) -> str:
+        """Return its last lines of output so far."""
+        return "\n".join(list(self._last_lines))
 
     def stop(self, grace_s: float) -> None:
         """End it and its children: with one SIGTERM each, and SIGKILL after `grace_s`.
@@ -167,7 +173,7 @@ def wait_until_ready(running: RunningService, timeout_s: float = START_TIMEOUT_S
         if time.monotonic() > end_s:
             raise ServiceError(
                 f"{running.service.name} did not answer at {running.service.health_url} within "
-                f"{timeout_s:.0f} s; its lines above say why"
+                f"{timeout_s:.0f} s; its last lines:\n{running.last_lines()}"
             )
         pause(POLL_INTERVAL_S)
 
@@ -191,7 +197,7 @@ def check_login(services: Services) -> None:
         headers={"Authorization": f"Basic {token}"},
     )
     try:
-        urllib.request.urlopen(request, timeout=30).close()  # noqa: S310
+        DIRECT.open(request, timeout=30).close()
     except urllib.error.HTTPError as error:
         raise ServiceError(
             f"MLflow answers code {error.code} to {user!r}: its database has another password for "
@@ -244,7 +250,8 @@ def run(services: Services) -> None:
             wait_until_ready(server)
         check_login(services)
         set_up(services)
-        running.append(RunningService(services.worker))
+        for worker in services.workers:
+            running.append(RunningService(worker))  # noqa: PERF401 - as above
         print(f"MLflow   {services.mlflow_url}\nPrefect  {services.prefect_url}", flush=True)
         print(f"Code     branch {services.environment[CODE_VARIABLE]}", flush=True)
         print("Ctrl-C stops all", flush=True)

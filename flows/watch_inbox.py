@@ -1,6 +1,6 @@
 """Watch the inbox: make a data version of scans that landed, and announce it.
 
-`python -m flows.watch_inbox` checks once; a deployment checks on schedule.
+`python -m flows.watch_inbox` checks once. flows/watcher.py starts the deployment when scans arrive.
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ from fullscale.params import load_params
 from fullscale.runtime.errors import ScanError, StageError, TransientStageError
 from fullscale.versioning.data_version import find_unannounced, mark_announced
 from fullscale.versioning.git import CODE_VARIABLE
-from tasks.receive import InboxResult, receive
-
-INBOX_VARIABLE = "FULLSCALE_INBOX"
+from tasks.receive import SETTLE_S, InboxResult, find_inbox, receive
 
 Result = TypeVar("Result")
 
 
 @flow(name="watch-inbox", log_prints=True)
 def watch_inbox(
-    root: Path | None = None, inbox: str | None = None, settle_s: float = 60
+    root: Path | None = None, inbox: str | None = None, settle_s: float = SETTLE_S
 ) -> InboxResult:
     """Check the inbox once: ingest good pairs, quarantine bad ones, announce a new data version.
 
@@ -45,11 +43,7 @@ def watch_inbox(
     """
     add_library_lines()
     root = (root or Path()).resolve()
-    url = inbox or os.environ.get(INBOX_VARIABLE)
-    if url is None:
-        url = str(root / "inbox")
-        for folder in ("imagesTr", "labelsTr"):
-            (root / "inbox" / folder).mkdir(parents=True, exist_ok=True)
+    url = inbox or find_inbox(root, os.environ)
     num_workers = load_params(root / "params.yaml").compute.num_workers
     announce(root)  # a version that a killed run made but did not announce
     outcome = receive(

@@ -9,7 +9,7 @@ next run finishes the planned moves and recognises pairs that the data already h
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,14 @@ from fullscale.inbox.inbox import Inbox
 from fullscale.inbox.moves import has_planned_moves, make_moves, plan_moves
 from fullscale.inbox.pair_ingest import IngestResult, ingest_ready_pairs
 from fullscale.runtime.locks import acquire_lock
-from fullscale.versioning.data_version import commit_data, open_newest
+from fullscale.versioning.data_version import commit_data, find_unannounced, open_newest
 from fullscale.versioning.provenance import read_data_version
 
 INBOX_WORK_DIR = Path(".cache/inbox")
 """State of the inbox: its lock, copied scans, planned moves, the announced data version."""
+INBOX_VARIABLE = "FULLSCALE_INBOX"
+SETTLE_S = 60.0
+"""A file counts as complete if it was not written for this long, in seconds."""
 
 Result = TypeVar("Result")
 
@@ -71,6 +74,54 @@ class InboxResult:
     def names(self, status: str) -> list[str]:
         """Return the names of the cases with a status."""
         return [entry.case for entry in self.cases if entry.status == status]
+
+
+def find_inbox(root: Path, environment: Mapping[str, str]) -> str:
+    """Return folder or URL of the inbox: FULLSCALE_INBOX, or inbox/ of the project, which is made.
+
+    Args:
+        root: the project.
+        environment: variables.
+    """
+    if url := environment.get(INBOX_VARIABLE):
+        return url
+    for folder in ("imagesTr", "labelsTr"):
+        (root / "inbox" / folder).mkdir(parents=True, exist_ok=True)
+    return str(root / "inbox")
+
+
+class InboxWatch:
+    """Find out whether `receive` would do anything, or say anything new, without doing it.
+
+    Args:
+        root: the project.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._waiting: list[tuple[str, str]] = []
+
+    def has_news(self, url: str, settle_s: float) -> bool:
+        """Return whether pairs can be received, others wait than before, or work was left.
+
+        Args:
+            url: folder or URL of the inbox.
+            settle_s: see `receive`.
+
+        Raises:
+            StageError: the inbox is missing, or a table in it cannot be used.
+        """
+        work_dir = self.root / INBOX_WORK_DIR
+        arrivals = list_arrivals(Inbox(url), settle_s, work_dir / "look")
+        waiting = [(pair.name, pair.reason) for pair in arrivals.waiting]
+        before, self._waiting = self._waiting, waiting
+        return bool(
+            arrivals.ready
+            or arrivals.unsafe
+            or (waiting and waiting != before)
+            or has_planned_moves(work_dir)
+            or find_unannounced(self.root)
+        )
 
 
 def run_directly(name: str, step: Callable[[], Result]) -> Result:

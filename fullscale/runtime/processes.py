@@ -17,6 +17,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CANNOT_RUN = 126  # as in shells
 NOT_FOUND = 127
 SPIN_COUNT = "10000"
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def die_with_parent() -> None:
@@ -53,6 +54,8 @@ def bind_to_parent(command: Sequence[str]) -> list[str]:
 def stage_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a stage: this interpreter first on PATH, output unbuffered.
 
+    A proxy that the environment names is not used to reach this machine.
+
     OpenMP's waiting threads spin for a moment, then sleep, unless the environment says otherwise.
     Those that spin for longer slow a shared machine down many times; those that sleep at once are
     slower on an idle one (benchmarks/waiting.py).
@@ -60,9 +63,18 @@ def stage_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         **({} if "OMP_WAIT_POLICY" in environment else {"GOMP_SPINCOUNT": SPIN_COUNT}),
         **environment,
+        **{name: _add_loopback(environment.get(name, "")) for name in ("NO_PROXY", "no_proxy")},
         "PYTHONUNBUFFERED": "1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")]),
     }
+
+
+def _add_loopback(hosts: str) -> str:
+    """Return a list of hosts to reach without a proxy, with this machine among them."""
+    listed = [host for host in hosts.split(",") if host]
+    if listed == ["*"]:
+        return hosts
+    return ",".join(dict.fromkeys((*listed, *LOOPBACK)))
 
 
 def main() -> None:

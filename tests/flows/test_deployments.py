@@ -7,16 +7,23 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.settings import PREFECT_API_URL
 
 from flows.deployments import (
     LOST_AFTER_S,
+    LOST_RUN,
     DeploymentError,
     count_devices,
+    deploy,
     lost_run_automation,
+    set_up,
     stalled_run_automation,
 )
+from flows.devices import LIMIT
 from flows.events import EVENT, RESOURCE_ID, RETRAINING, WANTED
+from flows.project_folder import ProjectFolderError, enter_project
 from flows.service_settings import POOL, plan_services
 
 ROOT = Path(__file__).parents[2]
@@ -46,18 +53,35 @@ def test_runs_end_with_their_worker(name):
     assert pool["job_variables"]["stream_output"] is False
 
 
+def test_runs_work_in_the_folder_of_their_worker(tmp_path, monkeypatch):
+    """The folder is not part of a deployment: several workers share it."""
+    pull = yaml.safe_load(TEXT)["pull"]
+    assert pull == [{f"{enter_project.__module__}.{enter_project.__name__}": {}}]
+    monkeypatch.chdir(ROOT)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv("FULLSCALE_ROOT", str(tmp_path / name))
+        enter_project()
+        assert Path.cwd() == tmp_path / name
+    (tmp_path / "one").rmdir()
+    monkeypatch.setenv("FULLSCALE_ROOT", str(tmp_path / "one"))
+    with pytest.raises(ProjectFolderError, match=r"one cannot be entered \(No such file.*again"):
+        enter_project()
+    monkeypatch.delenv("FULLSCALE_ROOT")
+    with pytest.raises(ProjectFolderError, match="has no FULLSCALE_ROOT; start it with"):
+        enter_project()
+
+
 def test_every_variable_is_set_by_the_services():
     names = set(re.findall(r"\{\{ \$(\w+) \}\}", TEXT))
     assert names == {
-        "FULLSCALE_ROOT",
-        "FULLSCALE_WATCH_CRON",
         "FULLSCALE_RETRAIN_CRON",
         "FULLSCALE_PROMOTE_CRON",
     }
     assert names <= set(plan_services(ROOT, {}).environment)
 
 
-@pytest.mark.parametrize("name", ["watch-inbox", "retrain", "promote-check"])
+@pytest.mark.parametrize("name", ["retrain", "promote-check"])
 def test_default_schedule_is_a_cron_that_prefect_knows(name):
     (schedule,) = DEPLOYMENTS[name]["schedules"]
     variable = re.fullmatch(r"\{\{ \$(\w+) \}\}", schedule["cron"])
@@ -120,3 +144,69 @@ def test_machine_without_gpu_trains_one_at_a_time():
 def test_wrong_number_of_devices_is_told(text):
     with pytest.raises(DeploymentError, match=f"FULLSCALE_NUM_DEVICES is '{text}'; set an integer"):
         count_devices({"FULLSCALE_NUM_DEVICES": text})
+
+
+PIPELINE = """
+definitions:
+pull: []
+deployments:
+  - name: looked
+    entrypoint: looked.py:looked
+    work_pool: {name: local}
+    schedules:
+      - cron: "{{ $LOOK_CRON }}"
+        slug: look
+"""
+FLOW = """
+from prefect import flow
+
+@flow
+def looked():
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_what_a_person_changed_stays(prefect, tmp_path, monkeypatch):
+    (tmp_path / "prefect.yaml").write_text(PIPELINE)
+    (tmp_path / "looked.py").write_text(FLOW)
+    monkeypatch.setenv("PREFECT_API_URL", PREFECT_API_URL.value())
+    monkeypatch.setenv("LOOK_CRON", "0 1 * * *")
+    with get_client(sync_client=True) as client:
+
+        def start(num_devices: int) -> None:
+            set_up(client, num_devices)
+            deploy(client, tmp_path)
+
+        def state() -> tuple[object, ...]:
+            deployment = client.read_deployment_by_name("looked/looked")
+            (schedule,) = deployment.schedules
+            limit = client.read_global_concurrency_limit_by_name(LIMIT).limit
+            (lost,) = client.read_automations_by_name(LOST_RUN)
+            return deployment.paused, schedule.active, schedule.schedule.cron, limit, lost.enabled
+
+        start(1)
+        assert state() == (False, True, "0 1 * * *", 1, True)
+        deployment = client.read_deployment_by_name("looked/looked")
+        client.pause_deployment(deployment.id)
+        client.update_deployment_schedule(
+            deployment.id, deployment.schedules[0].id, schedule=CronSchedule(cron="5 5 * * *")
+        )
+        client.upsert_global_concurrency_limit_by_name(LIMIT, 3)
+        (lost,) = client.read_automations_by_name(LOST_RUN)
+        client.pause_automation(lost.id)
+        changed = (True, True, "5 5 * * *", 3, False)
+        start(1)
+        assert state() == changed
+        client.update_deployment_schedule(
+            deployment.id, client.read_deployment_schedules(deployment.id)[0].id, active=False
+        )
+        monkeypatch.setenv("LOOK_CRON", "0 2 * * *")
+        start(2)  # what was changed here is changed there, and stays paused
+        assert state() == (True, False, "0 2 * * *", 2, False)
+        client.delete_deployment(deployment.id)
+        client.delete_global_concurrency_limit_by_name(LIMIT)
+        client.delete_automation(lost.id)
+        start(2)
+        assert state() == (False, True, "0 2 * * *", 2, True)
+        client.delete_global_concurrency_limit_by_name(LIMIT)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import stat
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from prefect.settings.models.server import ServerSettings
 
 from flows.service_settings import (
     SettingsError,
@@ -70,8 +72,10 @@ def test_servers_elsewhere_are_used_and_not_started():
         },
     )
     assert services.servers == ()
-    assert services.worker.environment["MLFLOW_TRACKING_URI"] == "https://mlflow.example"
-    assert services.worker.environment["PREFECT_API_URL"] == "https://p.example/api"
+    assert [service.name for service in services.workers] == ["worker", "watcher"]
+    for service in services.workers:
+        assert service.environment["MLFLOW_TRACKING_URI"] == "https://mlflow.example"
+        assert service.environment["PREFECT_API_URL"] == "https://p.example/api"
     assert services.prefect_url == "https://p.example"
 
 
@@ -105,9 +109,9 @@ def test_worker_gets_credentials_but_no_database():
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://u:secret@db/prefect",
     }
     services = plan_services(ROOT, environment)
-    worker = services.worker.environment
-    assert CREDENTIALS.items() <= worker.items()
-    assert not any("postgresql" in value for value in worker.values())
+    for service in services.workers:
+        assert CREDENTIALS.items() <= service.environment.items()
+        assert not any("postgresql" in value for value in service.environment.values())
     by_name = {service.name: service.environment for service in services.servers}
     assert by_name["mlflow"]["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql")
     assert by_name["prefect"]["PREFECT_SERVER_DATABASE_CONNECTION_URL"].startswith("postgresql")
@@ -129,7 +133,7 @@ def test_no_command_line_holds_a_secret():
         ROOT, CREDENTIALS | {"MLFLOW_BACKEND_STORE_URI": "postgresql://u:databasesecret@db/mlflow"}
     )
     words = " ".join(
-        word for service in (*services.servers, services.worker) for word in service.command
+        word for service in (*services.servers, *services.workers) for word in service.command
     )
     assert "secret" not in words
     assert "mlflow server" in words
@@ -190,6 +194,23 @@ def test_nothing_is_written_without_credentials(tmp_path):
 
 
 def test_schedules_have_defaults_and_can_be_changed():
-    assert plan_services(ROOT, {}).environment["FULLSCALE_WATCH_CRON"] == "* * * * *"
-    changed = plan_services(ROOT, {"FULLSCALE_WATCH_CRON": "*/7 * * * *"})
-    assert changed.environment["FULLSCALE_WATCH_CRON"] == "*/7 * * * *"
+    assert plan_services(ROOT, {}).environment["FULLSCALE_PROMOTE_CRON"] == "*/5 * * * *"
+    changed = plan_services(ROOT, {"FULLSCALE_PROMOTE_CRON": "*/7 * * * *"})
+    assert changed.environment["FULLSCALE_PROMOTE_CRON"] == "*/7 * * * *"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "often", "nan", "inf"])
+def test_wrong_interval_is_refused_before_anything_starts(text):
+    assert plan_services(ROOT, {}).environment["FULLSCALE_WATCH_INTERVAL_S"] == "60"
+    with pytest.raises(SettingsError, match=f"FULLSCALE_WATCH_INTERVAL_S is '{text}', not a num"):
+        plan_services(ROOT, {"FULLSCALE_WATCH_INTERVAL_S": text})
+
+
+def test_prefects_database_forgets_runs_after_a_month_and_events_after_a_week(monkeypatch):
+    for name, value in servers({})["prefect"].environment.items():
+        if name.startswith("PREFECT_SERVER"):
+            monkeypatch.setenv(name, value)
+    settings = ServerSettings()
+    assert settings.events.retention_period == timedelta(days=7)
+    assert settings.services.db_vacuum.retention_period == timedelta(days=30)
+    assert settings.services.db_vacuum.enabled_vacuum_types == {"events", "flow_runs", "orphans"}

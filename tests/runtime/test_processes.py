@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from watching import is_alive, wait_until
 
-from fullscale.runtime.processes import bind_to_parent
+from fullscale.runtime.processes import bind_to_parent, stage_environment
 
 ROOT = Path(__file__).parents[2]
 THROUGH = bind_to_parent([])
@@ -160,3 +160,16 @@ def test_start_imports_nothing_slow() -> None:
     loaded = set(done.stdout.split())
     assert loaded & {"ctypes", "fullscale"} == {"ctypes", "fullscale"}
     assert not loaded & {"numpy", "torch", "prefect", "pandas", "tasks", "model"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "127.0.0.1,localhost"),
+        ({"no_proxy": "example.org,localhost"}, "example.org,localhost,127.0.0.1"),
+        ({"no_proxy": "*"}, "*"),
+    ],
+)
+def test_this_machine_is_reached_without_a_proxy(given: dict[str, str], expected: str) -> None:
+    assert stage_environment(given)["no_proxy"] == expected
+    assert "127.0.0.1" in stage_environment(given)["NO_PROXY"]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import psutil
 from project import ROOT, Project, clone_project
 from watching import is_alive, wait_until
+
+from fullscale.runtime.processes import stage_environment
 
 # A retraining as the engine sees it: a program below a flow that holds the device's slot.
 RETRAIN = """
@@ -198,13 +199,13 @@ class RunningServices:
         path = f"deployments/{self.deployment(name)['id']}/create_flow_run"
         return self.post(path, content)["id"]
 
-    def tell(self, name: str, run_id: str, event: str) -> None:
-        """Send an event of a deployment's run, as its worker does."""
+    def tell(self, name: str, run_id: str, event: str, age: timedelta = timedelta()) -> None:
+        """Send an event of a deployment's run, as its worker does, that occurred some time ago."""
         deployment_id = self.deployment(name)["id"]
         told = {
             "id": str(uuid.uuid4()),
             "event": event,
-            "occurred": datetime.now(UTC).isoformat(),
+            "occurred": (datetime.now(UTC) - age).isoformat(),
             "resource": {"prefect.resource.id": f"prefect.flow-run.{run_id}"},
             "related": [
                 {
@@ -257,7 +258,7 @@ def emit(project: Project, prefect_url: str, data_version: str, num_accepted: in
     subprocess.run(
         [sys.executable, "-c", code, data_version, str(num_accepted)],
         cwd=project.root,
-        env={**os.environ, **project.environment, "PREFECT_API_URL": f"{prefect_url}/api"},
+        env=stage_environment({**project.environment, "PREFECT_API_URL": f"{prefect_url}/api"}),
         check=True,
         timeout=60,
     )

@@ -73,7 +73,7 @@ class Soak:
         self.project.environment |= {
             "FULLSCALE_MLFLOW_PORT": str(free_port()),
             "FULLSCALE_PREFECT_PORT": str(free_port()),
-            "FULLSCALE_WATCH_CRON": "* * * * * */30",
+            "FULLSCALE_WATCH_INTERVAL_S": "30",
             "FULLSCALE_RETRAIN_CRON": "*/10 * * * *",
             "FULLSCALE_NOTIFY": "custom-webhook/team",
             "PYTHONPATH": str(self.root),

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
+import subprocess
+import sys
 import threading
+from contextlib import closing
 from datetime import timedelta
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -17,12 +22,14 @@ from running_services import (
     UNTIL_GO,
     RunningServices,
     emit,
+    free_port,
     make_project,
     write_trainer,
 )
 from watching import wait_until
 
 from flows.deployments import lost_run_automation, stalled_run_automation
+from fullscale.runtime.processes import stage_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -31,6 +38,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def project(tmp_path_factory):
     project = make_project(tmp_path_factory.mktemp("services") / "project")
     project.environment["FULLSCALE_PROMOTE_CRON"] = "* * * * * */20"  # every 20 s
+    for name in ("HTTP_PROXY", "http_proxy"):  # nobody is there
+        project.environment[name] = f"http://127.0.0.1:{free_port()}"
+    project.environment["PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS"] = "10"  # not an hour
     return project
 
 
@@ -132,6 +142,33 @@ def test_schedule_fires(services):
     services.pause("promote-check")  # its runs would take the processors from the other tests
 
 
+def test_old_runs_and_events_are_forgotten(services):
+    """Runs that ended more than a month ago, and events of more than a week ago."""
+    runs = {
+        age: services.start_run("promote-check", {"type": "COMPLETED"})
+        for age in (1, 6, 8, 29, 31, 60)  # in days
+    }
+    path = services.project.root / ".prefect/prefect.db"
+    with closing(sqlite3.connect(path, timeout=60)) as database, database:
+        for age, run_id in runs.items():
+            changed = database.execute(
+                "UPDATE flow_run SET end_time = datetime(end_time, ?) WHERE id = ?",
+                (f"-{age} days", run_id),
+            )
+            assert changed.rowcount == 1
+    for age, run_id in runs.items():
+        services.tell("promote-check", run_id, f"aged.{age}", timedelta(days=age))
+
+    def remembered() -> tuple[set[int], set[str]]:
+        wanted = {"flow_runs": {"id": {"any_": list(runs.values())}}}
+        found = {run["id"] for run in services.post("flow_runs/filter", wanted)}
+        events = services.post("events/filter", {"filter": {"event": {"prefix": ["aged."]}}})
+        names = {event["event"] for event in events["events"]}
+        return {age for age, run_id in runs.items() if run_id in found}, names
+
+    assert wait_until(lambda: remembered() == ({1, 6, 8, 29}, {"aged.1", "aged.6"}), 90)
+
+
 def test_landed_scans_start_a_retraining_that_says_why(services):
     write_trainer(services.project, "true")
     for num_accepted in (2, 3):  # a burst is one reason to train
@@ -153,6 +190,30 @@ def test_second_retraining_waits_for_the_first(services):
     assert wait_until(lambda: services.state(second) == "Completed", 120), services.log()
     reasons = [run["parameters"].get("reason", "") for run in services.post("flow_runs/filter")]
     assert not any("landed meanwhile" in reason for reason in reasons)
+
+
+def test_run_works_in_the_folder_of_whoever_takes_it(services, tmp_path):
+    """Not in that of whoever made the deployment last: two clones may share a server."""
+    project = services.project
+    shutil.copytree(project.root / "flows", tmp_path / "flows")
+    own = project.root / "promote_check.txt"
+    own.unlink(missing_ok=True)
+    for folder in (tmp_path, tmp_path / "gone"):
+        run_id = services.start_run("promote-check", {"type": "PENDING"})
+        variables = {
+            "FULLSCALE_ROOT": str(folder),
+            "PREFECT_API_URL": f"{services.prefect_url}/api",
+        }
+        environment = stage_environment(project.environment | variables)
+        command = [sys.executable, "-m", "prefect.engine", run_id]  # as a worker starts it
+        subprocess.run(command, cwd=tmp_path, env=environment, timeout=120, check=False)
+        if folder == tmp_path:
+            assert services.state(run_id) == "Completed"
+    told = f"project folder {folder} cannot be entered"
+    wanted = {"logs": {"flow_run_id": {"any_": [run_id]}}}
+    assert wait_until(lambda: told in str(services.post("logs/filter", wanted)), 30)
+    assert (tmp_path / "promote_check.txt").exists()
+    assert not own.exists()
 
 
 def test_run_whose_process_went_early_is_seen_as_crashed(services):
