@@ -71,6 +71,7 @@ OWN: Group = {
         "the branch that is checked out when `make services` starts",
         "branch of git whose code and parameters `retrain` trains",
     ),
+    "FULLSCALE_GIT_REMOTE": ("none", "git remote to which `retrain` pushes its branches"),
     "FULLSCALE_INBOX": (
         "inbox",
         "folder or fsspec URL where scans arrive, such as s3://bucket/inbox",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from uuid import UUID
 
 import pandas as pd
 from prefect import get_run_logger, task
@@ -13,7 +14,10 @@ from prefect.artifacts import (
     create_markdown_artifact,
     create_table_artifact,
 )
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
 
+from fullscale.evaluation.promotion_gate import VERDICT_WORDS
 from fullscale.evaluation.score_files import VerdictContent
 from fullscale.params import Params
 from fullscale.patient_split import read_split
@@ -45,13 +49,13 @@ def show_results(params: Params, root: Path, store: Store) -> VerdictContent:
     results = read_results(workspace, params)
     verdict = results.require_verdict()
     headings = ("organ", "network", "dice", "slice_fpr", "num_cases")
+    show_verdict(verdict)
     create_table_artifact(
         key="results",
         table=[dict(zip(headings, row, strict=True)) for row in score_rows(results)],
         description="Test set, scored in 3D on each scan's own grid",
     )
     show_folds(workspace)
-    show_verdict(verdict)
     show_training_run(verdict, store)
     for rank, words in PICTURES.items():
         picture = (workspace.report(verdict["candidate"]) / f"{rank}.png").read_bytes()
@@ -82,9 +86,24 @@ def show_report(results: Results, params: Params, store: Store) -> None:
             )
 
 
+def show_status(status: str) -> None:
+    """Add the status of the promotion gate to name and tags of the run; call it in a flow.
+
+    Prefect's lists of runs show both, while the state is `Completed` for a pass and a fail alike.
+    """
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(UUID(str(flow_run.id)))
+        name = f"{run.name}: {status.upper() if status in VERDICT_WORDS else status}"
+        client.update_flow_run(run.id, name=name, tags=[*run.tags, status])
+
+
 def show_verdict(verdict: VerdictContent) -> None:
     """Show the verdict and its differences in Dice as artifacts of the run; call it in a flow."""
-    create_markdown_artifact(key="verdict", markdown="\n".join(verdict_lines(verdict)))
+    create_markdown_artifact(
+        key="verdict",
+        markdown="\n".join(verdict_lines(verdict)),
+        description=f"Verdict of the promotion gate: {VERDICT_WORDS[verdict['status']]}",
+    )
     for figure, words in gain_charts(verdict)[:1]:
         create_image_artifact(key="differences", image_url=to_png_uri(figure), description=words)
 

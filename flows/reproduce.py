@@ -9,14 +9,14 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.artifacts import show_results
+from flows.artifacts import show_results, show_status
 from flows.run_log import add_library_lines
 from flows.stages import pull_data, run_stages
 from fullscale.params import load_params
 from fullscale.tracking.store import default_store
 
 
-@flow(name="reproduce", log_prints=True)
+@flow(name="reproduce", flow_run_name="reproduce by hand", log_prints=True)
 def reproduce(root: Path | None = None) -> str:
     """Run all stages and show their results.
 
@@ -32,6 +32,7 @@ def reproduce(root: Path | None = None) -> str:
     pull_data(root)
     run_stages(params, root)
     verdict = show_results(params, root, default_store(root))
+    show_status(verdict["status"])
     return str(verdict["status"])
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
-from flows.artifacts import show_results
+from flows.artifacts import show_results, show_status
 from flows.events import emit
 from flows.notify import chosen_block, notify
 from flows.run_log import add_library_lines
@@ -45,12 +46,14 @@ from fullscale.versioning.retraining import (
     mark_pending,
     newest_branch,
     publish,
+    push_branches,
     read_commit_message,
 )
 from fullscale.versioning.worktree import open_checkout
 from fullscale.workspace import open_workspace
 
 CHECKOUT = "retrain"
+GIT_REMOTE_VARIABLE = "FULLSCALE_GIT_REMOTE"
 # Absent from versions that train a network once, whose parameters and outputs have other names.
 LAYOUT_FILE = "model/ensemble.py"
 NOTHING = "nothing to do"
@@ -74,7 +77,15 @@ class RetrainResult:
     data_version: str
 
 
-@flow(name="retrain", log_prints=True)
+def name_run() -> str:
+    """Return the name of a retraining's run: date, beginning of the reason, branch of the code."""
+    reason = str(flow_run.parameters.get("reason", "by hand")).partition(",")[0]
+    branch = os.environ.get(CODE_VARIABLE)
+    code = f", code of {branch}" if branch else ""
+    return f"retrain {datetime.now(UTC).date()} {reason}{code}"
+
+
+@flow(name="retrain", flow_run_name=name_run, log_prints=True)
 def retrain(root: Path | None = None, reason: str = "by hand") -> str:
     """Bring the results up to date with scans, code and parameters, if they are not.
 
@@ -107,11 +118,14 @@ def retrain(root: Path | None = None, reason: str = "by hand") -> str:
         while True:
             scans_before = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
             outcome = retrain_once(root, reason, block, code_branch)
+            push_to_git(root, os.environ.get(GIT_REMOTE_VARIABLE), block)
             landed = find_data_since(root, scans_before, outcome.data_version)
             if landed is None:
+                show_status(outcome.status)
                 return outcome.status
             get_run_logger().info("scans landed meanwhile: data version %s", landed.data_version)
             if _announce(landed):
+                show_status(outcome.status)
                 return outcome.status
             reason = f"scans landed during a retraining, data version {landed.data_version}"
     except Exception as error:
@@ -125,6 +139,21 @@ def retrain_once(
     """Retrain on the newest scans and code, if anything changed; call it in a flow."""
     with open_newest(root, CHECKOUT, code_branch) as folder:
         return bring_up_to_date(root, folder, reason, block)
+
+
+def push_to_git(root: Path, remote: str | None, block: str | None) -> None:
+    """Push the branches that a git remote lacks, if one is named; say so where that fails.
+
+    A remote that is away or refuses does not fail the run: the next one tries again.
+    """
+    if not remote:
+        return
+    try:
+        for branch in push_branches(root, remote):
+            get_run_logger().info("pushed %s to %s", branch, remote)
+    except StageError as error:
+        get_run_logger().error("not pushed to %s, the next run tries again: %s", remote, error)
+        notify(block, f"Branches are not pushed to {remote}", f"The next run tries again.\n{error}")
 
 
 def publish_pending(root: Path, block: str | None, code_branch: str | None) -> None:
@@ -270,7 +299,11 @@ def _test_set(folder: Path) -> str | None:
 
 
 def _show(lines: list[str]) -> None:
-    create_markdown_artifact(key="retraining", markdown="\n".join(f"- {line}" for line in lines))
+    create_markdown_artifact(
+        key="retraining",
+        markdown="\n".join(f"- {line}" for line in lines),
+        description="What was retrained, why, and with which result",
+    )
 
 
 def _announce(landed: Announcement) -> bool:

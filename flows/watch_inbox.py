@@ -118,7 +118,11 @@ def show_outcome(outcome: InboxResult) -> None:
             description="Result for everything in the inbox",
         )
     if outcome.data_version is not None:
-        create_markdown_artifact(key="data-version", markdown="\n".join(version_lines(outcome)))
+        create_markdown_artifact(
+            key="data-version",
+            markdown="\n".join(version_lines(outcome)),
+            description="The newest data version, and the scans that it added",
+        )
 
 
 def version_lines(outcome: InboxResult) -> list[str]:

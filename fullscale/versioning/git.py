@@ -71,7 +71,7 @@ def git(folder: Path, *arguments: str) -> str:
         StageError: git failed.
     """
     given = int(os.environ.get("GIT_CONFIG_COUNT", 0))
-    settings = {"GIT_CONFIG_COUNT": str(given + len(_NEUTRAL))}
+    settings = {"GIT_CONFIG_COUNT": str(given + len(_NEUTRAL)), "GIT_TERMINAL_PROMPT": "0"}
     for place, (key, value) in enumerate(_NEUTRAL.items(), start=given):
         settings |= {f"GIT_CONFIG_KEY_{place}": key, f"GIT_CONFIG_VALUE_{place}": value}
     return run_program(["git", *arguments], folder, settings).strip()

@@ -12,6 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import read_json_or_empty, write_atomically, write_json
 from fullscale.versioning.data_version import Announcement, list_added_cases
 from fullscale.versioning.git import (
@@ -153,6 +154,31 @@ def clear_pending(root: Path, commit: str) -> None:
     pending = read_json_or_empty(root / PENDING_FILE)
     if pending.pop(commit, None) is not None:
         write_json(root / PENDING_FILE, pending)
+
+
+def push_branches(root: Path, remote: str) -> list[str]:
+    """Push the retraining branches that a git remote does not have; return their names.
+
+    A branch that is merged is left out: people may have deleted it there.
+
+    Args:
+        root: the project.
+        remote: its name, such as origin.
+
+    Raises:
+        StageError: the remote is unknown or refuses a branch. The next call tries again.
+    """
+    if remote not in git(root, "remote").split():
+        raise StageError(f"{root} has no git remote {remote}; `git remote` lists those it has")
+    known = git(root, "for-each-ref", "--format=%(refname:lstrip=3)", f"refs/remotes/{remote}")
+    here = git(
+        root, "for-each-ref", "--no-merged=HEAD", "--format=%(refname:lstrip=2)",
+        f"refs/heads/{RETRAIN_PREFIX}",
+    )  # fmt: skip
+    names = sorted(set(here.split()) - set(known.split()))
+    if names:
+        git(root, "push", "--quiet", remote, *(f"refs/heads/{name}" for name in names))
+    return names
 
 
 def read_commit_message(folder: Path, branch: str) -> tuple[str, str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.retrain import LAYOUT_FILE, NOTHING, retrain
 from fullscale.runtime.files import write_json
@@ -58,6 +61,7 @@ def project(scans_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A project whose scans and checkout are of an older version, and its HEAD of this one."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    monkeypatch.setenv("FULLSCALE_CODE_BRANCH", "main")
     run_program(["dvc", "remote", "add", "-d", "team", str(tmp_path / "remote")], scans_repo)
     older = commit_files(scans_repo, OLDER_FILES, "Older version")
     move_branch(scans_repo, SCANS_BRANCH, older)
@@ -80,6 +84,9 @@ def test_unfinished_retraining_is_published_with_its_own_code(prefect: None, pro
     assert '"old name of a key": 42' in git(project, "show", f"{branch}:reports/gate.json")
     assert f"{project}/mlruns" in git(project, "show", f"{branch}:reports/gate.json")
     assert list_pending(project) == []
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+    assert re.fullmatch(r"retrain \d{4}-\d\d-\d\d by hand, code of main: nothing to do", run.name)
     shown = Artifact.get("retraining")
     assert shown is not None
     assert "Nothing to do" in shown.data  # of the newest scans, which this version looked at

@@ -6,6 +6,8 @@ import pytest
 from mlflow import MlflowClient
 from prefect import flow
 from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.reproduce import reproduce
 from flows.stages import StageFailedError, plan, run_logged
@@ -33,6 +35,10 @@ def test_flow_runs_the_stages_and_leaves_results_and_verdict_as_artifacts(
         assert f"Stage '{stage}' didn't change, skipping" in caplog.text
     gate = json.loads((reproduced_project.root / "reports/gate.json").read_text())
     assert status == gate["status"]
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+    assert run.name == f"reproduce by hand: {status.upper()}"
+    assert run.tags == [status]
     table = json.loads(newest_artifact("results").data)
     assert [(row["organ"], row["network"]) for row in table] == [
         ("liver", "unet"),

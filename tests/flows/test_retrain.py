@@ -258,6 +258,9 @@ def test_scans_that_land_meanwhile_are_trained_on_by_the_same_run_without_a_serv
     in_git = scans_repo / "remote-in-git"
     run_program(["dvc", "remote", "add", "-d", "sample", str(in_git)], scans_repo)
     commit_paths(scans_repo, ["."], "A pipeline")
+    git(tmp_path, "init", "--quiet", "--bare", "team.git")
+    git(scans_repo, "remote", "add", "team", str(tmp_path / "team.git"))
+    monkeypatch.setenv("FULLSCALE_GIT_REMOTE", "team")
     landed: list[str] = []
 
     def land_meanwhile() -> None:
@@ -274,6 +277,7 @@ def test_scans_that_land_meanwhile_are_trained_on_by_the_same_run_without_a_serv
     landing.join()
     branches = git(scans_repo, "branch", "--list", "--format=%(refname:short)", "retrain/*")
     files = [git(scans_repo, "show", f"{name}:reports/gate.json") for name in branches.split()]
+    assert branches == git(tmp_path / "team.git", "branch", "--format=%(refname:short)")
     assert sorted(files) == ["10", "6"]  # files of three scans, and of two more
     newest = newest_branch(scans_repo)
     assert newest is not None

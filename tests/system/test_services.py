@@ -175,7 +175,7 @@ def test_landed_scans_start_a_retraining_that_says_why(services):
         emit(services.project, services.prefect_url, "0a1b2c3d", num_accepted)
     assert wait_until(lambda: services.runs("retrain", "Completed"), 90), services.log()
     reasons = {run["parameters"]["reason"] for run in services.runs("retrain", "Completed")}
-    assert "2 scans landed in data version 0a1b2c3d" in reasons
+    assert "+2 scans, data version 0a1b2c3d" in reasons
 
 
 def test_second_retraining_waits_for_the_first(services):

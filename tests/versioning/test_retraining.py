@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fullscale.runtime.errors import StageError
 from fullscale.versioning.data_version import commit_data, open_newest
 from fullscale.versioning.git import SCANS_BRANCH, commit_paths, git, run_program
 from fullscale.versioning.retraining import (
@@ -21,6 +22,7 @@ from fullscale.versioning.retraining import (
     mark_pending,
     newest_branch,
     publish,
+    push_branches,
     read_commit_message,
 )
 
@@ -190,6 +192,38 @@ def test_scans_added_during_a_retraining_are_reported_once(project: Path) -> Non
     found = find_data_since(project, tip, first)
     assert found is not None
     assert (found.data_version, found.cases) == (second, ("case_3",))
+
+
+def test_branches_are_pushed_once_and_again_where_they_were_refused(
+    project: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StageError, match="no git remote team; `git remote` lists"):
+        push_branches(project, "team")
+    team = tmp_path / "team.git"
+    git(tmp_path, "init", "--quiet", "--bare", str(team))
+    git(project, "remote", "add", "team", str(team))
+    assert push_branches(project, "team") == []
+
+    def retrain(size_px: int) -> str:
+        with open_newest(project, "retrain") as folder:
+            (folder / "params.yaml").write_text(f"slice:\n  size_px: {size_px}\n")
+            return publish(folder, DAY, "0123456789", "Retrain")
+
+    first = retrain(64)
+    hook = team / "hooks/pre-receive"
+    hook.write_text("#!/bin/sh\necho the team sleeps\nexit 1\n")
+    hook.chmod(0o755)
+    with pytest.raises(StageError, match=r"pre-receive hook declined"):
+        push_branches(project, "team")
+    hook.unlink()
+    second = retrain(128)
+    assert push_branches(project, "team") == [first, second]
+    assert git(team, "rev-parse", first) == git(project, "rev-parse", first)
+    assert push_branches(project, "team") == []
+    git(project, "merge", "--quiet", first)
+    git(team, "branch", "--quiet", "-D", first, second)
+    git(project, "fetch", "--quiet", "--prune", "team")
+    assert push_branches(project, "team") == [second]  # the other one was merged
 
 
 def test_pending_registrations_are_kept_until_they_end_or_are_dropped(
