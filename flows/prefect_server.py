@@ -1,13 +1,17 @@
-"""Prefect's server, closed to other sites' pages, and with the garbage collector in a thread.
+"""Prefect's server, closed to other sites' pages, and without waits and errors of SQLite.
 
-`python -m flows.prefect_server OPTIONS` is `prefect server start OPTIONS` with two changes.
+`python -m flows.prefect_server OPTIONS` is `prefect server start OPTIONS` with three changes.
 
 Prefect answers requests for any host, from the pages of any site, and its API starts programs. So
 any page that is open in a browser on this machine could start one. Here a request needs the
 server's own address as Host, and as Origin if it has one, which browsers send and other programs do
 not. The addresses are those in PREFECT_SERVER_CORS_ALLOWED_ORIGINS.
 
-The other change avoids a deadlock. A query that SQLite refuses because its database is locked
+SQLite refuses a transaction that has read, and now wants to write, if another one wrote meanwhile:
+"database is locked", without waiting. Prefect answers code 503, and its services print a traceback.
+Here a transaction takes its turn when it begins, and waits for those before it.
+
+The third change avoids a deadlock. A query that SQLite refuses because its database is locked
 leaves a cursor in a cycle of references. Python collects the cycle in the thread that allocates
 next, mostly the event loop's, and resetting the cursor waits for its connection. If that connection
 is waiting for the database by then, and the holder of the database needs the event loop to release
@@ -23,6 +27,7 @@ import os
 import sys
 import time
 from collections.abc import Collection
+from contextlib import AbstractAsyncContextManager
 from itertools import count
 from threading import Thread
 from typing import Any
@@ -30,6 +35,8 @@ from urllib.parse import urlsplit
 
 from prefect.cli import app
 from prefect.server.api import server  # before the first collection
+from prefect.server.database.configurations import AioSqliteConfiguration
+from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -92,6 +99,18 @@ def close_to_others() -> None:
     server.create_app = create_app  # type: ignore[assignment]
 
 
+def take_turns() -> None:
+    """Let each of Prefect's transactions on SQLite reserve the database when it begins."""
+    begin = AioSqliteConfiguration.begin_transaction
+
+    def begin_transaction(
+        self: AioSqliteConfiguration, session: AsyncSession, with_for_update: bool = False
+    ) -> AbstractAsyncContextManager[AsyncSessionTransaction]:
+        return begin(self, session, with_for_update=True)
+
+    AioSqliteConfiguration.begin_transaction = begin_transaction  # type: ignore[assignment, method-assign]
+
+
 def collect_in_thread() -> None:
     """Collect garbage in a new thread from now on, and in no other."""
     gc.disable()
@@ -109,6 +128,7 @@ def _collect() -> None:
 def main() -> None:
     """Start the server with this program's options; its exit code is that of `prefect`."""
     close_to_others()
+    take_turns()
     collect_in_thread()
     sys.argv[1:1] = ["server", "start"]
     app()

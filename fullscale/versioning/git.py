@@ -17,13 +17,15 @@ RETRAIN_PREFIX = "retrain/"
 CODE_VARIABLE = "FULLSCALE_CODE_BRANCH"
 """Environment variable that names the branch whose code is trained."""
 _LAST_LINES = 3
-# A person's own settings must not change what is committed or printed.
+# A person's own settings must not change what is committed, pushed or printed.
 _NEUTRAL = {
     "color.ui": "false",
     "commit.gpgSign": "false",
     "commit.template": "",
     "core.hooksPath": "/dev/null",
     "log.showSignature": "false",
+    "push.followTags": "false",
+    "push.gpgSign": "false",
     "user.useConfigOnly": "false",
 }
 

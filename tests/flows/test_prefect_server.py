@@ -65,6 +65,50 @@ def test_garbage_holds_up_nobody_who_has_the_database(tmp_path: Path, way: str, 
     assert done.stdout.strip() == told
 
 
+# Two transactions that read, then write, as many of Prefect's do.
+TRANSACTIONS = """
+import asyncio, sys
+from prefect.server.database.configurations import AioSqliteConfiguration
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+from flows.prefect_server import take_turns
+
+path, way = sys.argv[1:]
+if way == "turns":
+    take_turns()
+config = AioSqliteConfiguration(f"sqlite+aiosqlite:///{path}")
+
+async def add_one(pause_s):
+    session = await config.session(await config.engine())
+    async with session, config.begin_transaction(session):
+        number = (await session.execute(text("SELECT number FROM numbers"))).scalar()
+        await asyncio.sleep(pause_s)
+        await session.execute(text(f"UPDATE numbers SET number = {number + 1}"))
+
+async def main():
+    async with (await config.engine()).begin() as connection:
+        await connection.execute(text("CREATE TABLE numbers (number)"))
+        await connection.execute(text("INSERT INTO numbers VALUES (0)"))
+    try:
+        await asyncio.gather(add_one(0.2), add_one(0.6))
+    except OperationalError as error:
+        print(error.orig)
+    async with (await config.engine()).begin() as connection:
+        print((await connection.execute(text("SELECT number FROM numbers"))).scalar())
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("way", "told"), [("plain", "database is locked\n1"), ("turns", "2")])
+def test_transactions_that_read_first_take_turns(tmp_path: Path, way: str, told: str) -> None:
+    command = [sys.executable, "-c", TRANSACTIONS, str(tmp_path / "numbers.db"), way]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == told, done.stderr
+
+
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     """Return a client of an application that answers its own addresses alone."""
