@@ -6,7 +6,9 @@ PROFILE ?= sample
 MINUTES ?= 30
 PYTHON ?= $(firstword $(shell command -v python3.11) python3)
 VENV := .venv
-READY := $(VENV)/.ready
+# An environment holds absolute paths: its mark names the folder that it was made in.
+NOTHING :=
+READY := $(VENV)/.ready$(subst $(NOTHING) $(NOTHING),-,$(subst /,-,$(CURDIR)))
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Waiting threads spin for a moment, then sleep: benchmarks/waiting.py.
 ifndef OMP_WAIT_POLICY
@@ -20,7 +22,7 @@ setup: $(READY)  ## make the virtual environment with pinned dependencies
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(if $(wildcard $(READY)),,--clear) $(VENV)
 	pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,dask,auth,onnx,postgres,s3]'
 	touch $@
 

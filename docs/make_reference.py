@@ -102,10 +102,9 @@ MLFLOW: Group = {
     "MLFLOW_TRACKING_USERNAME": ("none", "name for MLflow's server; the first one is its admin"),
     "MLFLOW_TRACKING_PASSWORD": ("none", "its password, at least 12 characters"),
     "MLFLOW_BACKEND_STORE_URI": ("sqlite:///mlruns/mlflow.db", "database of MLflow's server"),
-    "MLFLOW_ARTIFACTS_DESTINATION": ("none", "bucket or folder in which its server keeps files"),
-    "MLFLOW_DEFAULT_ARTIFACT_ROOT": (
+    "MLFLOW_ARTIFACTS_DESTINATION": (
         "mlruns/artifacts",
-        "where files are kept if there is no destination",
+        "bucket or folder in which its server keeps the files of runs and models",
     ),
     "MLFLOW_SERVER_ALLOWED_HOSTS": (
         "FULLSCALE_HOST, 127.0.0.1 and localhost",

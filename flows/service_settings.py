@@ -18,6 +18,8 @@ from pathlib import Path
 from flows import project_folder
 from fullscale.runtime.files import write_atomically
 from fullscale.runtime.processes import LOOPBACK, stage_environment
+from fullscale.tracking.locations import artifact_folder, database_file, make_portable
+from fullscale.tracking.store import EXPERIMENT
 
 POOL = "local"
 DEFAULTS = {
@@ -184,18 +186,18 @@ def _plan_mlflow(
     root: Path, everyone: Mapping[str, str], host: str, port: int, database: str
 ) -> Service:
     """Return MLflow's server: one worker process and no job execution, which takes gigabytes."""
-    folder = root / "mlruns"
+    own = root / "mlruns/mlflow.db"
     environment = {
-        "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{folder / 'mlflow.db'}",
+        "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{own}",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_UVICORN_OPTS": "--no-access-log",
         **everyone,
     }
+    # Where stages without a server look for them, too.
+    store = database_file(environment["MLFLOW_BACKEND_STORE_URI"]) or own
+    environment.setdefault("MLFLOW_ARTIFACTS_DESTINATION", artifact_folder(store).as_uri())
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--host", _bind_address(host), "--port", str(port)]
-    if "MLFLOW_ARTIFACTS_DESTINATION" not in environment:
-        # In the folder that stages use without a server, too.
-        environment.setdefault("MLFLOW_DEFAULT_ARTIFACT_ROOT", (folder / "artifacts").as_uri())
     if host not in LOOPBACK:
         names = ",".join(f"{name}:{port}" for name in (host, *LOOPBACK))
         environment.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", names)
@@ -230,6 +232,15 @@ def _plan_prefect(everyone: Mapping[str, str], host: str, port: int) -> Service:
         "FULLSCALE_PREFECT_PORT",
         health_url,
     )
+
+
+def convert_stores(services: Services) -> None:
+    """Bring databases of MLflow's server that an earlier version wrote up to date."""
+    for service in services.servers:
+        database = database_file(service.environment.get("MLFLOW_BACKEND_STORE_URI", ""))
+        if database is not None:
+            destination = service.environment["MLFLOW_ARTIFACTS_DESTINATION"]
+            make_portable(database, EXPERIMENT, destination)
 
 
 def write_server_files(services: Services) -> None:

@@ -28,6 +28,7 @@ from flows.service_settings import (
     Service,
     Services,
     SettingsError,
+    convert_stores,
     plan_services,
     write_server_files,
 )
@@ -287,6 +288,7 @@ def main() -> None:
         # A person may check out another branch later: that must not change what is trained.
         services = plan_services(root, {**os.environ, CODE_VARIABLE: branch})
         write_server_files(services)
+        convert_stores(services)
         run(services)
     except InterruptionError:
         print("stopped", flush=True)

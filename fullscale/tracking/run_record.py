@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import save_picture, write_atomically
+from fullscale.tracking.locations import from_portable_uri, to_portable_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +78,7 @@ class MetricRow(NamedTuple):
 class Confirmed:
     """The part of a record that a store has confirmed."""
 
-    run: list[str | None]  # store URI and run id
+    run: list[str | None]  # store URI as in run.json, and run id
     num_rows: int = 0
     files: dict[str, int] = field(default_factory=dict)  # time of change by artifact path
     state: list[Any] = field(default_factory=list)  # tags, status and its time
@@ -101,8 +102,9 @@ class RunRecord:
         self._lock = threading.Lock()  # both threads update run.json
         try:
             content = json.loads((folder / "run.json").read_text("utf-8"))
-            self.run = RunDescription(**content)
-            self.sent = Confirmed([self.run.store_uri, self.run.run_id])
+            run = RunDescription(**content)
+            self.run = replace(run, store_uri=from_portable_uri(run.store_uri, folder))
+            self.sent = Confirmed([run.store_uri, run.run_id])
             if (folder / "sent.json").is_file():
                 sent = Confirmed(**json.loads((folder / "sent.json").read_text("utf-8")))
                 self.sent = sent if sent.run == self.sent.run else self.sent
@@ -121,7 +123,7 @@ class RunRecord:
         """Start the record of a run in `folder`/KEY."""
         inner = folder / run.key
         write_atomically(inner / "journal.csv", ",".join(COLUMNS) + "\n")
-        write_atomically(inner / "run.json", json.dumps(asdict(run), indent=2))
+        _write_run(inner, run)
         return cls(inner)
 
     @property
@@ -133,9 +135,10 @@ class RunRecord:
         """Change fields of the description; another store or id makes everything unsent."""
         with self._lock:
             self.run = replace(self.run, **changes)
-            if self.sent.run != [self.run.store_uri, self.run.run_id]:
-                self.sent = Confirmed([self.run.store_uri, self.run.run_id])
-            write_atomically(self.folder / "run.json", json.dumps(asdict(self.run), indent=2))
+            _write_run(self.folder, self.run)
+            place = [to_portable_uri(self.run.store_uri, self.folder), self.run.run_id]
+            if self.sent.run != place:
+                self.sent = Confirmed(place)
         self.changed.set()
 
     def set_tag(self, key: str, value: str) -> None:
@@ -225,6 +228,11 @@ class RunRecord:
 def list_records(folder: Path) -> list[RunRecord]:
     """Return the records of the runs in a folder, oldest first."""
     return [RunRecord(path.parent) for path in sorted(folder.glob("*/run.json"))]
+
+
+def _write_run(folder: Path, run: RunDescription) -> None:
+    content = asdict(run) | {"store_uri": to_portable_uri(run.store_uri, folder)}
+    write_atomically(folder / "run.json", json.dumps(content, indent=2))
 
 
 def _read_journal(path: Path) -> tuple[list[MetricRow], dict[str, Any]]:

@@ -7,15 +7,24 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from fullscale.tracking.errors import UnreachableError, translate_mlflow_errors
+from fullscale.tracking.locations import (
+    PORTABLE_LOCATION,
+    SQLITE,
+    database_file,
+    make_portable,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
 
 EXPERIMENT = "fullscale"
 WEIGHTS_TAG = "fullscale.weights_sha256"
@@ -37,7 +46,8 @@ class Store:
 
     Attributes:
         uri: an MLflow tracking URI.
-        artifact_location: folder URI for new experiments; None leaves it to the server.
+        artifact_location: of new experiments, see `fullscale.tracking.locations`; None
+            leaves it to the server.
     """
 
     uri: str
@@ -47,11 +57,16 @@ class Store:
 def default_store(root: Path) -> Store:
     """Return the store named by MLFLOW_TRACKING_URI, else SQLite in `root`/mlruns."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri:
-        return Store(uri)
-    folder = root.resolve() / "mlruns"
-    folder.mkdir(exist_ok=True)
-    return Store(f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri())
+    if not uri:
+        (root / "mlruns").mkdir(exist_ok=True)
+        uri = f"{SQLITE}{root / 'mlruns/mlflow.db'}"
+    database = database_file(uri)
+    return Store(uri) if database is None else sqlite_store(database)
+
+
+def sqlite_store(database: Path) -> Store:
+    """Return the store of a SQLite database, whose files are in artifacts/ beside it."""
+    return Store(f"{SQLITE}{database.resolve()}", PORTABLE_LOCATION)
 
 
 def connect(store: Store) -> tuple[MlflowClient, str]:
@@ -70,14 +85,28 @@ def connect(store: Store) -> tuple[MlflowClient, str]:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # logs every retry
     client = MlflowClient(store.uri)
-    with translate_mlflow_errors(store.uri), _first_start_lock(store):
+    with translate_mlflow_errors(store.uri), _first_start_lock(store) as database:
+        if database is not None:
+            make_portable(database, EXPERIMENT, os.environ.get("MLFLOW_ARTIFACTS_DESTINATION"))
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             made = client.create_experiment(EXPERIMENT, store.artifact_location)
             experiment = client.get_experiment(made)
     if experiment.lifecycle_stage != "active":
         raise UnreachableError(store.uri, f"experiment {EXPERIMENT} is deleted: restore it there")
+    if store.artifact_location == PORTABLE_LOCATION:
+        _warn_of_location(store.uri, str(experiment.artifact_location))
     return client, str(experiment.experiment_id)
+
+
+@cache
+def _warn_of_location(uri: str, location: str) -> None:
+    """Log once if the files of a SQLite store are not in the folder beside it."""
+    if not location.startswith(PORTABLE_LOCATION):
+        logger.warning(
+            f"warning: {uri} keeps the files of runs and models in {location}, not beside the "
+            "database: they do not move with it, and a copy of it shares them"
+        )
 
 
 @contextmanager
@@ -103,10 +132,11 @@ def use_tracking_uri(store: Store) -> Iterator[None]:
 
 
 @contextmanager
-def _first_start_lock(store: Store) -> Iterator[None]:
-    """Keep two first starts from racing to create one SQLite database."""
-    if not store.uri.startswith("sqlite:///"):
-        yield
+def _first_start_lock(store: Store) -> Iterator[Path | None]:
+    """Keep two first starts from racing to create one SQLite database; yield its file."""
+    database = database_file(store.uri)
+    if database is None:
+        yield None
         return
-    with FileLock(store.uri.removeprefix("sqlite:///") + ".lock"):
-        yield
+    with FileLock(f"{database}.lock"):
+        yield database

@@ -44,6 +44,7 @@ def open_checkout(root: Path, name: str, start: str) -> Iterator[Path]:
     folder = root / ".cache" / "checkouts" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with acquire_lock(folder.with_name(f"{name}.lock")):
+        _attach(root, folder)
         if _is_worktree(folder):
             own = Path(git(folder, "rev-parse", "--absolute-git-dir"))
             (own / "index.lock").unlink(missing_ok=True)  # left by a killed git
@@ -57,6 +58,25 @@ def open_checkout(root: Path, name: str, start: str) -> Iterator[Path]:
             git(root, *add, str(folder), commit)
         _share_dvc(root, folder)
         yield folder
+
+
+def _attach(root: Path, folder: Path) -> None:
+    """Let git find a worktree again after its project was moved or copied.
+
+    Git notes absolute paths on both sides. `git worktree repair` is of no use: in a copy of a
+    project it changes the original's.
+    """
+    link = folder / ".git"
+    if not link.is_file():
+        return
+    repository = Path(git(root, "rev-parse", "--path-format=absolute", "--git-common-dir"))
+    name = Path(link.read_text(encoding="utf-8").strip()).name
+    place = repository / "worktrees" / name
+    if not name or not place.is_dir():
+        link.unlink()
+        return
+    write_atomically(place / "gitdir", f"{link}\n")
+    write_atomically(link, f"gitdir: {place}\n")
 
 
 def _is_worktree(folder: Path) -> bool:

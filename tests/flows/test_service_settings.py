@@ -35,7 +35,8 @@ def test_nothing_set_gives_local_servers_on_loopback():
     assert "127.0.0.1" in mlflow.command
     assert "127.0.0.1" in prefect.command
     assert mlflow.environment["MLFLOW_BACKEND_STORE_URI"] == "sqlite:////project/mlruns/mlflow.db"
-    assert mlflow.environment["MLFLOW_DEFAULT_ARTIFACT_ROOT"] == "file:///project/mlruns/artifacts"
+    assert mlflow.environment["MLFLOW_ARTIFACTS_DESTINATION"] == "file:///project/mlruns/artifacts"
+    assert "MLFLOW_DEFAULT_ARTIFACT_ROOT" not in mlflow.environment
     assert mlflow.environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     assert "basic-auth" not in mlflow.command
     assert prefect.environment["PREFECT_HOME"] == "/project/.prefect"

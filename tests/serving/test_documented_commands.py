@@ -27,7 +27,7 @@ from watching import wait_until
 
 from fullscale.params import load_params
 from fullscale.tracking.registry import CHAMPION, announce, log_model
-from fullscale.tracking.store import Store, connect
+from fullscale.tracking.store import connect, sqlite_store
 from tasks.register import package_networks
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
     pd.DataFrame({"path": ["case_17.nii.gz"]}).to_csv(root / "rows.csv", index=False)
     torch.save(random_state("unet3plus_ds_cgm", width=4), root / "unet3plus.pth")
     trained = save_random(root / "trained", narrow(load_params(ROOT / "params.yaml")))
-    store = Store(f"sqlite:///{root / 'mlflow.db'}", (root / "artifacts").as_uri())
+    store = sqlite_store(root / "mlflow.db")
     client, experiment_id = connect(store)
     version = log_model(
         store,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -88,7 +87,7 @@ def clone_project(folder: Path, *, with_sample: bool = True) -> Project:
 def copy_project(template: Project, folder: Path) -> Project:
     """Copy a project, with all that was made in it and the files next to it, to a new folder.
 
-    Absolute paths in its DVC settings and its MLflow database are changed to those of the copy.
+    Absolute paths in its DVC settings are changed to those of the copy.
     """
     before, after = str(template.root.parent), str(folder)
     shutil.copytree(before, folder, symlinks=True, dirs_exist_ok=True)
@@ -96,27 +95,7 @@ def copy_project(template: Project, folder: Path) -> Project:
     settings = project.root / ".dvc/config.local"
     if settings.exists():
         settings.write_text(settings.read_text().replace(before, after))
-    database = project.root / "mlruns/mlflow.db"
-    if database.exists():
-        _move_artifacts(database, before, after)
     return project
-
-
-def _move_artifacts(database: Path, before: str, after: str) -> None:
-    """Replace a folder's path in all places of an MLflow database."""
-    connection = sqlite3.connect(database)
-    tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    for (table,) in tables:
-        for column in connection.execute(f"PRAGMA table_info({table})").fetchall():
-            name, kind = column[1], column[2]
-            if kind.startswith(("VARCHAR", "TEXT")):
-                connection.execute(
-                    f"UPDATE {table} SET {name} = replace({name}, ?, ?) "  # noqa: S608 - own names
-                    f"WHERE instr({name}, ?)",
-                    (before, after, before),
-                )
-    connection.commit()
-    connection.close()
 
 
 def write_published(folder: Path) -> None:

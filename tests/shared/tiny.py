@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from project import ROOT
 
-from fullscale.tracking.store import Store
+from fullscale.tracking.store import Store, sqlite_store
 
 TINY = {
     "organs": {"liver": [1], "spleen": [2]},  # ids: a network is described without a cohort
@@ -43,4 +43,4 @@ def changed(changes: dict, base: dict | None = None) -> dict:
 
 def make_store(folder: Path) -> Store:
     folder.mkdir()
-    return Store(f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri())
+    return sqlite_store(folder / "mlflow.db")

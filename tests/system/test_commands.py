@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -163,6 +164,24 @@ def test_documents_name_only_targets_that_exist(document):
     words = {word for line in named for word in line.split()}
     assert words
     assert words <= targets
+
+
+def test_make_sets_a_moved_project_up_again(tmp_path):
+    def steps(folder):
+        command = ["make", "--dry-run", "setup"]
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=True
+        ).stdout
+
+    before = tmp_path / "a folder"
+    before.mkdir()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy2(ROOT / name, before)
+    mark = before / steps(before).split("touch ")[1].strip()
+    mark.parent.mkdir()
+    mark.touch()
+    assert "venv" not in steps(before)
+    assert "-m venv --clear .venv" in steps(before.rename(tmp_path / "another"))
 
 
 def test_make_help_lists_every_target():

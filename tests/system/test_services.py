@@ -30,6 +30,7 @@ from watching import wait_until
 
 from flows.deployments import lost_run_automation, stalled_run_automation
 from fullscale.runtime.processes import stage_environment
+from fullscale.tracking.store import Store, connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -126,6 +127,15 @@ def test_page_of_another_site_reaches_nothing(services):
             page.get_by_text("promote-check").first.wait_for(timeout=60_000)
         browser.close()
         server.shutdown()
+
+
+def test_server_takes_files_itself_and_keeps_them_where_stages_without_it_look(services):
+    client, experiment_id = connect(Store(services.mlflow_url))
+    run = client.create_run(experiment_id).info
+    client.log_text(run.run_id, "through the server", "note.txt")
+    assert run.artifact_uri.startswith("mlflow-artifacts:/")
+    place = services.project.root / "mlruns/artifacts" / run.artifact_uri.partition(":/")[2]
+    assert (place / "note.txt").read_text() == "through the server"
 
 
 def test_services_need_less_than_a_gigabyte_and_a_half(services):

@@ -31,7 +31,7 @@ from fullscale.prediction.network_files import WEIGHTS_NAME
 from fullscale.runtime.files import file_sha256
 from fullscale.serving.row_segmenter import ANSWERS
 from fullscale.tracking.registry import CHAMPION, FILES_TAG, announce, log_model
-from fullscale.tracking.store import WEIGHTS_TAG, Store, connect, use_tracking_uri
+from fullscale.tracking.store import WEIGHTS_TAG, connect, sqlite_store, use_tracking_uri
 from tasks.register import package_networks
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ class Registry:
     """A registry with two versions of random networks, the first of them the champion."""
 
     def __init__(self, folder) -> None:
-        self.store = Store(f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri())
+        self.store = sqlite_store(folder / "mlflow.db")
         params = narrow(load_params(ROOT / "params.yaml"))
         self.weights = {}
         for seed in (1, 2):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,27 @@ def test_checkout_begins_at_its_start_and_leaves_the_project_alone(project):
         assert (folder / "code.py").read_text() == "one\n"
         commit_file(folder, "code.py", "three\n")
     assert state(project) == before
+
+
+@pytest.mark.parametrize("is_moved", [True, False])
+def test_moved_or_copied_project_keeps_its_checkout_and_leaves_the_original_alone(
+    project, tmp_path, is_moved
+):
+    first = git(project, "rev-parse", "HEAD")
+    with open_checkout(project, "retrain", "HEAD") as folder:
+        (folder / "data").mkdir()
+        (folder / "data/checkpoint").write_text("of many hours")
+    other = tmp_path / "other"
+    project.rename(other) if is_moved else shutil.copytree(project, other)
+    commit_file(other, "code.py", "two\n")
+    with open_checkout(other, "retrain", "HEAD") as folder:
+        assert (folder / "data/checkpoint").read_text() == "of many hours"
+        commit = commit_file(folder, "code.py", "three\n")
+    assert contains(other, commit, first)
+    assert project.exists() is not is_moved
+    if not is_moved:
+        assert find_commit(project, commit) is None
+        assert git(project / ".cache/checkouts/retrain", "rev-parse", "HEAD") == first
 
 
 def test_checkout_again_is_made_equal_and_keeps_what_git_ignores(project):
