@@ -48,6 +48,7 @@ from fullscale.serving.row_segmenter import ANSWERS, COLUMNS, example_rows
 from fullscale.tracking.outages import translate_outages
 from fullscale.tracking.registry import (
     CHAMPION,
+    COMMIT_TAG,
     TEST_SET_TAG,
     VERDICT_TAG,
     ModelPackage,
@@ -75,7 +76,7 @@ from fullscale.tracking.store import (
     default_store,
 )
 from fullscale.training.history import HISTORY_NAME, read_history
-from fullscale.versioning.provenance import Provenance, digest_test_set, read_provenance
+from fullscale.versioning.provenance import digest_test_set, read_provenance
 from fullscale.workspace import Workspace, open_workspace
 
 if TYPE_CHECKING:
@@ -173,9 +174,13 @@ def score_champion(
 
 
 def record_verdict(
-    verdict: Verdict, params: Params, workspace: Workspace, provenance: Provenance
+    verdict: Verdict, params: Params, workspace: Workspace, data_version: str
 ) -> VerdictContent:
-    """Write reports/gate.json and return its content."""
+    """Write reports/gate.json and return its content.
+
+    The file is in git, so it does not hold the commit: a result that is reproduced bit for bit
+    leaves it as it is.
+    """
     candidate = params.register_.candidate
     members = deployed_folders(params, workspace, candidate)
     content = {
@@ -196,8 +201,7 @@ def record_verdict(
         },
         "test_set": verdict.trial.test_set,
         "num_verdicts": verdict.trial.num_verdicts,
-        "data_version": provenance.data_version,
-        "git_commit": provenance.git_commit,
+        "data_version": data_version,
     }
     return write_verdict(workspace, content)
 
@@ -289,11 +293,12 @@ def ensure_deployed_run(
 
 
 def register(
-    params: Params, workspace: Workspace, store: Store, verdict: VerdictContent
+    params: Params, workspace: Workspace, store: Store, verdict: VerdictContent, git_commit: str
 ) -> str | None:
     """Track test results, and register the candidate if it passed; return its version.
 
-    Weights that are registered already get no second version: its tags are updated instead.
+    Weights that are registered already get no second version: its tags are updated instead. The
+    commit, as `read_provenance` gives it, is a tag of the version and part of its description.
     """
     settings = params.register_
     run_ids, summaries = {}, {}
@@ -309,10 +314,10 @@ def register(
         version = find_version(store, settings.model_name, tags[WEIGHTS_TAG]) or log_model(
             store, run_id, settings.model_name, package_candidate(params, workspace)
         )
-        announce(store, settings.model_name, version, tags)
+        announce(store, settings.model_name, version, {**tags, COMMIT_TAG: git_commit})
         organs = tuple(params.organs)
         pictures = add_previews(store, run_id, workspace.report(settings.candidate))
-        page = make_version_page(verdict, summaries, organs, run_id, pictures)
+        page = make_version_page(verdict, git_commit, summaries, organs, run_id, pictures)
         describe_version(store, settings.model_name, version, page, make_model_page(organs))
     receipt = {"model_name": settings.model_name, "tags": tags}
     # An artefact, unlike reports/gate.json: without it, this machine has not registered yet.
@@ -343,12 +348,11 @@ def add_previews(store: Store, run_id: str, reports: Path) -> list[str]:
 
 
 def version_tags(verdict: VerdictContent) -> dict[str, str]:
-    """Return the tags of a registered version."""
+    """Return the tags of a registered version that depend on its verdict."""
     return {
         WEIGHTS_TAG: verdict["weights_sha256"],
         MEMBERS_TAG: ", ".join(str(seed) for seed in verdict["members"]),
         "fullscale.data_version": verdict["data_version"],
-        "fullscale.git_commit": verdict["git_commit"],
         TEST_SET_TAG: verdict["test_set"],
         VERDICT_TAG: verdict["status"],
         **{
@@ -407,8 +411,9 @@ def main() -> None:
     store = default_store(workspace.root)
     with translate_outages(store.uri):
         verdict = decide(params, workspace, store)
-        content = record_verdict(verdict, params, workspace, read_provenance(workspace.root))
-        registered = register(params, workspace, store, content)
+        provenance = read_provenance(workspace.root)
+        content = record_verdict(verdict, params, workspace, provenance.data_version)
+        registered = register(params, workspace, store, content, provenance.git_commit)
     for line in verdict_lines(content):
         print(f"register: {line}")
     if registered is not None:

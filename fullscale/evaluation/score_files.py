@@ -38,7 +38,7 @@ VerdictContent = dict[str, Any]
 """The content of gate.json: `Verdict` as plain values, and what the verdict was made from."""
 
 VERDICT_KEYS = (
-    "status", "candidate", "baseline", "criteria", "test_set", "data_version", "git_commit",
+    "status", "candidate", "baseline", "criteria", "test_set", "data_version",
 )  # fmt: skip
 
 _FOLD = "fold"

@@ -39,6 +39,7 @@ NO_COMMIT = "none"
 
 def make_version_page(
     verdict: Mapping[str, Any],
+    git_commit: str,
     summaries: Mapping[str, Mapping[str, Any]],
     organs: Sequence[str],
     run_id: str,
@@ -48,6 +49,7 @@ def make_version_page(
 
     Args:
         verdict: the content of reports/gate.json.
+        git_commit: of the code that made it, as `read_provenance` gives it.
         summaries: of candidate and baseline, by network: the content of reports/NAME/summary.json.
         organs: rows of the table of scores, in this order.
         run_id: the MLflow run that holds `pictures` under PICTURES_PATH.
@@ -57,7 +59,7 @@ def make_version_page(
         _scores(verdict, summaries, organs),
         _pictures(run_id, pictures),
         _promotion(),
-        _provenance(verdict),
+        _provenance(verdict, git_commit),
     ]
     sections = [each for each in rest if each]
     room = MAX_CHARS - len(sign("\n\n".join(["", *sections])))
@@ -179,13 +181,12 @@ def _promotion() -> str:
     )
 
 
-def _provenance(verdict: Mapping[str, Any]) -> str:
+def _provenance(verdict: Mapping[str, Any], git_commit: str) -> str:
     """Return the versions of code and data, and the commands that reproduce the weights.
 
     data.dvc is taken from the commit that added the data version, which may be a later one.
     """
-    data, found = verdict["data_version"], verdict["git_commit"]
-    commit = found.removesuffix("-dirty")
+    data, commit = verdict["data_version"], git_commit.removesuffix("-dirty")
     checkouts = [
         f"git checkout {commit}",
         f"git checkout $(git log --all --format=%h -S {data[:8]} -- data.dvc | tail -1) data.dvc",
@@ -195,7 +196,7 @@ def _provenance(verdict: Mapping[str, Any]) -> str:
             "### Reproduce",
             f"- data version: `{data}`",
             f"- git commit: `{commit}`"
-            + (", with changes that were not committed" if found != commit else ""),
+            + (", with changes that were not committed" if git_commit != commit else ""),
             f"- test set: `{verdict['test_set']}`",
             f"- what segments: {deployed_title(verdict)}",
             f"- SHA-256 of the weights: `{verdict['weights_sha256']}`",

@@ -28,7 +28,7 @@ def provenance_section(results: Results, params: Params, provenance: Provenance)
         provenance: the present versions of code and data.
     """
     verdict = results.verdict or {}
-    commit = str(verdict.get("git_commit", provenance.git_commit))
+    commit = provenance.git_commit
     data_version = str(verdict.get("data_version", provenance.data_version))
     facts = (
         ("git commit", commit),
@@ -40,7 +40,6 @@ def provenance_section(results: Results, params: Params, provenance: Provenance)
         ("what is registered", deployed_title(verdict) or "no verdict"),
         ("seeds of training", ", ".join(str(seed) for seed in sorted(params.seeds))),
         ("seed of intervals", str(params.register_.seed)),
-        ("page written at commit", provenance.git_commit),
         ("Python", platform.python_version()),
         *library_versions().items(),
     )
@@ -53,7 +52,7 @@ def provenance_section(results: Results, params: Params, provenance: Provenance)
         "provenance",
         "Provenance",
         text=(
-            "Commit, data, test set and weights are those of the verdict; versions of libraries "
+            "Data, test set and weights are those of the verdict; commit and versions of libraries "
             "are those that wrote this page.",
         ),
         facts=facts,
@@ -81,14 +80,14 @@ def find_changes(results: Results, provenance: Provenance) -> list[str]:
         for (stage, file), keys in changed_parameters(results.workspace).items()
     ]
     if results.verdict is not None:
-        data_version, commit = results.verdict["data_version"], results.verdict["git_commit"]
+        data_version = results.verdict["data_version"]
         if data_version != provenance.data_version:
             notes.append(
                 f"The verdict is from data version {data_version}, the scans are now version "
                 f"{provenance.data_version}. Run `dvc repro`."
             )
-        if commit.endswith(DIRTY):
-            notes.append("The verdict was made with uncommitted code or parameters.")
+    if provenance.git_commit.endswith(DIRTY):
+        notes.append("Code or parameters were not committed when this page was written.")
     return notes
 
 

@@ -30,6 +30,7 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 TEST_SET_TAG, VERDICT_TAG = "fullscale.test_set", "fullscale.verdict"
 RESULTS_TAG = "fullscale.results_sha256"
 FILES_TAG = "fullscale.files_sha256"
+COMMIT_TAG = "fullscale.git_commit"
 _WRITTEN_BY_DOWNLOAD = "registered_model_meta"
 
 

@@ -26,7 +26,6 @@ VERDICT = {
     "criteria": [{"name": "dice_gain", "passed": True, "value": 1 / 3}],
     "test_set": "0" * 16,
     "data_version": "aaaa.dir",
-    "git_commit": "c" * 40,
 }
 
 

@@ -11,6 +11,7 @@ from fullscale.runtime.markdown import escape
 from fullscale.tracking.generated_text import is_ours
 from fullscale.workspace import open_workspace
 
+COMMIT = "c" * 40
 RUN_ID = "f" * 32
 ORGANS = ("liver", "spleen")
 CHAMPION = {
@@ -41,7 +42,7 @@ def test_page_of_an_ensemble_names_its_members_and_the_digest_over_theirs(
     verdict, summaries, tmp_path
 ):
     verdict |= {"seeds": [0, 2, 10], "members": [0, 2, 10]}
-    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, [])
+    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, [])
     assert "- what segments: the ensemble of 3 trainings, seeds 0, 2, 10\n" in page
     command = page.split("\n```\n")[1].splitlines()[-1]
     folders = [tmp_path / "artifacts/train/unet3plus" / str(seed) for seed in verdict["members"]]
@@ -56,7 +57,7 @@ def test_page_of_an_ensemble_names_its_members_and_the_digest_over_theirs(
 
 def test_page_of_the_best_training_says_so(verdict, summaries):
     verdict |= {"seeds": [0, 2], "members": [2]}
-    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, [])
+    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, [])
     assert "- what segments: the training with seed 2, of 2 the best in validation\n" in page
     assert "sha256sum artifacts/train/unet3plus/2/weights.safetensors\n" in page
 
@@ -69,7 +70,7 @@ def cells(page, start):
 
 
 def test_page_begins_with_the_verdict_and_every_reason(verdict, summaries):
-    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, list(PICTURES))
+    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, list(PICTURES))
     assert page.startswith("PASS: the candidate may be promoted\n---\n")
     for criterion in verdict["criteria"]:
         assert f"| PASS | {escape(criterion['found'])}&nbsp; | {criterion['wanted']} |" in page
@@ -77,19 +78,21 @@ def test_page_begins_with_the_verdict_and_every_reason(verdict, summaries):
 
 def test_page_has_the_notes_of_the_verdict(verdict, summaries):
     verdict["notes"] = ["First candidate judged on test set 1234."]
-    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, list(PICTURES))
+    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, list(PICTURES))
     wanted = "A candidate passes if it meets all of these. First candidate judged on test set 1234."
     assert wanted in page
 
 
 def test_page_of_an_older_verdict_has_no_notes(verdict, summaries):
     verdict.pop("notes", None)
-    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, list(PICTURES))
+    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, list(PICTURES))
     assert "\nA candidate passes if it meets all of these.\n" in page
 
 
 def test_page_compares_candidate_baseline_and_champion(verdict, summaries):
-    page = make_version_page({**verdict, "champion": CHAMPION}, summaries, ORGANS, RUN_ID, [])
+    page = make_version_page(
+        {**verdict, "champion": CHAMPION}, COMMIT, summaries, ORGANS, RUN_ID, []
+    )
     assert cells(page, "| organ |") == [
         *("organ", "Dice, unet3plus (this)", "Dice, unet (baseline)", "Dice, champion then"),
         *("slice FPR, unet3plus (this)", "slice FPR, unet (baseline)"),
@@ -107,30 +110,33 @@ def test_page_compares_candidate_baseline_and_champion(verdict, summaries):
 
 
 def test_page_says_that_there_was_no_champion(verdict, summaries):
-    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, [])
+    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, [])
     assert "No other version was champion then, so there is none to compare with." in page
     assert len(cells(page, "| liver&nbsp; |")) == 5
 
 
 def test_page_shows_the_pictures_that_there_are(verdict, summaries):
-    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, ["best", "median"])
+    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, ["best", "median"])
     shown = [line for line in page.splitlines() if line.startswith("![")]
     address = "get-artifact?path=page%2F{}.png&run_uuid=" + RUN_ID
     assert shown == [
         f"![The median test case]({address.format('median')})",
         f"![The test case with the highest Dice]({address.format('best')})",
     ]
-    assert "### Pictures" not in make_version_page(verdict, summaries, ORGANS, RUN_ID, [])
+    assert "### Pictures" not in make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, [])
 
 
 def test_page_says_what_it_was_made_from_and_how_to_make_it_again(verdict, summaries):
-    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, [])
-    for key in ("data_version", "git_commit", "test_set", "weights_sha256"):
-        assert f": `{verdict[key]}`\n" in page
+    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, [])
+    for value in (
+        COMMIT,
+        *(verdict[key] for key in ("data_version", "test_set", "weights_sha256")),
+    ):
+        assert f": `{value}`\n" in page
     assert page.count("\n```\n") == 2
     commands = page.split("\n```\n")[1].splitlines()
     assert commands == [
-        f"git checkout {verdict['git_commit']}",
+        f"git checkout {COMMIT}",
         f"git checkout $(git log --all --format=%h -S {verdict['data_version'][:8]} -- data.dvc "
         "| tail -1) data.dvc",
         "make setup && source .venv/bin/activate",
@@ -141,13 +147,10 @@ def test_page_says_what_it_was_made_from_and_how_to_make_it_again(verdict, summa
 
 
 def test_page_says_that_the_code_was_not_committed(verdict, summaries):
-    commit = verdict["git_commit"]
-    dirty = make_version_page(
-        {**verdict, "git_commit": f"{commit}-dirty"}, summaries, ORGANS, RUN_ID, []
-    )
-    assert f"- git commit: `{commit}`, with changes that were not committed\n" in dirty
-    assert f"\ngit checkout {commit}\n" in dirty
-    nowhere = make_version_page({**verdict, "git_commit": "none"}, summaries, ORGANS, RUN_ID, [])
+    dirty = make_version_page(verdict, f"{COMMIT}-dirty", summaries, ORGANS, RUN_ID, [])
+    assert f"- git commit: `{COMMIT}`, with changes that were not committed\n" in dirty
+    assert f"\ngit checkout {COMMIT}\n" in dirty
+    nowhere = make_version_page(verdict, "none", summaries, ORGANS, RUN_ID, [])
     assert "- git commit: `none`\n" in nowhere
     assert "git checkout" not in nowhere
 
@@ -162,7 +165,7 @@ def test_page_of_many_organs_fits_and_counts_what_it_leaves_out(verdict, summari
     ]
     verdict["notes"] = ["Judged: these weights against those weights."] * 5
     verdict["champion"] = CHAMPION
-    page = make_version_page(verdict, summaries, organs, RUN_ID, list(PICTURES))
+    page = make_version_page(verdict, COMMIT, summaries, organs, RUN_ID, list(PICTURES))
     assert MAX_CHARS - 200 < len(page) <= MAX_CHARS
     assert is_ours(page)
     lines = page.splitlines()
@@ -188,7 +191,7 @@ CHANGES = (
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_page_that_a_person_changed_is_theirs(verdict, summaries, change):
-    page = make_version_page(verdict, summaries, ORGANS, RUN_ID, [])
+    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, [])
     assert is_ours(page)
     assert not is_ours(change(page))
 

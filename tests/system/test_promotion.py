@@ -100,8 +100,9 @@ def registered(tmp_path_factory, server) -> Registered:
         add_network(root, "unet3plus", params, cohort, seed=seed, dice=0.9)
         workspace = open_workspace(root)
         verdict = decide(params, workspace, server.store)
-        content = record_verdict(verdict, params, workspace, read_provenance(root))
-        version = register(params, workspace, server.store, content)
+        provenance = read_provenance(root)
+        content = record_verdict(verdict, params, workspace, provenance.data_version)
+        version = register(params, workspace, server.store, content, provenance.git_commit)
         assert version == str(seed)
         weights_sha256[version] = file_sha256(root / "artifacts/train/unet3plus/0" / WEIGHTS_NAME)
     return Registered(project, weights_sha256)
@@ -156,7 +157,7 @@ def make_champion(page: Page, before: str, button: str) -> None:
     expect(page.get_by_role("main").get_by_role("status", name="champion")).to_be_visible()
 
 
-def check_page(page: Page, content: dict) -> None:
+def check_page(page: Page, content: dict, git_commit: str) -> None:
     """The version's page shows its verdict, the scores of three networks, and its pictures."""
     main = page.get_by_role("main")
     expect(main.get_by_role("heading", name="PASS: the candidate may be promoted")).to_be_visible()
@@ -174,7 +175,7 @@ def check_page(page: Page, content: dict) -> None:
         expect(row).to_contain_text("0.9000 (n = 3)")
         expect(row).to_contain_text("0.8000 (n = 3)")
         expect(row).to_contain_text(f"{champions[f'test/dice/{organ}']:.4f} (n = 3)")
-    expect(main.get_by_text(f"git checkout {content['git_commit']}")).to_be_visible()
+    expect(main.get_by_text(f"git checkout {git_commit}")).to_be_visible()
     pictures = main.locator("img[src^='get-artifact']")
     expect(pictures).to_have_count(len(PICTURES))
     for picture in pictures.all():
@@ -211,7 +212,8 @@ def test_person_promotes_and_rolls_back_in_the_ui(
     check_champion("1")
     with open_models(server.uri) as page:
         open_version(page, "2")
-        check_page(page, json.loads((project.root / "reports/gate.json").read_text()))
+        content = json.loads((project.root / "reports/gate.json").read_text())
+        check_page(page, content, read_provenance(project.root).git_commit)
         make_champion(page, before="1", button="Edit aliases")
     check_champion("2")
     assert "champion moved from version 1 to 2" in caplog.text

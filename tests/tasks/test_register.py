@@ -110,8 +110,8 @@ def project(tmp_path, tiny_params, tiny_cohort, tiny_data):
 def run_stage(project, params, store):
     workspace = open_workspace(project)
     verdict = decide(params, workspace, store)
-    content = record_verdict(verdict, params, workspace, PROVENANCE)
-    return content, register(params, workspace, store, content)
+    content = record_verdict(verdict, params, workspace, PROVENANCE.data_version)
+    return content, register(params, workspace, store, content, PROVENANCE.git_commit)
 
 
 def rescale(project, name, dice):
@@ -245,7 +245,7 @@ def test_verdict_is_json_where_nothing_could_be_measured(project, tiny_params, m
     for name in ("unet", "unet3plus"):
         rescale(project, name, math.nan)
     verdict = decide(tiny_params, open_workspace(project), mlflow_store)
-    record_verdict(verdict, tiny_params, open_workspace(project), PROVENANCE)
+    record_verdict(verdict, tiny_params, open_workspace(project), PROVENANCE.data_version)
     text = (project / "reports/gate.json").read_text()
 
     def refuse(constant):

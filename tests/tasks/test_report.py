@@ -202,7 +202,7 @@ def finished(tmp_path_factory, tiny_params):
         write_summary(workspace, name, TEST_SET, metrics, (0,), (0,))
     trial = Trial(ORGANS, TEST_SET)
     verdict = judge(tables["unet3plus"], tables["unet"], None, trial, tiny_params.register_)
-    record_verdict(verdict, tiny_params, workspace, PROVENANCE)
+    record_verdict(verdict, tiny_params, workspace, PROVENANCE.data_version)
     return root
 
 
@@ -786,7 +786,7 @@ def test_same_run_gives_the_same_bytes(page, finished, project):
 def test_text_from_files_is_escaped(results, finished, tiny_params):
     evil = '<script>alert("x")</script>'
     results.verdict["criteria"][0]["found"] = evil
-    results.verdict["git_commit"] = f'"><b>{evil}'
+    results.verdict["test_set"] = f'"><b>{evil}'
     results.verdict["comparisons"][0]["first"] = f'"><img src=x>{evil}'
     text = render(
         results,
@@ -892,10 +892,11 @@ def test_older_names_of_the_slice_classifier_are_read(project, results):
     ]
 
 
-def test_provenance_names_what_it_takes_to_make_it_again(page, finished):
+def test_provenance_names_what_it_takes_to_make_it_again(finished, results, tiny_params):
     gate = json.loads((finished / "reports/gate.json").read_text())
-    text = page.text["provenance"]
-    for key in ("git_commit", "data_version", "test_set", "weights_sha256"):
+    section = provenance_section(results, tiny_params, PROVENANCE)
+    text = rendered(results, section).text["provenance"]
+    for key in ("data_version", "test_set", "weights_sha256"):
         assert gate[key] in text
     for name, version in library_versions().items():
         assert f"{name}{version}" in text
@@ -903,19 +904,17 @@ def test_provenance_names_what_it_takes_to_make_it_again(page, finished):
     assert (finished / "params.yaml").read_text() in text
 
 
-def test_verdict_outside_of_git_has_no_commit_to_check_out(finished, results, tiny_params):
-    results.verdict["git_commit"] = "none"
-    section = provenance_section(results, tiny_params, PROVENANCE)
+def test_page_written_outside_of_git_has_no_commit_to_check_out(finished, results, tiny_params):
+    section = provenance_section(results, tiny_params, Provenance("none", "aaaa.dir"))
     assert dict(section.listings)["How to reproduce"].startswith("make setup")
 
 
 def test_uncommitted_code_and_newer_scans_are_pointed_out(finished, results, tiny_params):
     assert find_changes(results, PROVENANCE) == []
-    results.verdict["git_commit"] = "abc-dirty"
-    newer = Provenance("c" * 40, "bbbb.dir")
+    newer = Provenance("abc-dirty", "bbbb.dir")
     of_data, of_code = find_changes(results, newer)
     assert "from data version aaaa.dir, the scans are now version bbbb.dir" in of_data
-    assert "uncommitted code or parameters" in of_code
+    assert "Code or parameters were not committed" in of_code
     section = provenance_section(results, tiny_params, newer)
     assert dict(section.listings)["How to reproduce"].startswith("git checkout abc\n")
 
