@@ -33,7 +33,7 @@ def write_on_grid(
         values_ZYX: uint8, float32, or float16 (written as float32), canonical orientation.
         geometry: grid of the scan.
         scan_file: the scan as NIfTI; its affines, their codes and units are copied field by field.
-            None for a scan from DICOM: its affine is written as sform and qform.
+            None for a scan of another format: its affine is written as sform and qform.
 
     Raises:
         ScanError: `scan_file` is missing, or its affine changed since the scan was read.

@@ -18,7 +18,7 @@ from fullscale.scans.nifti_writer import write_on_grid
 from fullscale.serving.input_checks import InputWarning
 from fullscale.serving.prediction_jobs import PredictionJob
 from fullscale.serving.result_json import result_to_json
-from fullscale.serving.scan_files import LoadedScan
+from fullscale.serving.scan_files import NIFTI_SUFFIXES, LoadedScan
 
 
 def write_outputs(
@@ -39,7 +39,8 @@ def write_outputs(
     """
     source, paths = job.source, job.paths
     geometry = scan.volume.geometry
-    like = None if source.is_dicom else source.files[0]
+    is_nifti = source.files[0].name.lower().endswith(NIFTI_SUFFIXES)
+    like = source.files[0] if is_nifti else None
     organs = {organ: each.label_id for organ, each in found.organs.items()}
     for organ, probability_ZYX in (found.probabilities or {}).items():
         write_on_grid(paths.probability(organ), probability_ZYX, geometry, like)

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 import torch
 from bodies import make_body, save_nifti
 from cohorts import SPACING_MM, write_series
@@ -169,6 +170,22 @@ def test_dicom_series_and_its_conversion_give_the_same_label_map(tmp_path, model
     np.testing.assert_array_equal(first.dataobj, second.dataobj)
     np.testing.assert_allclose(first.affine[:3, :3], second.affine[:3, :3])
     np.testing.assert_allclose(first.affine[:3, 3], [100, 80, 30])
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".hdr", ".NII"])
+def test_scan_of_another_program_gets_the_label_map_of_its_conversion(
+    tmp_path, model, predictor, ending
+):
+    scan = save_nifti(tmp_path / "scan.nii", make_body(seed=3)[0], SPACING_MM, "RAS")
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(scan)), str(tmp_path / f"other{ending.lower()}"))
+    other = (tmp_path / f"other{ending.lower()}").rename(tmp_path / f"other{ending}")
+    for source in (scan, other):
+        jobs = plan_jobs(source, tmp_path / f"{source.stem}.nii.gz")
+        (outcome,) = predict(jobs, predictor, model)
+        assert outcome.error is None
+    first, second = (nib.load(tmp_path / f"{name}.nii.gz") for name in ("scan", "other"))
+    np.testing.assert_array_equal(first.dataobj, second.dataobj)
+    np.testing.assert_allclose(first.affine, second.affine, atol=1e-4)
 
 
 def test_series_that_no_segmentation_can_refer_to_is_refused_before_the_work(
