@@ -60,19 +60,16 @@ def read_msd(folder: Path) -> Source:
             with_channel = image.with_name(_SCAN_FILE.sub(r"_0000\g<0>", image.name))
             image = with_channel if with_channel.is_file() else image
         found.append((image, label))
-    pairs = _name_pairs(folder, found, refused)
-    return _from_dataset("msd", folder, dataset, pairs, refused)
+    return _from_dataset("msd", folder, dataset, _name_pairs(folder, found), refused)
 
 
-def _name_pairs(folder: Path, found: Iterable[tuple[Path, Path]], refused: Refused) -> Pairs:
-    """Name each pair after its label file; after its image or their paths where names repeat."""
-    counts = Counter(found)
-    for pair, count in counts.items():
-        if count > 1:
-            error = failure("file_twice", f"{count} entries of {_join_paths(pair, folder)}")
-            refused.add(_stem(pair[1]), error, pair)
+def _name_pairs(folder: Path, found: Iterable[tuple[Path, Path]]) -> Pairs:
+    """Name each pair after its label file; after its image or their paths where names repeat.
+
+    A pair that is listed twice is one pair.
+    """
     pairs: Pairs = {}
-    unnamed = [pair for pair, count in counts.items() if count == 1]
+    unnamed = list(dict.fromkeys(found))
     rules: tuple[Callable[[tuple[Path, Path]], str], ...] = (
         lambda pair: _stem(pair[1]),
         lambda pair: _stem(pair[0]).removesuffix("_0000"),
@@ -105,8 +102,8 @@ def read_nnunet(folder: Path) -> Source:
     refused = Refused()
     for name in {*images, *labels}:
         found = (
-            images.get(name, [folder / "imagesTr" / f"{name}_0000{ending}"]),
-            labels.get(name, [folder / "labelsTr" / f"{name}{ending}"]),
+            refused.drop_copies(images.get(name, [folder / "imagesTr" / f"{name}_0000{ending}"])),
+            refused.drop_copies(labels.get(name, [folder / "labelsTr" / f"{name}{ending}"])),
         )
         if _is_twice(name, found, folder, refused):
             continue
@@ -129,8 +126,8 @@ def read_lits(folder: Path) -> Source:
     for number in sorted({*images, *masks}):
         name = f"lits_{number:03d}"
         found = (
-            images.get(number, [folder / f"volume-{number}.nii"]),
-            masks.get(number, [folder / f"segmentation-{number}.nii"]),
+            refused.drop_copies(images.get(number, [folder / f"volume-{number}.nii"])),
+            refused.drop_copies(masks.get(number, [folder / f"segmentation-{number}.nii"])),
         )
         if not _is_twice(name, found, folder, refused):
             cases.append(nifti_case(name, "", tuple(labels), found[0][0], found[1][0]))
@@ -143,6 +140,7 @@ def read_lits(folder: Path) -> Source:
         licence="CC BY-NC-ND 4.0",
         reference="Bilic et al., The Liver Tumor Segmentation Benchmark (LiTS)",
         refused_files=tuple(refused.files),
+        left_out=refused.copies,
     )
 
 
@@ -167,7 +165,8 @@ def read_totalsegmentator(folder: Path) -> Source:
     labels = {organ: number for number, organ in enumerate(sorted(spelled.values()), start=1)}
     cases, refused = list[SourceCase](), Refused()
     for case, files in masks.items():
-        images = _ct_files(case)
+        images = refused.drop_copies(_ct_files(case))
+        files = {key: refused.drop_copies(paths) for key, paths in files.items()}
         if _is_twice(case.name, (images, *files.values()), folder, refused):
             continue
         if images and files:
@@ -183,6 +182,7 @@ def read_totalsegmentator(folder: Path) -> Source:
         tuple(cases),
         tuple(refused.cases),
         refused_files=tuple(refused.files),
+        left_out=refused.copies,
     )
 
 
@@ -229,6 +229,7 @@ def _from_dataset(
         str(dataset.get("licence", dataset.get("license", ""))),
         str(dataset.get("reference", "")),
         refused_files=tuple(refused.files),
+        left_out=refused.copies,
         ignored_folders=("imagesTs", "labelsTs"),
         findings=(
             *table.find_unused({name for name, _ in refused.cases}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +17,7 @@ from fullscale.label_names import label_key
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import Finding, failure
 from fullscale.scans.geometry import check_aligned
-from fullscale.scans.volume import Volume, read_image, read_labels
+from fullscale.scans.volume import READ_ERRORS, Volume, open_nifti, read_image, read_labels
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,45 @@ class Source:
 
 @dataclass
 class Refused:
-    """Cases of a source that cannot be used, as (case, reason), and their files."""
+    """Cases of a source that cannot be used, as (case, reason), and their files.
+
+    Attributes:
+        cases: case and reason.
+        files: files of these cases.
+        copies: reason for each file that is left out because it is a copy of another.
+    """
 
     cases: list[tuple[str, ScanError]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    copies: dict[Path, str] = field(default_factory=dict)
 
     def add(self, name: str, error: ScanError, files: Iterable[Path]) -> None:
         """Refuse one case."""
         self.cases.append((name, error))
         self.files += files
+
+    def drop_copies(self, paths: Sequence[Path]) -> list[Path]:
+        """Return files of one part of a case, and of those with one content the first only.
+
+        Compression makes no other content: ct.nii is a copy of the ct.nii.gz that it came from.
+        """
+        if len(paths) < 2:
+            return list(paths)
+        first: dict[str, Path] = {}
+        for path in paths:
+            kept = first.setdefault(_content_sha256(path), path)
+            if kept is not path:
+                self.copies[path] = f"a copy of {kept.name}"
+        return list(first.values())
+
+
+def _content_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's uncompressed bytes; its path if they cannot be read."""
+    try:
+        with open_nifti(path) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except READ_ERRORS:
+        return str(path)
 
 
 def nifti_case(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import shutil
 
 import nibabel as nib
@@ -380,11 +381,11 @@ def test_msd_names_pairs_apart_whose_files_have_one_name(tmp_path, pairs, names)
     assert {case.files[0] for case in source.cases} == {tmp_path / image for image, _ in pairs}
 
 
-def test_msd_with_an_entry_twice_refuses_it(tmp_path):
+def test_msd_with_an_entry_twice_takes_it_once(tmp_path):
     pairs = [("a.nii.gz", "l/a.nii.gz"), ("b.nii.gz", "l/b.nii.gz"), ("a.nii.gz", "l/a.nii.gz")]
     source = read_source(write_listed(tmp_path, pairs))
-    assert [case.name for case in source.cases] == ["b"]
-    assert [(name, error.code) for name, error in source.refused] == [("a", "file_twice")]
+    assert [case.name for case in source.cases] == ["a", "b"]
+    assert source.refused == ()
 
 
 def unused(source):
@@ -436,16 +437,36 @@ def test_layouts_read_files_whose_endings_are_in_upper_case(tmp_path, layout):
     after.cases[0].load()
 
 
-@pytest.mark.parametrize("layout", ["nnunet", "lits", "totalsegmentator"])
-@pytest.mark.parametrize("part", ["image", "label"])
-def test_a_second_file_of_one_part_is_refused_or_named(tmp_path, layout, part):
-    WRITERS[layout](tmp_path)
-    case = read_source(tmp_path).cases[0]
-    path = case.files[0] if part == "image" else case.files[1]
-    twin = path.with_name(
+def twin_of(path):
+    return path.with_name(
         path.name.removesuffix(".gz") if path.suffix == ".gz" else f"{path.name}.gz"
     )
-    twin.write_bytes(path.read_bytes())
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "lits", "totalsegmentator"])
+@pytest.mark.parametrize("part", [0, 1], ids=["image", "label"])
+def test_a_file_and_its_decompressed_copy_are_taken_once(tmp_path, layout, part):
+    before = read_source(WRITERS[layout](tmp_path))
+    path = before.cases[0].files[part]
+    packed = path.read_bytes()
+    twin_of(path).write_bytes(
+        gzip.decompress(packed) if path.suffix == ".gz" else gzip.compress(packed)
+    )
+    after = read_source(tmp_path)
+    assert [case.name for case in after.cases] == [case.name for case in before.cases]
+    assert after.refused == ()
+    (told,) = unused(after).values()
+    assert path.name in told or twin_of(path).name in told
+    after.cases[0].load()
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "lits", "totalsegmentator"])
+@pytest.mark.parametrize("part", [0, 1], ids=["image", "label"])
+def test_a_second_file_of_one_part_is_refused_or_named(tmp_path, layout, part):
+    path = read_source(WRITERS[layout](tmp_path)).cases[0].files[part]
+    twin = twin_of(path)
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj) + 1, image.affine), twin)
     source = read_source(tmp_path)
     if layout == "nnunet":  # dataset.json tells which of the two
         assert source.refused == ()
