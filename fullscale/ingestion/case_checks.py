@@ -138,6 +138,14 @@ class CrossChecks:
         for patient, cases in (patients or {}).items():
             self._patients.setdefault(patient.casefold(), []).extend(cases)
 
+    def forget(self, voxels_sha256: str) -> None:
+        """Forget the content of a case that is about to be replaced."""
+        self._voxels.pop(voxels_sha256, None)
+
+    def remember(self, voxels_sha256: str, case: str) -> None:
+        """Remember the content of a case that stays."""
+        self._voxels.setdefault(voxels_sha256, case)
+
     def check(self, case: str, patient: str, voxels_sha256: str) -> list[Finding]:
         """Compare one more case and return the findings; remember the case unless it is refused."""
         patient_key = patient.casefold()

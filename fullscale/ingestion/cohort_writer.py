@@ -186,6 +186,18 @@ class CohortWriter:
         self.patients = PatientRegister(root, patients)
         self.cross_checks = CrossChecks(voxels, patients)
 
+    def forget_replaced(self, prepared: Iterable[PreparedCase]) -> list[PreparedCase]:
+        """Return cases for `add`, which then compares none with content that one of them replaces.
+
+        So two scans may exchange their names. Replacements come first: one that is refused after
+        all leaves its old content there, with which the new cases are compared.
+        """
+        cases = sorted(prepared, key=lambda each: each.case not in self.cases)
+        for each in cases:
+            if each.case in self.cases and not (each.is_refused or each.is_unchanged):
+                self.cross_checks.forget(self.cases[each.case].voxels_sha256)
+        return cases
+
     def add(self, prepared: PreparedCase, report: IngestReport) -> None:
         """Add one case, or report why it is refused."""
         findings = list(prepared.findings)
@@ -203,6 +215,8 @@ class CohortWriter:
         report.refused += refused
         if refused:
             report.num_refused += 1
+            if old:
+                self.cross_checks.remember(old.voxels_sha256, old.name)
             return
         report.warnings += findings
         report.accepted.append(prepared.case)

@@ -115,7 +115,8 @@ def _ingest(
     results = map_cases(prepare, parsed.cases, Compute(num_workers=num_workers))
     total = len(parsed.cases)
     writer = CohortWriter(data_dir, parsed, labels, cohort, options)
-    for prepared in progress(results, "ingest", total) if progress else results:
+    shown = progress(results, "ingest", total) if progress else results
+    for prepared in writer.forget_replaced(shown) if options.replace_changed else shown:
         writer.add(prepared, report)
     if not options.dry_run:
         shutil.rmtree(incoming, ignore_errors=True)

@@ -235,6 +235,35 @@ def test_ingest_refuses_new_content_under_an_old_name_unless_told(tmp_path):
     assert kept.read_bytes() == image_path(tmp_path / "fresh/data", "case_00").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("sent", "accepted"),
+    [
+        ({"a": 2, "b": 1}, ["a", "b"]),
+        ({"a": 2, "b": 3, "c": 1}, ["a", "b", "c"]),
+        ({"0": 1, "a": 4}, ["0", "a"]),
+        ({"0": 4, "a": 4}, ["a"]),
+        ({"0": 1, "a": 2}, []),
+    ],
+    ids=["exchanged", "in a ring", "moved", "twice", "old content stays"],
+)
+def test_replaced_cases_are_compared_with_what_stands_at_the_end(tmp_path, sent, accepted):
+    def write(folder, seeds):
+        for name, seed in seeds.items():
+            hu, labels = make_body(seed=seed)
+            save_nifti(folder / f"imagesTr/{name}_0000.nii.gz", hu, SPACING_MM)
+            save_nifti(folder / f"labelsTr/{name}.nii.gz", labels, SPACING_MM)
+        write_dataset_json(folder)
+        return folder
+
+    data = tmp_path / "data"
+    ingest(write(tmp_path / "one", {"a": 1, "b": 2, "c": 3}), data)
+    report = ingest(write(tmp_path / "two", sent), data, IngestOptions(replace_changed=True))
+    assert sorted(report.accepted) == accepted
+    assert {finding.code for finding in report.refused} <= {"content_twice"}
+    voxels = [case.voxels_sha256 for case in read_cohort(data).cases]
+    assert len(set(voxels)) == len(voxels)
+
+
 def test_ingest_gives_safe_names_and_says_so(tmp_path):
     source = write_nnunet(tmp_path / "in", 1)
     for seed, name in enumerate(("a b", "a.b", "-x", "a" * 70), start=9):
