@@ -368,6 +368,10 @@ def predict(
         Path | None,
         typer.Option(help="DICOM segmentation to write, *.dcm, if IN is a DICOM series."),
     ] = None,
+    rtstruct: Annotated[
+        Path | None,
+        typer.Option(help="DICOM structure set to write, *.dcm, if IN is a DICOM series."),
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option(
@@ -397,6 +401,7 @@ def predict(
             preview=preview,
             statistics=statistics,
             dicom_seg=dicom_seg,
+            rtstruct=rtstruct,
         )
         where = pick_device(device)
         found = find_model(model or default_model(root), root)

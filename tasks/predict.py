@@ -86,7 +86,8 @@ def _load(job: PredictionJob) -> tuple[PredictionJob, LoadedScan | str]:
     """Return the job with its scan, or with the reason why the scan cannot be read."""
     try:
         scan = load_scan(job.source)
-        if job.paths.dicom_seg is not None and scan.order is not None:
+        wanted = job.paths.dicom_seg or job.paths.rtstruct
+        if wanted is not None and scan.order is not None:
             check_referable(scan.order)
         return job, scan
     except _ERRORS_OF_ONE_SCAN as error:

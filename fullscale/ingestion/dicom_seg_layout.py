@@ -1,4 +1,4 @@
-"""The layout of CT series with DICOM segmentation objects (SEG), in any folders."""
+"""The layout of CT series with DICOM segmentations (SEG) or structure sets (RTSTRUCT)."""
 
 # pydicom and highdicom have no type annotations for the functions called here.
 # mypy: allow-untyped-calls
@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.uid import RTStructureSetStorage
 
+from fullscale.formats import rtstruct
+from fullscale.formats.organ_codes import is_telling, name_segment
 from fullscale.ingestion.names import name_case
 from fullscale.ingestion.source import Source, SourceCase, find_overlaps, paint_masks
 from fullscale.label_names import label_key
@@ -40,19 +43,22 @@ from fullscale.scans.volume import Volume
 
 # SOP classes: Segmentation Storage, Label Map Segmentation Storage.
 SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+LABEL_CLASSES = (*SEG_CLASSES, str(RTStructureSetStorage))
 
 _PLACE_TOLERANCE = 1e-2  # of positions and directions of frames, which are rounded
 
+_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # our coordinates are RAS, those of DICOM LPS
+
 SegmentRef = tuple[Path, int]
-"""A DICOM SEG file and the number of a segment in it."""
+"""A DICOM SEG or RTSTRUCT file, and the number of a segment or region in it."""
 
 
 def matches_dicom_seg(folder: Path) -> bool:
-    """Return True if any subfolder holds a DICOM segmentation."""
+    """Return True if any subfolder holds a DICOM segmentation or structure set."""
     for path in folder.rglob("*"):
         if is_dicom(path):
             try:
-                if _text(read_header(path), "SOPClassUID") in SEG_CLASSES:
+                if _text(read_header(path), "SOPClassUID") in LABEL_CLASSES:
                     return True
             except ScanError:
                 continue
@@ -60,7 +66,7 @@ def matches_dicom_seg(folder: Path) -> bool:
 
 
 def read_dicom_seg(folder: Path) -> Source:
-    """Read CT series in any folders, with the DICOM segmentations that refer to them.
+    """Read CT series in any folders, with the segmentations and structure sets of them.
 
     A patient is named after the first of their cases, never by an id from the header.
     """
@@ -89,10 +95,13 @@ def read_dicom_seg(folder: Path) -> Source:
         header_id = series.patient_id
         patient = case_of_patient.setdefault(header_id, name) if header_id else name
         organs = tuple(series.segments)
-        doubts = tuple(
-            ("label_joined", f"{label} in {len(parts)} segments of {parts[0][0].name}")
-            for label, parts in series.segments.items()
-            if len(parts) > 1
+        doubts = (
+            *(
+                ("label_joined", f"{label} in {len(parts)} segments of {parts[0][0].name}")
+                for label, parts in series.segments.items()
+                if len(parts) > 1
+            ),
+            *(("region_empty", undrawn) for undrawn in series.undrawn),
         )
         cases.append(SourceCase(name, patient, organs, files, load, origin, header_id, doubts))
     cases.sort(key=lambda case: case.name)
@@ -131,11 +140,15 @@ def _usable_first(item: tuple[str, _Series]) -> tuple[bool, str]:
 
 @dataclass
 class _Series:
-    """One CT series: its files, the SEG files that refer to it, and segments of each label."""
+    """One CT series, the SEG and RTSTRUCT files that refer to it, and the segments of each label.
+
+    `undrawn` names regions of a structure set without a contour.
+    """
 
     files: list[Path] = field(default_factory=list)
     segmentations: list[Path] = field(default_factory=list)
     segments: dict[str, list[SegmentRef]] = field(default_factory=dict)
+    undrawn: list[str] = field(default_factory=list)
     patient_id: str = ""
     frame_of_reference: str = ""
 
@@ -166,7 +179,7 @@ def _index_folder(folder: Path) -> _FolderIndex:
         try:
             header = read_header(path)
             kind = _text(header, "SOPClassUID")
-            if kind in SEG_CLASSES:
+            if kind in LABEL_CLASSES:
                 segmentations[path] = header
             elif kind in CT_CLASSES and is_scout(header):
                 index.left_out[path] = "a scout view"
@@ -195,22 +208,40 @@ def _index_folder(folder: Path) -> _FolderIndex:
 def _add_segmentation(index: _FolderIndex, path: Path, header: pydicom.Dataset) -> None:
     try:
         uid = _find_series(index, header)
-        segments = [
-            (_label_name(str(part.SegmentLabel)), int(part.SegmentNumber))
-            for part in header.SegmentSequence
-            if int(part.SegmentNumber)  # a label map may describe its background as segment 0
-        ]
+        segments = _list_segments(header)
     except READ_ERRORS as error:
         raise failure("unreadable", f"{path}: {error}") from error
+    if not segments:
+        index.left_out[path] = "a segmentation or structure set without regions"
+        return
     for other in index.series[uid].segmentations:
         if file_sha256(other) == file_sha256(path):
             index.left_out[path] = f"a copy of {other.name}"
             return
     index.series[uid].segmentations.append(path)
+    if undrawn := [each.name for each in rtstruct.list_regions(header) if not each.is_drawn]:
+        index.series[uid].undrawn.append(f"{', '.join(undrawn)} of {path.name}")
     for label, number in segments:
         if not label:
-            raise failure("segment_unnamed", f"{path}: segment {number} without a label")
+            raise failure(
+                "segment_unnamed", f"{path}: segment {number} without a telling label or code"
+            )
         index.series[uid].segments.setdefault(label, []).append((path, number))
+
+
+def _list_segments(header: pydicom.Dataset) -> list[tuple[str, int]]:
+    """Return name and number of each segment, or of each region that has a contour."""
+    if _text(header, "SOPClassUID") == RTStructureSetStorage:
+        return [
+            (_label_name(each.name) if is_telling(each.name) else "", each.number)
+            for each in rtstruct.list_regions(header)
+            if each.is_drawn
+        ]
+    return [
+        (_label_name(name_segment(part)), int(part.SegmentNumber))
+        for part in header.SegmentSequence
+        if int(part.SegmentNumber)  # a label map may describe its background as segment 0
+    ]
 
 
 def _find_series(index: _FolderIndex, header: pydicom.Dataset) -> str:
@@ -218,8 +249,13 @@ def _find_series(index: _FolderIndex, header: pydicom.Dataset) -> str:
 
     It refers to the series, or only to slices of it, or has the frame of reference of one series.
     """
-    references = header.get("ReferencedSeriesSequence") or [pydicom.Dataset()]
-    if uid := _text(references[0], "SeriesInstanceUID"):
+    if _text(header, "SOPClassUID") == RTStructureSetStorage:
+        uid, frame_of_reference = rtstruct.find_references(header)
+    else:
+        references = header.get("ReferencedSeriesSequence") or [pydicom.Dataset()]
+        uid = _text(references[0], "SeriesInstanceUID")
+        frame_of_reference = _text(header, "FrameOfReferenceUID")
+    if uid:
         return uid
     for frame in header.get("PerFrameFunctionalGroupsSequence") or []:
         for derivation in frame.get("DerivationImageSequence") or []:
@@ -227,7 +263,6 @@ def _find_series(index: _FolderIndex, header: pydicom.Dataset) -> str:
                 instance = _text(source, "ReferencedSOPInstanceUID")
                 if instance in index.series_of_instance:
                     return index.series_of_instance[instance]
-    frame_of_reference = _text(header, "FrameOfReferenceUID")
     alike = [
         uid
         for uid, series in index.series.items()
@@ -260,14 +295,33 @@ def _load(
 
 
 def _read_segment(path: Path, number: int, order: SeriesOrder) -> NDArray[np.bool_]:
-    """Read one segment as a mask (columns, rows, slices) on the grid of its series.
+    """Read one segment or region as a mask (columns, rows, slices) on the grid of its series."""
+    try:
+        dataset = read_dataset(path)
+        if _text(dataset, "SOPClassUID") != RTStructureSetStorage:
+            return _read_frames(path, dataset, number, order)
+        return rtstruct.read_region(
+            dataset, number, _TO_LPS @ order.geometry.own_affine, order.geometry.own_shape
+        )
+    except ValueError as error:
+        raise failure("contour", f"{path}, region {number}: {error}") from error
+    except ScanError:
+        raise
+    except READ_ERRORS as error:
+        raise failure("unreadable", f"{path}, region {number}: {error}") from error
+
+
+def _read_frames(
+    path: Path, dataset: pydicom.Dataset, number: int, order: SeriesOrder
+) -> NDArray[np.bool_]:
+    """Read one segment of a segmentation as a mask (columns, rows, slices).
 
     Its frames are placed by the slices they refer to, or by position where they refer to none.
     """
     import highdicom
 
     try:
-        segmentation = highdicom.seg.Segmentation.from_dataset(read_dataset(path), copy=False)
+        segmentation = highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
         sources = _source_instances(segmentation)
     except READ_ERRORS as error:
         raise failure("unreadable", f"{path}, segment {number}: {error}") from error
@@ -309,7 +363,7 @@ def _place_by_position(segmentation: Any, number: int, order: SeriesOrder) -> ND
     """
     import highdicom
 
-    own = np.diag([-1.0, -1.0, 1.0, 1.0]) @ order.geometry.own_affine  # to LPS, as in DICOM
+    own = _TO_LPS @ order.geometry.own_affine
     columns, rows, slices = order.geometry.own_shape
     series = highdicom.VolumeGeometry(
         own[:, [2, 1, 0, 3]], (slices, rows, columns), coordinate_system="PATIENT"

@@ -92,11 +92,13 @@ _TABLE = (
     ),
     Layout(
         "dicom-seg",
-        "DICOM with DICOM SEG",
-        "CT series and segmentation objects in any folders",
-        "A case is a CT series with the segmentations that refer to it; it annotates their "
-        "segments. A case is named after its top folder, which should not name a person; a patient "
-        "after the first of their cases, never by an id of the header.",
+        "DICOM with DICOM SEG or RTSTRUCT",
+        "CT series, and segmentations or structure sets, in any folders",
+        "A case is a CT series with the segmentations and structure sets that refer to it; it "
+        "annotates their segments, and the regions that have a contour. A segment without a "
+        "telling label is named by its code. A case is named after its top folder, which should "
+        "not name a person; a patient after the first of their cases, never by an id of the "
+        "header.",
         dicom_seg_layout.matches_dicom_seg,
         dicom_seg_layout.read_dicom_seg,
     ),

@@ -76,7 +76,7 @@ _TABLE = (
         "The layout of the source is unknown",
         "one of the layouts in docs/data.md",
         "arrange the files in one of these layouts: one label map for each scan as nnunet, one "
-        "mask for each organ as totalsegmentator; convert RTSTRUCT to DICOM SEG",
+        "mask for each organ as totalsegmentator, DICOM series with DICOM SEG or RTSTRUCT",
     ),
     Check(
         "dataset_json_missing",
@@ -243,9 +243,16 @@ _TABLE = (
     Check(
         "segment_unnamed",
         "refused",
-        "A segment has no label",
-        "a label for each segment, with a letter or a digit",
+        "A segment has no name",
+        "a label for each segment that names an organ, or a code of the organ",
         "name the segments in the program that drew them",
+    ),
+    Check(
+        "contour",
+        "refused",
+        "Contours of a structure set give no voxels",
+        "closed contours in the planes of the slices, on every slice that shows the organ",
+        "draw or interpolate the organ on every slice of this series, or export it as DICOM SEG",
     ),
     Check(
         "label_interpolated",
@@ -290,6 +297,13 @@ _TABLE = (
         "one organ for each voxel",
         "nothing to do for parts that params.yaml names with their organ, such as `liver: [liver, "
         "livertumor]`; without them the organ lacks these voxels",
+    ),
+    Check(
+        "region_empty",
+        "note",
+        "A region of a structure set has no contour",
+        "contours of every organ that was looked for",
+        "nothing to do: the case does not annotate it",
     ),
     Check(
         "label_spelling",

@@ -1,4 +1,4 @@
-"""Write a label map as a DICOM segmentation (SEG) that refers to its series.
+"""Write a label map as a DICOM segmentation (SEG) or structure set (RTSTRUCT) of its series.
 
 The file holds patient and study of the series, as the standard requires. Protect it like the scan.
 """
@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from fullscale.formats import rtstruct
+from fullscale.formats.organ_codes import find_code, find_side, pick_colour
 from fullscale.runtime.errors import ScanError, shorten
 from fullscale.runtime.files import write_atomically
 from fullscale.scans.dicom import READ_ERRORS, SeriesOrder, read_header
@@ -23,22 +25,6 @@ from fullscale.scans.geometry import Array
 
 SERIES_NUMBER = 1000
 """Series number of the segmentation; scanners use far lower ones."""
-
-_KEYWORDS = {
-    "liver": "Liver",
-    "spleen": "Spleen",
-    "pancreas": "Pancreas",
-    "stomach": "Stomach",
-    "gallbladder": "Gallbladder",
-    "kidney": "Kidney",
-    "aorta": "Aorta",
-    "esophagus": "Esophagus",
-    "duodenum": "Duodenum",
-    "colon": "Colon",
-    "lung": "Lung",
-    "heart": "Heart",
-}
-"""pydicom's keyword of the SNOMED CT code, by a word of the organ name (kidney_left: Kidney)."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +77,40 @@ def write_segmentation(
     write_atomically(path, buffer.getbuffer())
 
 
+def write_structure_set(
+    path: Path,
+    label_ZYX: Array,
+    order: SeriesOrder,
+    organs: Mapping[str, int],
+    maker: Maker,
+) -> None:
+    """Write a DICOM structure set with the contours of every organ, atomically.
+
+    Arguments and errors are those of `write_segmentation`.
+    """
+    own = order.geometry.to_own_grid(label_ZYX)
+    regions = [
+        rtstruct.Region(organ, pick_colour(organ, number), own == label_id)
+        for number, (organ, label_id) in enumerate(organs.items(), start=1)
+    ]
+    header = read_header(order.files[0])
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ order.geometry.own_affine  # to LPS, as in DICOM
+    slices = rtstruct.Slices(header, order.instance_uids, order.frames, affine)
+    try:
+        made = rtstruct.make_structure_set(
+            slices, regions, maker=maker.name, version=maker.software_version
+        )
+    except ValueError as error:
+        raise _not_referable(shorten(error)) from error
+    buffer = io.BytesIO()
+    made.save_as(buffer, enforce_file_format=True)
+    write_atomically(path, buffer.getbuffer())
+
+
 def check_referable(order: SeriesOrder) -> None:
     """Check that a segmentation can refer to a series, before a scan is segmented for minutes.
+
+    A structure set needs no more than a segmentation.
 
     Raises:
         ScanError: the headers of the series lack what a reference needs.
@@ -110,13 +128,16 @@ def _try_make(sources: list[Any], segments_ZYX: Array, organs: list[str], maker:
         with warnings.catch_warnings(action="ignore"):
             return _make(sources, segments_ZYX, organs, maker)
     except READ_ERRORS as error:
-        reason = shorten(error) or type(error).__name__
-        raise ScanError(
-            "no_segmentation",
-            f"a series that no segmentation can refer to ({reason})",
-            "headers with the identity of patient, study, frame of reference and slices",
-            "export the series again, or leave --dicom-seg out",
-        ) from error
+        raise _not_referable(shorten(error) or type(error).__name__) from error
+
+
+def _not_referable(reason: str) -> ScanError:
+    return ScanError(
+        "no_segmentation",
+        f"a series that no segmentation can refer to ({reason})",
+        "headers with the identity of patient, study, frame of reference and slices",
+        "export the series again, or leave --dicom-seg and --rtstruct out",
+    )
 
 
 def _make(sources: list[Any], segments_ZYX: Array, organs: list[str], maker: Maker) -> Any:
@@ -131,15 +152,7 @@ def _make(sources: list[Any], segments_ZYX: Array, organs: list[str], maker: Mak
         pixel_array=segments_ZYX,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[
-            highdicom.seg.SegmentDescription(
-                segment_number=number,
-                segment_label=organ,
-                segmented_property_category=codes.SCT.Organ,
-                segmented_property_type=_code_of(organ),
-                algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-                algorithm_identification=algorithm,
-            )
-            for number, organ in enumerate(organs, start=1)
+            _describe(number, organ, algorithm) for number, organ in enumerate(organs, start=1)
         ],
         series_instance_uid=highdicom.UID(),
         series_number=SERIES_NUMBER,
@@ -156,10 +169,20 @@ def _make(sources: list[Any], segments_ZYX: Array, organs: list[str], maker: Mak
     )
 
 
-def _code_of(organ: str) -> Any:
-    """Return the SNOMED CT code of an organ, or that of "organ" if it is not in `_KEYWORDS`."""
+def _describe(number: int, organ: str, algorithm: Any) -> Any:
+    import highdicom
     from pydicom.sr.codedict import codes
 
-    words = organ.lower().replace("-", "_").split("_")
-    keyword = next((_KEYWORDS[word] for word in words if word in _KEYWORDS), "Organ")
-    return getattr(codes.SCT, keyword)
+    described = highdicom.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=organ,
+        segmented_property_category=codes.SCT.Organ,
+        segmented_property_type=find_code(organ),
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        display_color=highdicom.color.CIELabColor.from_rgb(*pick_colour(organ, number)),
+    )
+    if side := find_side(organ):
+        kind = described.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [highdicom.sr.CodedConcept.from_code(side)]
+    return described

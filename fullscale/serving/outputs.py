@@ -1,7 +1,7 @@
 """Write the output files of a segmented scan.
 
 Only the geometry of a DICOM header is copied into them, because headers identify the patient. The
-exception is the DICOM segmentation, which belongs to its series.
+exceptions are DICOM segmentation and structure set, which belong to their series.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fullscale.prediction.segmentation import Model, Segmented
 from fullscale.runtime.files import write_atomically
-from fullscale.scans.dicom_seg_writer import Maker, write_segmentation
+from fullscale.scans.dicom_seg_writer import Maker, write_segmentation, write_structure_set
 from fullscale.scans.nifti_writer import write_on_grid
 from fullscale.serving.input_checks import InputWarning
 from fullscale.serving.prediction_jobs import PredictionJob
@@ -34,8 +34,7 @@ def write_outputs(
 
     Raises:
         OSError: a file cannot be written.
-        ScanError: the scan's file has changed, or the DICOM segmentation cannot refer to its
-            series.
+        ScanError: the scan's file has changed, or a DICOM output cannot refer to its series.
     """
     source, paths = job.source, job.paths
     geometry = scan.volume.geometry
@@ -51,6 +50,8 @@ def write_outputs(
         _write_preview(paths.preview, scan, found, organs, model)
     if paths.dicom_seg is not None and scan.order is not None:
         write_segmentation(paths.dicom_seg, found.label_ZYX, scan.order, organs, _maker(model))
+    if paths.rtstruct is not None and scan.order is not None:
+        write_structure_set(paths.rtstruct, found.label_ZYX, scan.order, organs, _maker(model))
     write_on_grid(paths.label_map, found.label_ZYX, geometry, like)
 
 

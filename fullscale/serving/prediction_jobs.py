@@ -13,6 +13,7 @@ _SUFFIXES = {
     "--preview": (".png",),
     "--statistics": (".json",),
     "--dicom-seg": (".dcm",),
+    "--rtstruct": (".dcm",),
 }
 
 
@@ -26,6 +27,7 @@ class OutputPaths:
         preview: .png.
         statistics: .json.
         dicom_seg: .dcm.
+        rtstruct: .dcm.
     """
 
     label_map: Path
@@ -33,6 +35,7 @@ class OutputPaths:
     preview: Path | None = None
     statistics: Path | None = None
     dicom_seg: Path | None = None
+    rtstruct: Path | None = None
 
     def probability(self, organ: str) -> Path:
         """Return the file of one organ's probabilities."""
@@ -57,6 +60,7 @@ def plan_jobs(
     preview: Path | None = None,
     statistics: Path | None = None,
     dicom_seg: Path | None = None,
+    rtstruct: Path | None = None,
 ) -> list[PredictionJob]:
     """Find the scans and name the output files of each.
 
@@ -70,26 +74,31 @@ def plan_jobs(
         preview: pictures.
         statistics: JSON files.
         dicom_seg: DICOM segmentations, of DICOM series only.
+        rtstruct: DICOM structure sets, of DICOM series only.
 
     Raises:
         StageError: there is no scan, or an output path is unsuitable.
     """
     scans, is_single = find_scans(source)
-    if dicom_seg is not None and not any(each.is_dicom for each in scans):
-        raise StageError(
-            f"--dicom-seg refers to a DICOM series, and {source} holds none; leave it out"
-        )
+    for option, path in (("--dicom-seg", dicom_seg), ("--rtstruct", rtstruct)):
+        if path is not None and not any(each.is_dicom for each in scans):
+            raise StageError(
+                f"{option} refers to a DICOM series, and {source} holds none; leave it out"
+            )
     outputs = {
         "OUT": target,
         "--preview": preview,
         "--statistics": statistics,
         "--dicom-seg": dicom_seg,
+        "--rtstruct": rtstruct,
     }
     named = {option: path for option, path in outputs.items() if path is not None}
+    if dicom_seg is not None and dicom_seg == rtstruct:
+        raise StageError(f"--dicom-seg and --rtstruct are both {rtstruct}; name another for one")
     # A folder that holds one scan may also be meant as a folder of scans.
     if is_single and (source.is_file() or target.name.lower().endswith(NIFTI_SUFFIXES)):
         _check_files(source, named)
-        paths = OutputPaths(target, probabilities, preview, statistics, dicom_seg)
+        paths = OutputPaths(target, probabilities, preview, statistics, dicom_seg, rtstruct)
         return [PredictionJob(scans[0], paths)]
     _check_folders(source, named)
 
@@ -105,6 +114,7 @@ def plan_jobs(
                 place(preview, f"{each.name}.png"),
                 place(statistics, f"{each.name}.json"),
                 place(dicom_seg, f"{each.name}.dcm") if each.is_dicom else None,
+                place(rtstruct, f"{each.name}.dcm") if each.is_dicom else None,
             ),
         )
         for each in scans

@@ -176,7 +176,7 @@ def test_dicom_seg_names_what_it_leaves_out(tmp_path):
     write_series(
         tmp_path / "subject-1/scout", make_body()[0][:1], ImageType=["A", "B", "LOCALIZER"]
     )
-    kind = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.3", "Modality": "RTSTRUCT"}
+    kind = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.5", "Modality": "RTPLAN"}
     write_series(tmp_path / "subject-1/plan", make_body()[0][:1], **kind)
     source = read_source(tmp_path)
     assert [case.name for case in source.cases] == ["subject-1"]
@@ -184,7 +184,7 @@ def test_dicom_seg_names_what_it_leaves_out(tmp_path):
     told = {finding.case: finding.found for finding in source.findings}
     assert "16 files not read (a CT series without a segmentation)" in told["subject-2/ct"]
     assert "(a scout view)" in told["subject-1/scout"]
-    assert "(modality RTSTRUCT)" in told["subject-1/plan"]
+    assert "(modality RTPLAN)" in told["subject-1/plan"]
 
 
 def test_dicom_seg_with_a_damaged_file_beside_the_slices_refuses_the_series(tmp_path):
@@ -650,8 +650,8 @@ def remove_json_below(folder):
     remove_json(folder / "Dataset001")
 
 
-def write_rtstruct(folder):
-    kind = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.3", "Modality": "RTSTRUCT"}
+def write_plan(folder):
+    kind = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.5", "Modality": "RTPLAN"}
     write_series(folder, make_body()[0][:1], **kind)
 
 
@@ -667,7 +667,7 @@ def write_region(folder):
         (remove_json_below, "dataset_json_missing", "Dataset001", "write dataset.json"),
         (lambda folder: write_nnunet(folder / "A"), "folder_above", "nnunet in", "that folder"),
         (lambda folder: write_lits(folder.parent), "source_missing", "no folder", "correct"),
-        (write_rtstruct, "layout_unknown", "modality RTSTRUCT", "DICOM SEG"),
+        (write_plan, "layout_unknown", "modality RTPLAN", "DICOM SEG"),
         (
             lambda f: save_nifti(f / "Doe.Jane.nii", make_body()[0], SPACING_MM),
             "layout_unknown",

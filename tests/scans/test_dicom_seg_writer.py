@@ -13,7 +13,12 @@ from cohorts import write_series
 from fullscale.ingestion.dicom_seg_layout import read_dicom_seg
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.dicom import dicom_files, order_series, read_series
-from fullscale.scans.dicom_seg_writer import Maker, check_referable, write_segmentation
+from fullscale.scans.dicom_seg_writer import (
+    Maker,
+    check_referable,
+    write_segmentation,
+    write_structure_set,
+)
 
 MAKER = Maker("fullscale-organs", "3", "ab" * 32, "0.1.0")
 ORGANS = {"liver": 1, "spleen": 7}
@@ -107,12 +112,49 @@ def test_header_is_of_the_patient_and_study_and_says_what_made_it(series, body):
 
 
 @pytest.mark.parametrize(
-    ("organ", "code"), [("kidney_left", "64033007"), ("Liver", "10200004"), ("glomus", "91772007")]
+    ("organ", "code", "side"),
+    [
+        ("kidney_left", "64033007", "7771000"),
+        ("Right Lung", "39607008", "24028007"),
+        ("Liver", "10200004", None),
+        ("urinary_bladder", "89837001", None),
+        ("inferior_vena_cava", "64131007", None),
+        ("liver_tumour", "91772007", None),
+        ("glomus", "91772007", None),
+    ],
 )
-def test_organ_has_a_code_of_its_kind(series, body, organ, code):
+def test_organ_has_a_code_of_its_kind_and_side(series, body, organ, code, side):
     path, _ = write(series, body[1], {organ: 1})
     (segment,) = pydicom.dcmread(path).SegmentSequence
-    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == code
+    kind = segment.SegmentedPropertyTypeCodeSequence[0]
+    assert (kind.CodingSchemeDesignator, kind.CodeValue) == ("SCT", code)
+    sides = [each.CodeValue for each in kind.get("SegmentedPropertyTypeModifierCodeSequence", [])]
+    assert sides == ([side] if side else [])
+
+
+def test_segments_have_colours_that_differ(series, body):
+    path, _ = write(series, body[1], {"liver": 1, "kidney_left": 7, "a": 2, "b": 3})
+    segments = pydicom.dcmread(path).SegmentSequence
+    assert len({tuple(each.RecommendedDisplayCIELabValue) for each in segments}) == 4
+
+
+@needs_checker
+def test_standard_is_kept_for_an_organ_with_a_side(series, body):
+    path, _ = write(series, body[1], {"kidney_left": 1, "kidney_right": 7})
+    assert complaints(path) == []
+
+
+@pytest.mark.parametrize(
+    ("organ", "name"), [("liver", "liver"), ("kidney_left", "kidney_left"), ("glomus", None)]
+)
+def test_segment_whose_label_is_a_number_is_named_by_its_code(series, body, organ, name):
+    path, _ = write(series, body[1], {organ: 1})
+    ds = pydicom.dcmread(path)
+    ds.SegmentSequence[0].SegmentLabel = "Segment_1"
+    ds.save_as(path)
+    source = read_dicom_seg(series.parent)
+    assert list(source.labels) == ([name] if name else [])
+    assert [error.code for _, error in source.refused] == ([] if name else ["segment_unnamed"])
 
 
 @needs_checker
@@ -120,6 +162,35 @@ def test_organ_has_a_code_of_its_kind(series, body, organ, code):
 def test_standard_is_kept_whatever_was_found(series, body, kept):
     path, _ = write(series, np.where(np.isin(body[1], kept), body[1], 0))
     assert complaints(path) == []
+
+
+def test_structure_set_gives_the_label_map_back_also_of_slices_in_one_file(series, body, tmp_path):
+    sources = [pydicom.dcmread(path) for path in series.iterdir()]
+    uid = pydicom.uid.generate_uid
+    whole = highdicom.legacy.LegacyConvertedEnhancedCTImage(sources, uid(), 7, uid(), 1)
+    (tmp_path / "one/ct").mkdir(parents=True)
+    whole.save_as(tmp_path / "one/ct/all.dcm")
+    for folder in (series, tmp_path / "one/ct"):
+        order = order_series(dicom_files(folder), "case")
+        write_structure_set(folder.parent / "rt.dcm", body[1], order, ORGANS, MAKER)
+        source = read_dicom_seg(folder.parent)
+        _, labels = source.cases[0].load()
+        for organ, label_id in ORGANS.items():
+            found = labels.values_ZYX == source.labels[organ]
+            np.testing.assert_array_equal(found, body[1] == label_id)
+
+
+@needs_checker
+@pytest.mark.parametrize("kept", [(1, 7), ()], ids=["both", "none"])
+def test_structure_set_keeps_the_standard_and_the_patient(series, body, kept):
+    order = order_series(dicom_files(series), "case")
+    path = series.parent / "rt.dcm"
+    found = np.where(np.isin(body[1], kept), body[1], 0)
+    write_structure_set(path, found, order, ORGANS, MAKER)
+    assert complaints(path) == []
+    made, source = pydicom.dcmread(path), pydicom.dcmread(order.files[0])
+    for tag in IDENTITY:
+        assert made[tag].value == source[tag].value, tag
 
 
 @needs_checker

@@ -52,7 +52,7 @@ def scans(tmp_path):
 def test_every_requested_output_is_written(scans, tmp_path, model, predictor):
     jobs = plan_jobs(
         scans, tmp_path / "out", probabilities=True, preview=tmp_path / "out",
-        statistics=tmp_path / "out", dicom_seg=tmp_path / "out",
+        statistics=tmp_path / "out", dicom_seg=tmp_path / "out", rtstruct=tmp_path / "rt",
     )  # fmt: skip
     outcomes = predict(jobs, predictor, model)
     assert [each.job.source.name for each in outcomes] == ["a", "ct", "z"]
@@ -63,6 +63,7 @@ def test_every_requested_output_is_written(scans, tmp_path, model, predictor):
         *("a.png", "a.json", "ct.nii.gz", "ct_liver_probability.nii.gz"),
         *("ct_spleen_probability.nii.gz", "ct.png", "ct.json", "ct.dcm"),
     }
+    assert [path.name for path in (tmp_path / "rt").iterdir()] == ["ct.dcm"]
     label = np.asarray(nib.load(tmp_path / "out/ct.nii.gz").dataobj)
     highest = np.zeros(label.shape)
     for label_id, organ in enumerate(("liver", "spleen"), start=1):
@@ -75,7 +76,7 @@ def test_every_requested_output_is_written(scans, tmp_path, model, predictor):
 def test_nothing_names_the_patient_but_the_dicom_segmentation(scans, tmp_path, model, predictor):
     jobs = plan_jobs(
         scans / "ct", tmp_path / "o.nii", probabilities=True, preview=tmp_path / "o.png",
-        statistics=tmp_path / "o.json", dicom_seg=tmp_path / "o.dcm",
+        statistics=tmp_path / "o.json", dicom_seg=tmp_path / "o.dcm", rtstruct=tmp_path / "or.dcm",
     )  # fmt: skip
     predict(jobs, predictor, model)
     for path in tmp_path.glob("o*"):
