@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fullscale.formats.dicom_files import READ_ERRORS, read_dataset
 from fullscale.ingestion.names import name_case
 from fullscale.ingestion.source import (
     Refused,
@@ -24,15 +25,7 @@ from fullscale.ingestion.source import (
 )
 from fullscale.label_names import label_key
 from fullscale.scans.checks import failure
-from fullscale.scans.dicom import (
-    READ_ERRORS,
-    SeriesOrder,
-    dicom_files,
-    order_series,
-    read_dataset,
-    read_header,
-    read_series,
-)
+from fullscale.scans.dicom import SeriesOrder, dicom_files, order_series, read_header, read_series
 from fullscale.scans.volume import Volume
 
 
@@ -104,7 +97,7 @@ def _load_ircadb(
         drawn = np.zeros(order.geometry.own_shape, dtype=bool, order="F")
         for folder in folders:
             drawn |= _read_mask_folder(folder, order)
-        packed[label_id] = np.packbits(order.geometry.to_canonical(drawn))
+        packed[label_id] = np.packbits(order.to_canonical(drawn))
     painted = paint_masks(packed, scan.values_ZYX.shape)
     return scan, Volume(painted, scan.geometry, (), find_overlaps(packed, painted, names))
 
@@ -214,7 +207,7 @@ def _load_chaos(
         drawn[..., k] = plane.T > 0
     check_mask_values(values, f"pictures of {name}")
     scan = read_series(order, name)
-    return scan, Volume(order.geometry.to_canonical(drawn), order.geometry)
+    return scan, Volume(order.to_canonical(drawn), order.scan_geometry)
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:

@@ -19,6 +19,13 @@ from numpy.typing import NDArray
 from pydicom.uid import RTStructureSetStorage
 
 from fullscale.formats import rtstruct
+from fullscale.formats.dicom_files import (
+    DIRECTORY_NAME,
+    READ_ERRORS,
+    is_damaged,
+    is_dicom,
+    read_dataset,
+)
 from fullscale.formats.organ_codes import is_telling, name_segment
 from fullscale.ingestion.names import name_case
 from fullscale.ingestion.source import Source, SourceCase, find_overlaps, paint_masks
@@ -28,14 +35,9 @@ from fullscale.runtime.files import file_sha256
 from fullscale.scans.checks import failure
 from fullscale.scans.dicom import (
     CT_CLASSES,
-    DIRECTORY_NAME,
-    READ_ERRORS,
     SeriesOrder,
-    is_damaged,
-    is_dicom,
     is_scout,
     order_series,
-    read_dataset,
     read_header,
     read_series,
 )
@@ -289,7 +291,7 @@ def _load(
         drawn = np.zeros(order.geometry.own_shape, dtype=bool, order="F")
         for path, number in parts:
             drawn |= _read_segment(path, number, order)
-        packed[label_id] = np.packbits(order.geometry.to_canonical(drawn))
+        packed[label_id] = np.packbits(order.to_canonical(drawn))
     painted = paint_masks(packed, scan.values_ZYX.shape)
     return scan, Volume(painted, scan.geometry, (), find_overlaps(packed, painted, names))
 

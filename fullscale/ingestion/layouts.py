@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fullscale.formats.dicom_files import is_dicom
 from fullscale.ingestion import dicom_layouts, dicom_seg_layout, nifti_layouts
 from fullscale.ingestion.source import Source, SourceCase
 from fullscale.ingestion.unread import SCAN_ENDINGS, find_unread, may_be_scan
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import failure
-from fullscale.scans.dicom import is_dicom, read_header
+from fullscale.scans.dicom import read_header
 
 
 @dataclass(frozen=True)

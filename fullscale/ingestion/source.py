@@ -117,7 +117,7 @@ def _content_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's uncompressed bytes; its path if they cannot be read."""
     try:
         with open_nifti(path) as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+            return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
     except READ_ERRORS:
         return str(path)
 

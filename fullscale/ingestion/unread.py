@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from fullscale.formats.dicom_files import is_dicom
 from fullscale.ingestion.source import Source
 from fullscale.scans.checks import Finding
-from fullscale.scans.dicom import is_dicom
 
 TABLES = ("dataset.json", "cases.csv", "patients.json")
 SCAN_ENDINGS = (

@@ -435,7 +435,8 @@ _TABLE = (
         "refused",
         "The gantry was tilted",
         "slices stacked along the normal of their plane",
-        "resample the series onto a rectangular grid",
+        "train on scans without tilt; fullscale resamples tilted slices onto an upright grid",
+        is_judgement=True,
     ),
     Check(
         "label_empty",

@@ -18,9 +18,16 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels.processing import apply_modality_lut
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from fullscale.formats.dicom_files import (
+    DIRECTORY_NAME,
+    READ_ERRORS,
+    is_damaged,
+    is_dicom,
+    read_dataset,
+)
 from fullscale.formats.functional_groups import get_element, get_number
+from fullscale.formats.tilted_slices import TiltedSlices
 from fullscale.runtime.errors import ScanError, shorten
 from fullscale.runtime.files import file_sha256
 from fullscale.scans.checks import failure
@@ -56,16 +63,12 @@ SOURCE_TAGS = (
 )
 """Elements that tell the acquisitions and reconstructions of a study apart."""
 OUTSIDE_HU = -1024  # air, for pixels outside the field of view
-READ_ERRORS = (Exception,)
-"""On damaged bytes pydicom and highdicom raise almost any exception; catch it only around calls of
-theirs."""
 # SOP classes: CT Image Storage, Enhanced and Legacy Converted Enhanced CT Image Storage.
 CT_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.2",
     "1.2.840.10008.5.1.4.1.1.2.1",
     "1.2.840.10008.5.1.4.1.1.2.2",
 )
-DIRECTORY_NAME = "DICOMDIR"  # the table of contents of a DICOM medium
 _TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM coordinates are LPS, ours are NIfTI's RAS
 
 
@@ -79,12 +82,39 @@ class SeriesOrder:
         instance_uids: SOPInstanceUID of each slice's file.
         geometry: grid of the series; its axes are columns, rows, slices.
         frames: of each slice, its frame in the file, from 0; None in a file of one slice.
+        tilted: the slices of a tilted gantry, which `geometry` then has oblique to their normal;
+            None for upright ones.
     """
 
     files: tuple[Path, ...]
     instance_uids: tuple[str, ...]
     geometry: Geometry
     frames: tuple[int | None, ...]
+    tilted: TiltedSlices | None = None
+
+    @property
+    def scan_geometry(self) -> Geometry:
+        """Grid of the scan as `read_series` reads it, which is upright."""
+        if self.tilted is None:
+            return self.geometry
+        return Geometry(self.tilted.upright_shape, self.tilted.upright_affine)
+
+    def to_canonical(self, drawn: NDArray[Any]) -> NDArray[Any]:
+        """Return label ids or a mask on the slices as (Z, Y, X) on the grid of the scan."""
+        if self.tilted is not None:
+            drawn = self.tilted.to_upright(drawn, order=0, outside=0)
+        return self.scan_geometry.to_canonical(drawn)
+
+    def to_slices(self, values_ZYX: NDArray[Any]) -> NDArray[Any]:
+        """Return values (Z, Y, X) on the grid of the scan as (Z, Y, X) on the slices.
+
+        Label ids are those of the nearest voxel, other values are interpolated.
+        """
+        if self.tilted is None:
+            return values_ZYX
+        order = 0 if values_ZYX.dtype.kind in "bu" else 1
+        own = self.tilted.to_slices(self.scan_geometry.to_own_grid(values_ZYX), order=order)
+        return self.geometry.to_canonical(own)
 
 
 def dicom_files(folder: Path) -> tuple[Path, ...]:
@@ -100,47 +130,6 @@ def dicom_files(folder: Path) -> tuple[Path, ...]:
         for path in sorted(folder.iterdir())
         if path.name != DIRECTORY_NAME and (is_dicom(path) or is_damaged(path))
     )
-
-
-def is_dicom(path: Path) -> bool:
-    """Return True if a file is DICOM by content, with or without preamble, or cannot be opened.
-
-    A file without read permission counts as DICOM, so that reading it reports the error.
-    """
-    if not path.is_file():
-        return False
-    try:
-        begin = _read_begin(path)
-    except OSError:
-        return True
-    return begin[128:] == b"DICM" or _begins_with_element(begin)
-
-
-def is_damaged(path: Path) -> bool:
-    """Return True if a file has the name of a slice, but its content is empty or no DICOM.
-
-    Slices end in .dcm, or are called image_12 or by a UID, which ends in a number. Reading such a
-    file reports it; leaving it out would shorten a scan in silence.
-    """
-    if path.name.startswith(".") or not path.is_file() or is_dicom(path):
-        return False
-    suffix = path.suffix.lower()
-    return suffix in (".dcm", ".dicom", ".ima") or path.name[-1].isdigit()
-
-
-def read_dataset(path: Path, *, with_pixels: bool = True) -> pydicom.Dataset:
-    """Read a DICOM file, also one without preamble.
-
-    Raises:
-        READ_ERRORS: the file cannot be read.
-    """
-    force = _begins_with_element(_read_begin(path))
-    dataset = pydicom.dcmread(path, stop_before_pixels=not with_pixels, force=force)
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        is_implicit, is_little = dataset.original_encoding
-        explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
-    return dataset
 
 
 def read_header(path: Path) -> pydicom.Dataset:
@@ -168,7 +157,7 @@ def order_series(files: Sequence[Path], name: str) -> SeriesOrder:
 
     Raises:
         ScanError: unreadable, not CT, slices of different planes or sizes, several slices at one
-            position, interleaved acquisitions, missing slices, uneven spacing, or a tilted gantry.
+            position, interleaved acquisitions, missing slices or uneven spacing.
     """
     planes = [plane for path in files for plane in _read_planes(path)]
     if len(planes) < 2:
@@ -179,28 +168,34 @@ def order_series(files: Sequence[Path], name: str) -> SeriesOrder:
     planes.sort(key=lambda plane: (float(normal @ plane.position), str(plane.path)))
     _check_one_acquisition(planes, name)
     step_mm = _check_positions([float(normal @ plane.position) for plane in planes], name)
-    _check_tilt(planes, normal, name)
-    first = planes[0]
+    first, last = planes[0], planes[-1]
     rows, columns = first.size
     affine = np.eye(4)
     affine[:3, 0] = first.along_row * first.spacing[1] * _TO_RAS
     affine[:3, 1] = first.along_column * first.spacing[0] * _TO_RAS
-    affine[:3, 2] = normal * step_mm * _TO_RAS
+    shift = last.position - first.position
+    is_tilted = _is_tilted(first, shift - (normal @ shift) * normal)
+    affine[:3, 2] = (shift / (len(planes) - 1) if is_tilted else normal * step_mm) * _TO_RAS
     affine[:3, 3] = first.position * _TO_RAS
     geometry = Geometry((columns, rows, len(planes)), affine)
-    check_affine(geometry, name)
-    return SeriesOrder(
+    order = SeriesOrder(
         tuple(plane.path for plane in planes),
         tuple(plane.instance_uid for plane in planes),
         geometry,
         tuple(plane.frame for plane in planes),
+        TiltedSlices(geometry.own_shape, affine) if is_tilted else None,
     )
+    check_affine(order.scan_geometry, name)
+    if is_tilted:
+        _check_one_tilt(planes, name)
+    return order
 
 
 def read_series(order: SeriesOrder, name: str) -> Volume:
     """Read the pixels of a series in HU, with rescale slope and intercept applied.
 
-    Pixels that PixelPaddingValue marks as outside the field of view become `OUTSIDE_HU`.
+    Pixels that PixelPaddingValue marks as outside the field of view become `OUTSIDE_HU`. The slices
+    of a tilted gantry are resampled in their planes onto an upright grid, which is a doubt.
 
     Raises:
         ScanError: unreadable, or compressed in a way that no installed decoder supports.
@@ -233,7 +228,12 @@ def read_series(order: SeriesOrder, name: str) -> Volume:
         if hu.dtype != np.int16 and values.dtype == np.int16:
             values = values.astype(np.float32, order="F")
         values[..., k : k + 1] = hu
-    return Volume(order.geometry.to_canonical(values), order.geometry, tuple(sorted(text_fields)))
+    doubts = ()
+    if order.tilted is not None:
+        values = order.tilted.to_upright(values, order=1, outside=OUTSIDE_HU)
+        doubts = (("gantry_tilt", f"{name}: {order.tilted}"),)
+    geometry = order.scan_geometry
+    return Volume(geometry.to_canonical(values), geometry, tuple(sorted(text_fields)), doubts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,19 +326,6 @@ def _decode(dataset: pydicom.Dataset, path: Path) -> NDArray[Any]:
         if not syntax.is_compressed:
             raise
         raise failure("compressed", f"{path}: {syntax.name}; {shorten(error)}") from error
-
-
-def _read_begin(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return stream.read(132)
-
-
-def _begins_with_element(begin: bytes) -> bool:
-    """Return True if bytes begin with a data element of group 2 or 8, as without a preamble."""
-    if len(begin) < 8 or begin[:2] not in (b"\x02\x00", b"\x08\x00") or begin[3] != 0:
-        return False
-    is_explicit = begin[4:6].isalpha() and begin[4:6].isupper()
-    return is_explicit or int.from_bytes(begin[4:8], "little") <= 128
 
 
 def is_scout(header: pydicom.Dataset) -> bool:
@@ -437,20 +424,20 @@ def _check_positions(along_mm: Sequence[float], name: str) -> float:
     )
 
 
-def _check_tilt(planes: Sequence[_Plane], normal: NDArray[np.float64], name: str) -> None:
-    """Check that slices are stacked along their normal, not sheared by a tilted gantry."""
-    first, last = planes[0], planes[-1]
-    shift = last.position - first.position
-    height_mm = float(normal @ shift)
-    drift_mm = float(np.linalg.norm(shift - height_mm * normal))
-    if drift_mm > min(MAX_TILT_MM, _MAX_TILT_PX * min(first.spacing)):
-        degrees = np.degrees(np.arctan2(drift_mm, height_mm))
-        raise failure(
-            "gantry_tilt",
-            f"{name}: slices shifted by {drift_mm:.1f} mm between "
-            f"{np.round(first.position, 2).tolist()} and {np.round(last.position, 2).tolist()}, "
-            f"a tilt of {degrees:.1f} degrees",
-        )
+def _is_tilted(first: _Plane, drift: NDArray[np.float64]) -> bool:
+    """Return True if slices drift across their normal more than rounded headers do."""
+    return float(np.linalg.norm(drift)) > min(MAX_TILT_MM, _MAX_TILT_PX * min(first.spacing))
+
+
+def _check_one_tilt(planes: Sequence[_Plane], name: str) -> None:
+    """Check that tilted slices lie on one line, so that each moves by the same step."""
+    positions = np.array([plane.position for plane in planes])
+    expected = np.linspace(positions[0], positions[-1], len(positions))
+    off_mm = np.linalg.norm(positions - expected, axis=1)
+    if (worst := float(off_mm.max())) > ALIGNMENT_TOLERANCE_MM:
+        k = int(off_mm.argmax())
+        found = f"{name}: {planes[k].path.name} off by {worst:.1f} mm from the line of the others"
+        raise failure("slices_uneven", found)
 
 
 def _join_first(parts: Sequence[str]) -> str:

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from fullscale.formats import rtstruct
+from fullscale.formats.dicom_files import READ_ERRORS
 from fullscale.formats.organ_codes import find_code, find_side, pick_colour
 from fullscale.runtime.errors import ScanError, shorten
 from fullscale.runtime.files import write_atomically
-from fullscale.scans.dicom import READ_ERRORS, SeriesOrder, read_header
+from fullscale.scans.dicom import SeriesOrder, read_header
 from fullscale.scans.geometry import Array
 
 SERIES_NUMBER = 1000

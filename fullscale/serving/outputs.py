@@ -37,11 +37,12 @@ def write_outputs(
         ScanError: the scan's file has changed, or a DICOM output cannot refer to its series.
     """
     source, paths = job.source, job.paths
-    geometry = scan.volume.geometry
+    geometry, label_ZYX = scan.own_geometry, scan.to_own_slices(found.label_ZYX)
     is_nifti = source.files[0].name.lower().endswith(NIFTI_SUFFIXES)
     like = source.files[0] if is_nifti else None
     organs = {organ: each.label_id for organ, each in found.organs.items()}
     for organ, probability_ZYX in (found.probabilities or {}).items():
+        probability_ZYX = scan.to_own_slices(probability_ZYX)
         write_on_grid(paths.probability(organ), probability_ZYX, geometry, like)
     if paths.statistics is not None:
         content = result_to_json(source.name, scan.volume, found, input_warnings, model)
@@ -49,10 +50,10 @@ def write_outputs(
     if paths.preview is not None:
         _write_preview(paths.preview, scan, found, organs, model)
     if paths.dicom_seg is not None and scan.order is not None:
-        write_segmentation(paths.dicom_seg, found.label_ZYX, scan.order, organs, _maker(model))
+        write_segmentation(paths.dicom_seg, label_ZYX, scan.order, organs, _maker(model))
     if paths.rtstruct is not None and scan.order is not None:
-        write_structure_set(paths.rtstruct, found.label_ZYX, scan.order, organs, _maker(model))
-    write_on_grid(paths.label_map, found.label_ZYX, geometry, like)
+        write_structure_set(paths.rtstruct, label_ZYX, scan.order, organs, _maker(model))
+    write_on_grid(paths.label_map, label_ZYX, geometry, like)
 
 
 def _write_preview(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fullscale.formats.dicom_files import is_dicom
 from fullscale.formats.itk_files import ITK_SUFFIXES, header_path, is_itk_file
 from fullscale.ingestion.unread import may_be_scan
 from fullscale.runtime.errors import ScanError, StageError
@@ -18,12 +19,12 @@ from fullscale.scans.dicom import (
     CT_CLASSES,
     SeriesOrder,
     dicom_files,
-    is_dicom,
     is_scout,
     order_series,
     read_header,
     read_series,
 )
+from fullscale.scans.geometry import Array, Geometry
 from fullscale.scans.volume import Volume, read_image
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,15 @@ class LoadedScan:
 
     volume: Volume
     order: SeriesOrder | None
+
+    @property
+    def own_geometry(self) -> Geometry:
+        """Grid of the scan's files, on which results are written; oblique for a tilted gantry."""
+        return self.volume.geometry if self.order is None else self.order.geometry
+
+    def to_own_slices(self, values_ZYX: Array) -> Array:
+        """Return values (Z, Y, X) on the volume's grid as (Z, Y, X) on `own_geometry`."""
+        return values_ZYX if self.order is None else self.order.to_slices(values_ZYX)
 
 
 def strip_suffix(name: str) -> str:

@@ -21,6 +21,8 @@ from cohorts import (
     write_lits,
     write_msd,
     write_nnunet,
+    write_seg,
+    write_series,
     write_totalsegmentator,
 )
 from test_layouts import WRITERS
@@ -538,3 +540,18 @@ def test_ingest_accepts_a_refusal_of_judgement_and_remembers_it(tmp_path):
     assert [f.code for f in report.warnings if f.severity == "warning"] == ["not_hu"]
     accepted = {case.name: case.accepted for case in read_cohort(data).cases}
     assert accepted == {"case_00": ("not_hu",), "case_01": ()}
+
+
+def test_tilted_series_is_ingested_only_if_asked_for(tmp_path):
+    hu, labels = make_body()
+    folder = write_series(tmp_path / "in/case/ct", hu, tilt_mm=SPACING_MM[1])
+    masks = (labels[..., None] == 1).astype(np.uint8)
+    write_seg(tmp_path / "in/case/seg.dcm", folder, masks, ["Liver"])
+    report = ingest(tmp_path / "in", tmp_path / "data")
+    assert [finding.code for finding in report.refused] == ["gantry_tilt"]
+    assert "--accept gantry_tilt" in report.refused[0].cure
+    options = IngestOptions(accepted=("gantry_tilt",))
+    assert ingest(tmp_path / "in", tmp_path / "data", options).accepted == ["case"]
+    drawn = nib.load(tmp_path / "data/labelsTr/case.nii.gz").get_fdata().transpose(2, 1, 0)
+    for k, plane in enumerate(drawn):
+        np.testing.assert_array_equal(plane[k : k + 40], labels[k] == 1)

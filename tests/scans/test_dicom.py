@@ -117,11 +117,29 @@ def test_series_with_two_slices_at_one_place_names_it(tmp_path, hu):
     assert "70 mm" in error.found
 
 
-def test_series_of_a_tilted_gantry_names_the_tilt(tmp_path, hu):
-    write_series(tmp_path, hu, tilt_mm=8.0 * np.tan(np.radians(15)))
+def test_series_of_a_tilted_gantry_is_read_upright_with_a_doubt(tmp_path, hu):
+    drift_mm = SPACING_MM[1]  # a row a slice, so that nothing is interpolated
+    sheared = np.stack([np.roll(plane, -k, axis=0) for k, plane in enumerate(hu)])
+    write_series(tmp_path, sheared, tilt_mm=drift_mm)
+    scan = read(tmp_path)
+    ((code, found),) = scan.doubts
+    assert code == "gantry_tilt"
+    assert f"tilt of {np.degrees(np.arctan(drift_mm / SPACING_MM[0])):.1f} degrees" in found
+    assert scan.values_ZYX.shape == (16, 40 + 15, 48)
+    np.testing.assert_allclose(scan.spacing_mm, SPACING_MM)
+    for k in range(len(hu)):
+        np.testing.assert_array_equal(scan.values_ZYX[k, k:40], hu[k, k:])
+
+
+def test_tilted_slices_off_their_line_are_refused(tmp_path, hu):
+    write_series(tmp_path, hu, tilt_mm=3.0)
+    path = sorted(tmp_path.iterdir())[5]
+    ds = pydicom.dcmread(path)
+    ds.ImagePositionPatient[0] += 4
+    ds.save_as(path)
     error = refused(tmp_path)
-    assert error.code == "gantry_tilt"
-    assert "15.0 degrees" in error.found
+    assert error.code == "slices_uneven"
+    assert "off by 4.0 mm" in error.found
 
 
 def test_series_of_two_reconstructions_is_refused(tmp_path, hu):

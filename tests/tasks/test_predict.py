@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import highdicom
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -15,8 +16,9 @@ from random_network import random_trained
 
 from fullscale.prediction.network_files import TrainedOn
 from fullscale.prediction.predictor import Predictor
-from fullscale.prediction.segmentation import Model
+from fullscale.prediction.segmentation import Model, segment_scan
 from fullscale.serving.prediction_jobs import plan_jobs
+from fullscale.serving.scan_files import load_scan
 from tasks.predict import predict
 
 NAMES_OF_PERSONS = (b"Doe", b"Jane", b"ID-17", b"Roe", b"19500101", b"20200101")
@@ -202,3 +204,32 @@ def test_series_that_no_segmentation_can_refer_to_is_refused_before_the_work(
     (outcome,) = predict(jobs, predictor, model)
     assert "no segmentation can refer to" in outcome.error
     assert not (tmp_path / "out.nii.gz").exists()
+
+
+def test_label_map_of_a_tilted_gantry_lies_on_its_slices(tmp_path, model, predictor):
+    hu = make_body(seed=3)[0]
+    drift_mm = SPACING_MM[1]  # a row a slice, so that nothing is interpolated
+    folder = write_series(tmp_path / "ct", hu, tilt_mm=drift_mm)
+    jobs = plan_jobs(
+        folder, tmp_path / "o.nii.gz", probabilities=True, statistics=tmp_path / "o.json",
+        dicom_seg=tmp_path / "seg.dcm", rtstruct=tmp_path / "rt.dcm",
+    )  # fmt: skip
+    (outcome,) = predict(jobs, predictor, model)
+    assert outcome.error is None
+    (warning,) = json.loads((tmp_path / "o.json").read_text())["warnings"]
+    assert warning["code"] == "gantry_tilt"
+    upright_ZYX = segment_scan(predictor, load_scan(jobs[0].source).volume).label_ZYX
+    written = nib.load(tmp_path / "o.nii.gz")
+    label_ZYX = np.asarray(written.dataobj).transpose(2, 1, 0)
+    assert label_ZYX.shape == hu.shape
+    assert label_ZYX.any()
+    for k, plane in enumerate(label_ZYX):
+        np.testing.assert_array_equal(plane, upright_ZYX[k, k : k + 40])
+    # The last voxel of the last slice, in LPS: -100, -80, 30 mm and its steps.
+    last_mm = [-100 + 47 * 7, -80 + 39 * 7 + 15 * drift_mm, 30 + 15 * 8]
+    found_mm = written.affine @ [47, 39, 15, 1]
+    np.testing.assert_allclose(found_mm[:3], [-last_mm[0], -last_mm[1], last_mm[2]])
+    segments = highdicom.seg.segread(tmp_path / "seg.dcm")
+    uids = [pydicom.dcmread(path).SOPInstanceUID for path in sorted(folder.iterdir())[::-1]]
+    drawn_ZYXK = segments.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
+    np.testing.assert_array_equal(drawn_ZYXK[..., 0] > 0, label_ZYX == 1)
