@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,7 @@ class TiltedSlices:
         upright[:3, 3] += self.affine[:3, :2] @ self._start_px
         return upright
 
-    def to_upright(self, values: Array, *, order: int, outside: float) -> Array:
+    def to_upright(self, values: Array, *, order: Literal[0, 1], outside: float) -> Array:
         """Return values (columns, rows, slices) on the upright grid.
 
         Args:
@@ -71,12 +71,17 @@ class TiltedSlices:
         """
         return self._move(values, self.upright_shape, order, outside, -1)
 
-    def to_slices(self, values: Array, *, order: int) -> Array:
+    def to_slices(self, values: Array, *, order: Literal[0, 1]) -> Array:
         """Return values (columns, rows, slices) of the upright grid on the slices."""
         return self._move(values, self.shape, order, 0, 1)
 
     def _move(
-        self, values: Array, shape: tuple[int, int, int], order: int, outside: float, sign: int
+        self,
+        values: Array,
+        shape: tuple[int, int, int],
+        order: Literal[0, 1],
+        outside: float,
+        sign: int,
     ) -> Array:
         from scipy import ndimage
 

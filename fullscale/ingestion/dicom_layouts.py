@@ -43,7 +43,7 @@ def read_ircadb(folder: Path) -> Source:
     masks: dict[Path, dict[str, list[Path]]] = {}
     for case in _ircadb_cases(folder):
         found = defaultdict[str, list[Path]](list)
-        for path in sorted((case / "MASKS_DICOM").iterdir()):
+        for path in sorted(_unpacked(case / "MASKS_DICOM").iterdir()):
             if path.is_dir():
                 found[label_key(re.sub(r"[\s\d]+$", "", path.name))].append(path)
         masks[case] = dict(found)
@@ -55,7 +55,7 @@ def read_ircadb(folder: Path) -> Source:
         number = re.fullmatch(r"(?:3Dircadb1\.)?([1-9]\d*)", case.name)
         origin = f"ircadb_{int(number[1]):02d}" if number else f"ircadb_{case.name}"
         name = name_case(origin)
-        scan = dicom_files(case / "PATIENT_DICOM")
+        scan = dicom_files(_unpacked(case / "PATIENT_DICOM"))
         drawn = {labels[organ]: tuple(paths) for organ, paths in organs.items()}
         files = (
             *scan,
@@ -82,6 +82,12 @@ def _ircadb_cases(folder: Path) -> list[Path]:
         for path in (folder, *sorted(folder.glob("*")))
         if (path / "PATIENT_DICOM").is_dir() and (path / "MASKS_DICOM").is_dir()
     ]
+
+
+def _unpacked(folder: Path) -> Path:
+    """Return the folder of its own name in a folder, as some programs unpack PATIENT_DICOM.zip."""
+    inner = folder / folder.name
+    return inner if inner.is_dir() else folder
 
 
 def _load_ircadb(
@@ -161,10 +167,10 @@ def read_chaos(folder: Path) -> Source:
         place = case.relative_to(folder).as_posix() if case != folder else case.resolve().name
         origin = f"chaos_{place.removeprefix('CT/')}"
         name = name_case(origin)
-        scan = dicom_files(case / "DICOM_anon")
+        scan = dicom_files(_unpacked(case / "DICOM_anon"))
         pictures = tuple(
             path
-            for path in sorted((case / "Ground").iterdir())
+            for path in sorted(_unpacked(case / "Ground").iterdir())
             if path.suffix.lower() == ".png" and not path.name.startswith(".")
         )
         load = partial(_load_chaos, name, scan, pictures)

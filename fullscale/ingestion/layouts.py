@@ -10,7 +10,7 @@ from pathlib import Path
 from fullscale.formats.dicom_files import is_dicom
 from fullscale.ingestion import dicom_layouts, dicom_seg_layout, nifti_layouts
 from fullscale.ingestion.source import Source, SourceCase
-from fullscale.ingestion.unread import SCAN_ENDINGS, find_unread, may_be_scan
+from fullscale.ingestion.unread import ARCHIVES, SCAN_ENDINGS, find_unread, may_be_scan
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import failure
 from fullscale.scans.dicom import read_header
@@ -105,6 +105,9 @@ _TABLE = (
     ),
 )
 
+# The layouts that are found without a look into every folder.
+_CASES_BELOW = ("msd", "nnunet", "totalsegmentator")
+
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _TABLE}
 
 
@@ -137,13 +140,21 @@ def _explain_unknown(folder: Path) -> ScanError:
     """Return the error of a folder without a known layout, with what is usually wrong."""
     if (folder / "imagesTr").is_dir() and not (folder / "dataset.json").is_file():
         return failure("dataset_json_missing", f"{folder} with imagesTr, without dataset.json")
+    for name in _CASES_BELOW:
+        if _matches(LAYOUTS[name], folder.resolve().parent):
+            return failure("folder_below", f"{folder}, a folder of a source of layout {name}")
     found = f"none of {', '.join(LAYOUTS)} in {folder}"
-    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    inside = sorted(path for deep in ("*", "*/*") for path in folder.glob(deep) if path.is_dir())
     for path in inside:
         if layout := next((each.name for each in _TABLE if _matches(each, path)), None):
             return failure("folder_above", f"layout {layout} in {path}, a folder of {folder}")
         if (path / "imagesTr").is_dir():
             return failure("dataset_json_missing", f"{path} with imagesTr, without dataset.json")
+    packed = [path for path in sorted(folder.rglob("*")) if path.name.lower().endswith(ARCHIVES)]
+    if packed:
+        names = ", ".join(str(path.relative_to(folder)) for path in packed[:5])
+        more = f" and {len(packed) - 5} more" if len(packed) > 5 else ""
+        return failure("still_packed", f"{names}{more} in {folder}")
     kinds = sorted({_kind(path) for path in folder.rglob("*") if path.is_file()} - {""})
     if not kinds:
         return failure("layout_unknown", f"{found}, and no scan")

@@ -12,9 +12,11 @@ from fullscale.ingestion.source import Source
 from fullscale.scans.checks import Finding
 
 TABLES = ("dataset.json", "cases.csv", "patients.json")
+ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
 SCAN_ENDINGS = (
     *(".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mgz"),
-    *(".dcm", ".dicom", ".ima", ".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar"),
+    *(".dcm", ".dicom", ".ima"),
+    *ARCHIVES,
 )
 _NUM_NAMES = 5
 

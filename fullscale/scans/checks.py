@@ -93,6 +93,20 @@ _TABLE = (
         "name that folder itself",
     ),
     Check(
+        "folder_below",
+        "refused",
+        "The source is a part of a source",
+        "the folder of one source",
+        "name the folder above it",
+    ),
+    Check(
+        "still_packed",
+        "refused",
+        "Parts of the source are still packed",
+        "the files of a layout, unpacked",
+        "unpack the named archives where they are, or name one that holds the whole source",
+    ),
+    Check(
         "dataset_json",
         "refused",
         "dataset.json cannot be used",

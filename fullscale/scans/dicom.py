@@ -112,8 +112,10 @@ class SeriesOrder:
         """
         if self.tilted is None:
             return values_ZYX
-        order = 0 if values_ZYX.dtype.kind in "bu" else 1
-        own = self.tilted.to_slices(self.scan_geometry.to_own_grid(values_ZYX), order=order)
+        own = self.tilted.to_slices(
+            self.scan_geometry.to_own_grid(values_ZYX),
+            order=0 if values_ZYX.dtype.kind in "bu" else 1,
+        )
         return self.geometry.to_canonical(own)
 
 
@@ -228,7 +230,7 @@ def read_series(order: SeriesOrder, name: str) -> Volume:
         if hu.dtype != np.int16 and values.dtype == np.int16:
             values = values.astype(np.float32, order="F")
         values[..., k : k + 1] = hu
-    doubts = ()
+    doubts: tuple[tuple[str, str], ...] = ()
     if order.tilted is not None:
         values = order.tilted.to_upright(values, order=1, outside=OUTSIDE_HU)
         doubts = (("gantry_tilt", f"{name}: {order.tilted}"),)

@@ -655,6 +655,19 @@ def write_plan(folder):
     write_series(folder, make_body()[0][:1], **kind)
 
 
+def pack(folder):
+    """Leave an archive in place of each folder of a case of 3D-IRCADb."""
+    write_ircadb(folder, 1)
+    for path in list((folder / "3Dircadb1.1").iterdir()):
+        shutil.make_archive(str(path), "zip", path.parent, path.name)
+        shutil.rmtree(path)
+
+
+def name_a_part(folder):
+    write_totalsegmentator(folder.parent)
+    (folder.parent / "s0000").rename(folder)
+
+
 def write_region(folder):
     write_nnunet(folder, 1)
     write_dataset_json(folder, labels={"background": 0, "whole": [1, 2], "spleen": 2})
@@ -667,6 +680,14 @@ def write_region(folder):
         (remove_json_below, "dataset_json_missing", "Dataset001", "write dataset.json"),
         (lambda folder: write_nnunet(folder / "A"), "folder_above", "nnunet in", "that folder"),
         (lambda folder: write_lits(folder.parent), "source_missing", "no folder", "correct"),
+        (
+            lambda folder: write_chaos(folder / "A/B", 1),
+            "folder_above",
+            "chaos in .*A",
+            "that fold",
+        ),
+        (name_a_part, "folder_below", "layout totalsegmentator", "the folder above"),
+        (pack, "still_packed", r"3Dircadb1\.1/MASKS_DICOM\.zip, .*PATIENT_DICOM\.zip", "unpack"),
         (write_plan, "layout_unknown", "modality RTPLAN", "DICOM SEG"),
         (
             lambda f: save_nifti(f / "Doe.Jane.nii", make_body()[0], SPACING_MM),
@@ -682,6 +703,26 @@ def test_messages_of_sources_tell_what_is_wrong_and_what_to_do(tmp_path, write, 
     with pytest.raises(ScanError, match=f"^{code}: found .*{found}") as caught:
         read_source(tmp_path / "in")
     assert cure in caught.value.cure
+
+
+@pytest.mark.parametrize(
+    ("write", "parts"),
+    [
+        (write_ircadb, ("3Dircadb1.1/PATIENT_DICOM", "3Dircadb1.1/MASKS_DICOM")),
+        (write_chaos, ("CT/1/DICOM_anon", "CT/1/Ground")),
+    ],
+)
+def test_folders_that_were_unpacked_into_folders_of_their_names_are_read(tmp_path, write, parts):
+    before = read_source(write(tmp_path, 1)).cases[0].load()
+    for part in parts:
+        place = tmp_path / part
+        place.rename(place.with_name("moved"))
+        place.mkdir()
+        place.with_name("moved").rename(place / place.name)
+    source = read_source(tmp_path)
+    assert source.findings == ()
+    for old, new in zip(before, source.cases[0].load(), strict=True):
+        np.testing.assert_array_equal(old.values_ZYX, new.values_ZYX)
 
 
 def test_dataset_json_with_a_byte_order_mark_is_read(tmp_path):
