@@ -207,6 +207,10 @@ def _check_scan(scan: Volume) -> Found:
 def _check_ids(counts: NDArray[np.int64], case: SourceCase, labels: Mapping[str, int]) -> Found:
     name_of = {label_id: name for name, label_id in labels.items()}
     present = [int(label_id) for label_id in np.flatnonzero(counts) if label_id]
+    if case.ignored in present:
+        share = counts[case.ignored] / counts.sum()
+        yield "label_ignored", f"{share:.1%} of the voxels with the id {case.ignored}"
+        return
     if unknown := [label_id for label_id in present if label_id not in name_of]:
         yield "label_unknown", f"ids {unknown[:10]}; named are {sorted(name_of)}"
         return

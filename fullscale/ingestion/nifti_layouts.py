@@ -17,6 +17,7 @@ from fullscale.scans.checks import Finding, failure
 from fullscale.scans.cohort import (
     BACKGROUND,
     check_annotated,
+    ignored_id,
     is_cohort,
     parse_labels,
     read_json,
@@ -219,7 +220,7 @@ def _from_dataset(
             refused.add(name, error, (image, label))
             continue
         case = nifti_case(name, row.get("patient", ""), annotated, image, label)
-        cases.append(replace(case, doubts=doubts))
+        cases.append(replace(case, doubts=doubts, ignored=ignored_id(dataset)))
     return Source(
         layout,
         str(dataset.get("name", folder.name)),

@@ -34,6 +34,7 @@ class SourceCase:
         patient_id: PatientID of the DICOM header, to find the patient's other cases; empty if
             unknown. It is never written, and not part of the object's text.
         doubts: code and values found of the checks that the source's tables failed.
+        ignored: label id of voxels that nobody judged; 0 if the source has none.
     """
 
     name: str
@@ -44,6 +45,7 @@ class SourceCase:
     origin: str = ""
     patient_id: str = field(default="", repr=False)
     doubts: tuple[tuple[str, str], ...] = ()
+    ignored: int = 0
 
 
 @dataclass(frozen=True)

@@ -331,8 +331,15 @@ _TABLE = (
         "refused",
         "The label has ids that are not in dataset.json",
         "only ids that are in dataset.json",
-        "add the ids to dataset.json, or remove them from the label; a case with voxels that "
-        "nobody judged (`ignore`) cannot be used",
+        "add the ids to dataset.json, or remove them from the label",
+    ),
+    Check(
+        "label_ignored",
+        "refused",
+        "The label has voxels that nobody judged, nnU-Net's `ignore`",
+        "every voxel of a scan judged for the organs that the case annotates",
+        "cut scan and label to the slices without such voxels, or draw the organs there; an organ "
+        "that was not drawn at all is left out of the column `annotated` of cases.csv instead",
     ),
     Check(
         "few_slices",

@@ -270,7 +270,7 @@ def parse_labels(path: Path, dataset: dict[str, Any]) -> dict[str, int]:
     found = dataset.get("labels")
     if not isinstance(found, dict):
         raise failure("dataset_json", f"{path} without a mapping `labels`")
-    # Voxels to ignore are no label: a case that holds them is refused, because it has no row.
+    # Voxels to ignore are no label: `ignored_id` finds them.
     found = {key: value for key, value in found.items() if IGNORE not in (key, value)}
     if any(isinstance(value, list | tuple) for value in found.values()):
         found = _name_regions(path, found, dataset.get("regions_class_order"))
@@ -291,6 +291,15 @@ def parse_labels(path: Path, dataset: dict[str, Any]) -> dict[str, int]:
     if unsafe := [name for name in labels if not name.strip() or ";" in name]:
         raise failure("dataset_json", f"{path} with label names {unsafe}")
     return {BACKGROUND: 0, **dict(sorted(labels.items(), key=lambda item: item[1]))}
+
+
+def ignored_id(dataset: Mapping[str, Any]) -> int:
+    """Return the id by which nnU-Net marks voxels that nobody judged; 0 if there is none."""
+    for name, value in dataset["labels"].items():
+        if IGNORE in (name, value):
+            marked = value if name == IGNORE else name
+            return int(marked) if str(marked).isdigit() else 0
+    return 0
 
 
 def _name_regions(path: Path, found: dict[str, Any], order: Any) -> dict[str, Any]:

@@ -829,18 +829,32 @@ def test_regions_without_a_fitting_order_are_refused(tmp_path, order):
         read_source(tmp_path)
 
 
-def test_voxels_to_ignore_refuse_their_case_alone(tmp_path):
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "liver": 1, "spleen": 2, "ignore": 3},
+        {"0": "background", "1": "liver", "2": "spleen", "3": "ignore"},
+    ],
+    ids=["by name", "by id"],
+)
+def test_voxels_to_ignore_refuse_their_case_until_it_is_cut_to_the_others(tmp_path, labels):
     write_nnunet(tmp_path, 2)
-    write_dataset_json(tmp_path, labels={"background": 0, "liver": 1, "spleen": 2, "ignore": 3})
-    path = tmp_path / "labelsTr/case_00.nii.gz"
-    image = nib.load(path)
-    values = np.asarray(image.dataobj).copy()
-    values[0, 0, 0] = 3
-    nib.save(nib.Nifti1Image(values, image.affine), path)
+    write_dataset_json(tmp_path, labels=labels)
+    path = tmp_path / "labelsTr/case_00.nii.gz"  # its third axis runs to the head
+    values = np.asarray(nib.load(path).dataobj).copy()
+    values[..., 12:] = 3
+    nib.save(nib.Nifti1Image(values, nib.load(path).affine), path)
     source = read_source(tmp_path)
     assert source.labels == {"liver": 1, "spleen": 2}
-    refused = {case.name: inspect_case(case, source.labels).is_refused for case in source.cases}
-    assert refused == {"case_00": True, "case_01": False}
+    first, second = (inspect_case(case, source.labels) for case in source.cases)
+    assert [finding.code for finding in first.findings] == ["label_ignored"]
+    assert first.findings[0].found == "25.0% of the voxels with the id 3"
+    assert not second.is_refused
+    for each in (path, tmp_path / "imagesTr/case_00_0000.nii.gz"):
+        image = nib.load(each)
+        kept = np.asarray(image.dataobj)[..., :12]
+        nib.save(nib.Nifti1Image(kept, image.affine), each)
+    assert not inspect_case(read_source(tmp_path).cases[0], source.labels).is_refused
 
 
 def test_overlap_names_who_lost_voxels_to_whom(tmp_path):
