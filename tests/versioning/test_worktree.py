@@ -16,6 +16,7 @@ from fullscale.runtime.errors import StageError
 from fullscale.runtime.locks import acquire_lock
 from fullscale.versioning.git import (
     commit_paths,
+    contains,
     find_commit,
     git,
     move_branch,
