@@ -142,7 +142,7 @@ def check_split(
     Raises:
         StageError: something is missing; the message names settings that do not lack it.
     """
-    found = _find_gap(cases, params, organs, seeds)
+    found = _find_training_gap(cases, params, organs, seeds)
     if found is None:
         return
     gap, val_fold, table = found
@@ -160,21 +160,27 @@ def count_patients(table: pd.DataFrame, fold: str) -> int:
     return int(table.loc[table["fold"] == fold, "patient"].nunique())
 
 
-def _find_gap(
+def _find_training_gap(
     cases: pd.DataFrame, params: SplitParams, organs: Sequence[str], seeds: Sequence[int]
 ) -> tuple[str, int, pd.DataFrame] | None:
     """Return what the split of a training lacks, its validation fold and the split, or None."""
     table = split_cases(cases, params)
     for seed in {params.validation_fold(seed): seed for seed in seeds}.values():
         split = split_of_seed(table, params, seed)
-        gap = _name_gap(split, cases, organs)
+        gap = find_gap(split, cases, organs)
         if gap is not None:
             return gap, params.validation_fold(seed), split
     return None
 
 
-def _name_gap(table: pd.DataFrame, cases: pd.DataFrame, organs: Sequence[str]) -> str | None:
-    """Return what is missing, or None."""
+def find_gap(table: pd.DataFrame, cases: pd.DataFrame, organs: Sequence[str]) -> str | None:
+    """Return what a split lacks, in words, or None.
+
+    Args:
+        table: as `split_cases` returns it.
+        cases: the cases of the split, as `check_split` takes them.
+        organs: the organs of params.yaml.
+    """
     if not count_patients(table, "test"):
         return "test patient"
     annotated = cases.set_index("case")["annotated"]
@@ -194,7 +200,7 @@ def _find_cure(
 ) -> str:
     """Return the smallest change of the settings that leaves nothing missing, in words."""
     for changes, words in _changes(params):
-        if _find_gap(cases, params.model_copy(update=changes), organs, seeds) is None:
+        if _find_training_gap(cases, params.model_copy(update=changes), organs, seeds) is None:
             return f"try {words}"
     return "add scans: no other fold, no smaller number of folds and no salt tried has all of this"
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from fullscale.runtime.console import report_errors, track
+from tasks import plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -201,6 +202,9 @@ def ingest(
     )
     if not report.num_usable or (strict and report.num_refused):
         raise typer.Exit(1)
+
+
+app.command("plan", rich_help_panel=SCANS)(plan.command)
 
 
 @app.command(rich_help_panel=RESULTS)

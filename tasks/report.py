@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fullscale.planning.fingerprint import NAME, read_fingerprint
+from fullscale.planning.fingerprint_page import fingerprint_section
 from fullscale.reporting.page import PAGE, Report, name_pictures, render
 from fullscale.reporting.provenance_section import find_changes, provenance_section
 from fullscale.reporting.sections import (
@@ -57,6 +59,9 @@ def write_report(results: Results, params: Params, output: Path, *, with_overlay
         classifier_section(results),
         learning_section(results),
         calibration_section(results),
+        fingerprint_section(
+            read_fingerprint(results.workspace.root / "reports" / NAME), provenance.data_version
+        ),
         provenance_section(results, params, provenance),
     ]
     subject = results.workspace.profile or params.register_.model_name

@@ -50,15 +50,26 @@ def render(results: Results, sections: list[ReportSection], title: str, notes: l
         notes: below the verdict.
     """
     word, _, reason = verdict_words(results).partition(": ")
+    status = "none" if results.verdict is None else results.verdict["status"]
+    return render_page(sections, title, (status, word, reason), notes)
+
+
+def render_page(
+    sections: list[ReportSection], title: str, top: tuple[str, str, str], notes: list[str]
+) -> str:
+    """Return a page of sections as HTML; all text is escaped.
+
+    Args:
+        sections: in order.
+        title: of the page.
+        top: class, large word and small text of the box at the top.
+        notes: below the box.
+    """
+    status, word, reason = top
     return (
         open_templates("fullscale.reporting")
         .get_template(PAGE)
         .render(
-            title=title,
-            status="none" if results.verdict is None else results.verdict["status"],
-            word=word,
-            reason=reason,
-            notes=notes,
-            sections=sections,
+            title=title, status=status, word=word, reason=reason, notes=notes, sections=sections
         )
     )
