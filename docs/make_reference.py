@@ -173,7 +173,7 @@ CODES = {
     "0": "success",
     "1": "an error that you can fix, in one line that says how; with a traceback, a defect of this "
     "project. `fullscale validate`: a case would be refused. `fullscale ingest`: no case can be "
-    "used, or with `--strict` one was refused",
+    "used, or with `--strict` one was refused. `fullscale doctor`: a line is not ok",
     "2": "wrong usage: an unknown option or a missing argument",
     "3": "`fullscale predict`: some of several scans failed, the others are written",
     str(EX_TEMPFAIL): "something it needs is away, such as MLflow's server: the same command may "
