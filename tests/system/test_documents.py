@@ -26,7 +26,12 @@ TARGETS = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, flags=re.M))
 COMMANDS = typer.main.get_command(app).commands
 TABLE, METHOD = ROOT / "reports/paper/table.md", ROOT / "docs/method.md"
 # Files that commands of the documents write.
-WRITTEN = {"reports/report.html", "reports/paper/lits/table.md"}
+WRITTEN = {
+    "reports/report.html",
+    "reports/fingerprint.html",
+    "reports/fingerprint.json",
+    "reports/paper/lits/table.md",
+}
 
 
 def test_readme_shows_the_published_scores_and_verdict(published):
