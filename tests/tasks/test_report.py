@@ -767,8 +767,8 @@ def test_page_starts_with_the_verdict(page):
     assert "at least 2 for each organ" in page.text["verdict"]
     assert f"First candidate judged on test set {TEST_SET}." in page.text["verdict"]
     assert list(page.text) == [
-        "", "verdict", "scores", "surfaces", "cases", "classifier", "learning", "calibration", "fingerprint",
-        "provenance",
+        "", "verdict", "scores", "surfaces", "cases", "classifier", "learning", "calibration",
+        "fingerprint", "provenance",
     ]  # fmt: skip
     anchors = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
     assert anchors == {f"#{key}" for key in page.text if key}
