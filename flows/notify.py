@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Mapping
 
 from prefect import get_run_logger
@@ -12,6 +13,7 @@ from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
 from prefect.variables import Variable
 
+RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 ENVIRONMENT = "FULLSCALE_NOTIFY"
 VARIABLE = "fullscale_notify"
 
@@ -27,20 +29,23 @@ def chosen_block(environment: Mapping[str, str]) -> str | None:
     return str(found) if found else None
 
 
-def notify(block_name: str | None, subject: str, body: str) -> bool:
+def notify(
+    block_name: str | None, subject: str, body: str, logger: RunLogger | None = None
+) -> bool:
     """Send a message; a failure is logged and does not fail the run.
 
     Args:
         block_name: as `chosen_block` returns it.
         subject: one line.
         body: the event, and where to find its results.
+        logger: for failures; None is the log of the run.
 
     Returns:
         Whether it was sent.
     """
     if block_name is None:
         return False
-    logger = get_run_logger()
+    logger = logger or get_run_logger()
     try:
         block = Block.load(block_name)
         if not isinstance(block, NotificationBlock):

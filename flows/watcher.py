@@ -23,6 +23,7 @@ from prefect.exceptions import PrefectException
 from prefect.states import Scheduled
 
 from flows.events import RETRAIN, SOON
+from flows.notify import chosen_block, notify
 from fullscale.runtime.console import configure_logging
 from fullscale.runtime.errors import StageError
 from tasks.receive import SETTLE_S, InboxWatch, find_inbox
@@ -30,6 +31,7 @@ from tasks.receive import SETTLE_S, InboxWatch, find_inbox
 INTERVAL_VARIABLE = "FULLSCALE_WATCH_INTERVAL_S"
 WATCH_INBOX = "watch-inbox"
 MAX_CRASHES = 1  # what crashed twice needs a person
+LEFT_TAG = "left to a person"
 
 logger = logging.getLogger("fullscale.watcher")
 
@@ -54,7 +56,8 @@ def look_into_inbox(client: SyncPrefectClient, watch: InboxWatch) -> UUID | None
 def take_up_crashed(client: SyncPrefectClient) -> UUID | None:
     """Schedule the newest retraining again if it crashed once; return its id.
 
-    A run that is under way, or waits, continues the work of the one that crashed.
+    After another crash people get a message. A run that is under way, or waits, continues the work
+    of the one that crashed.
     """
     if find_unfinished(client, RETRAIN):
         return None
@@ -62,12 +65,17 @@ def take_up_crashed(client: SyncPrefectClient) -> UUID | None:
     runs = _read_runs(client, RETRAIN, ended, FlowRunSort.END_TIME_DESC)
     if not runs or runs[0].state is None or not runs[0].state.is_crashed():
         return None
-    states = client.read_flow_run_states(runs[0].id)
-    if sum(state.is_crashed() for state in states) > MAX_CRASHES:
+    run = runs[0]
+    num_crashes = sum(state.is_crashed() for state in client.read_flow_run_states(run.id))
+    if num_crashes > MAX_CRASHES:
+        if LEFT_TAG not in run.tags:
+            body = f"{run.name} crashed {num_crashes} times. It is not taken up again by itself."
+            notify(chosen_block(os.environ), "Retraining crashed again", body, logger)
+            client.update_flow_run(run.id, tags=[*run.tags, LEFT_TAG])
         return None
     message = "Taken up again after a crash; it continues from its last checkpoint."
-    client.set_flow_run_state(runs[0].id, Scheduled(message=message))
-    return runs[0].id
+    client.set_flow_run_state(run.id, Scheduled(message=message))
+    return run.id
 
 
 def find_unfinished(client: SyncPrefectClient, deployment: str) -> bool:

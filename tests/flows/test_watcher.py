@@ -11,7 +11,9 @@ import pytest
 from cohorts import write_nnunet
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.states import Completed, Crashed, Pending, Running
+from webhook import open_receiver, save_webhook
 
+from flows.notify import ENVIRONMENT
 from flows.watcher import look_into_inbox, take_up_crashed
 from fullscale.versioning.data_version import find_unannounced, mark_announced
 from tasks.receive import InboxWatch, receive
@@ -65,7 +67,9 @@ def test_run_starts_where_the_inbox_has_something_new(
     assert look()  # the run fails and says why
 
 
-def test_retraining_that_crashed_is_taken_up_once(client: SyncPrefectClient) -> None:
+def test_retraining_that_crashed_is_taken_up_once_and_then_told_of(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     deployment = deploy(client, "retrain")
 
     def crash(run_id: UUID) -> None:
@@ -84,7 +88,13 @@ def test_retraining_that_crashed_is_taken_up_once(client: SyncPrefectClient) -> 
     assert state.is_scheduled()
     assert "Taken up again after a crash" in state.message
     crash(run_id)
-    assert take_up_crashed(client) is None
+    with open_receiver() as receiver:
+        monkeypatch.setenv(ENVIRONMENT, save_webhook(receiver.url))
+        for _ in range(2):
+            assert take_up_crashed(client) is None
+        (told,) = receiver.received
+    assert told["text"].startswith("Retraining crashed again\n")
+    assert "crashed 2 times" in told["text"]
     later = client.create_flow_run_from_deployment(deployment).id
     crash(later)
     assert take_up_crashed(client) == later
