@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gc
+import io
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TextIO, TypeVar
 
 from fullscale.runtime.errors import ScanError, StageError
 from fullscale.runtime.events import emit_event
@@ -21,6 +23,41 @@ Arguments = ParamSpec("Arguments")
 PLAIN_INTERVAL_S = 10.0
 # A stage that is run by `python -m` has the name __main__.
 OUR_LOGGERS = ("flows", "tasks", "fullscale", "model", "__main__")
+
+
+class _UnreadFile(io.FileIO):
+    """A file that drops what is written after its reader or its terminal has gone."""
+
+    def write(self, data: object) -> int:
+        """Write bytes; count them as written if nobody can read them any more."""
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            return len(memoryview(data))  # type: ignore[arg-type]
+
+
+def drop_unread_output() -> None:
+    """Let this process go on where nobody reads its output: a killed reader, a closed terminal.
+
+    Calling it again changes nothing, and so does calling it where output was redirected in Python.
+    """
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _without_errors(sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _without_errors(sys.stderr)
+
+
+def _without_errors(stream: TextIO | None) -> TextIO | None:
+    """Return a stream to the same file that drops what nobody can read; None stays None."""
+    if stream is None:  # a process without that file
+        return None
+    raw = _UnreadFile(stream.fileno(), "w", closefd=False)
+    is_line_buffered = bool(stream.line_buffering or stream.write_through)  # type: ignore[attr-defined]
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=is_line_buffered
+    )
 
 
 class StderrHandler(logging.Handler):
@@ -47,7 +84,7 @@ def configure_logging() -> None:
 
 
 def report_errors(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Decorate a program's entry point: configure logging, and report errors a user can fix.
+    """Decorate a program's entry point: configure output, and report errors a user can fix.
 
     Such an error becomes one line on stderr, an event `failed`, and exit code 75 where trying again
     may help (`TransientStageError`), else 1. Other exceptions keep their traceback: they are
@@ -56,6 +93,7 @@ def report_errors(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
 
     @functools.wraps(main)
     def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        drop_unread_output()
         configure_logging()
         # What was imported stays: looking for cycles in it, again and again, takes a twentieth of a
         # stage's processor time.

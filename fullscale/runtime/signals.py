@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+POLL_INTERVAL_S = 0.1
 GRACE_S = 25.0  # Kubernetes and Slurm send SIGKILL 30 s after SIGTERM
 
 
@@ -49,9 +50,11 @@ def stop_on_signal(grace_s: float = GRACE_S) -> Iterator[StopRequest]:
     """Let SIGINT, SIGTERM and SIGHUP set the yielded request instead of ending the process.
 
     A second SIGINT ends the process at once, and so does the end of `grace_s` seconds. A signal
-    that was ignored before (nohup) stays ignored.
+    that was ignored before (nohup) stays ignored. The handler prints nothing: where nobody reads
+    the output, printing could fail or wait for ever.
     """
     request = StopRequest()
+    ended = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if request.signal_number:
@@ -61,13 +64,17 @@ def stop_on_signal(grace_s: float = GRACE_S) -> Iterator[StopRequest]:
                 os._exit(128 + number)
             return
         request.signal_number = number
-        logger.info(f"{signal.Signals(number).name}: stopping after this step")
-        timer = threading.Timer(grace_s, os._exit, [128 + number])
-        timer.daemon = True
-        timer.start()
-        timers.append(timer)
 
-    timers: list[threading.Timer] = []
+    def watch() -> None:
+        while not request.signal_number:
+            if ended.wait(POLL_INTERVAL_S):
+                return
+        line = f"{signal.Signals(request.signal_number).name}: stopping after this step"
+        threading.Thread(target=logger.info, args=(line,), daemon=True).start()
+        if not ended.wait(grace_s):
+            os._exit(128 + request.signal_number)
+
+    threading.Thread(target=watch, name="stop-on-signal", daemon=True).start()
     before = {
         number: signal.signal(number, handle)
         for number in STOP_SIGNALS
@@ -78,5 +85,4 @@ def stop_on_signal(grace_s: float = GRACE_S) -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for timer in timers:
-            timer.cancel()
+        ended.set()

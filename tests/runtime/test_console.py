@@ -68,6 +68,28 @@ def test_other_libraries_are_left_alone(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_errors_other_than_a_missing_reader_are_still_told():
+    code = """
+from fullscale.runtime.console import report_errors
+
+@report_errors
+def main():
+    print("lost", flush=True)
+
+main()
+"""
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode != 0
+    assert "No space left on device" in done.stderr
+
+
 def test_import_loads_nothing_slow():
     code = "import sys, fullscale.runtime.console, fullscale.runtime.locks\n"
     code += "print([n for n in ('rich', 'pandas', 'numpy', 'torch', 'mlflow') if n in sys.modules])"

@@ -1,7 +1,10 @@
+import fcntl
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -51,7 +54,59 @@ def test_signal_ends_work_with_the_usual_code(worker, number, code):
     process = worker(20, "obedient")
     process.send_signal(number)
     assert process.wait(timeout=5) == code
-    assert f"{number.name}: stopping after this step" in process.stderr.read()
+
+
+TRAINING = """
+import sys, time
+from pathlib import Path
+from fullscale.runtime.console import report_errors
+from fullscale.runtime.progress import TrainingDisplay
+from fullscale.runtime.signals import Interrupted, stop_on_signal
+
+@report_errors
+def main():
+    with stop_on_signal() as stop, TrainingDisplay("unet-0", 1, 10**6, 0) as display:
+        print("ready", flush=True)
+        for step in range(10**6):
+            time.sleep(0.01)
+            display.show_step(1, step, 0.5, 1.0)
+            print("a line", flush=True)
+            display.log("a line")
+            try:
+                stop.raise_if_requested()
+            except Interrupted as request:
+                display.log("saved")
+                Path(sys.argv[1]).write_text(request.signal_name)
+                raise
+
+main()
+"""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_state_is_saved_where_nobody_reads_the_output(tmp_path, kind):
+    ours, theirs = os.pipe() if kind == "pipe" else pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRAINING, str(tmp_path / "state")],
+        stdin=theirs if kind == "terminal" else subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if kind == "terminal" else None,
+    )
+    os.close(theirs)
+    try:
+        told = b""
+        while b"ready" not in told:
+            told += os.read(ours, 100)
+        os.close(ours)  # the kernel sends SIGHUP where it was a terminal
+        if kind == "pipe":
+            time.sleep(0.3)
+            process.terminate()
+        assert process.wait(timeout=20) == (143 if kind == "pipe" else 129)
+    finally:
+        process.kill()
+    assert (tmp_path / "state").read_text() == ("SIGTERM" if kind == "pipe" else "SIGHUP")
 
 
 def test_grace_ends(worker):
@@ -60,6 +115,7 @@ def test_grace_ends(worker):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=5) == 143
     assert time.monotonic() - started >= 0.4
+    assert process.stderr.read() == "SIGTERM: stopping after this step\n"
 
 
 def test_second_interrupt_ends_at_once(worker):
