@@ -336,6 +336,19 @@ def report(
         )
 
 
+@app.command(rich_help_panel=RESULTS)
+@report_errors
+def adopt(
+    branch: Annotated[str, typer.Argument(help="Branch of a retraining, retrain/DATE-DATA.")],
+) -> None:
+    """Merge the branch of a retraining, and bring scans and networks up to it."""
+    from tasks.adopt import adopt as run
+
+    for line in run(Path(), branch):
+        typer.echo(f"adopt: {line}")
+    typer.echo("adopt: `dvc install` lets every later `git checkout` and merge do the second half")
+
+
 @app.command(rich_help_panel=USE)
 @report_errors
 def predict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,10 @@ from fullscale.scans.cohort import Case, Cohort, read_cohort
 from fullscale.scans.parallel import Compute, map_cases
 from fullscale.scans.slice_store import SliceStore
 from fullscale.scans.slice_writer import SliceRecipe, clear_store, write_case, write_tables
+from fullscale.versioning.provenance import warn_of_uncommitted_data
 from fullscale.workspace import parse_command
+
+logger = logging.getLogger(__name__)
 
 CACHE_DIR = Path(".cache/slices")
 
@@ -118,6 +122,8 @@ def main() -> None:
     """Run the stage: data/ -> artifacts/slices."""
     workspace = parse_command("slice", sys.argv[1:])
     root, params = workspace.root, workspace.load_params()
+    if warning := warn_of_uncommitted_data(root):
+        logger.warning(warning)
     summary = slice_cohort(root / "data", workspace.slices, params, root / CACHE_DIR)
     print(
         f"slice: {summary.num_cases} cases, {summary.num_slices} slices; "

@@ -18,6 +18,7 @@ from fullscale.prediction.network_files import (
 from fullscale.prediction.segmentation import Model
 from fullscale.runtime.errors import StageError
 from fullscale.tracking.registry import (
+    CHALLENGER,
     CHAMPION,
     FILES_TAG,
     Registered,
@@ -121,11 +122,24 @@ def _look_up(wanted: str, root: Path) -> tuple[Store, Registered]:
         else find_numbered(store, parts["name"], parts["version"])
     )
     if version is None:
+        usable = ", ".join(_list_usable(store, parts["name"], root)) or "nothing so far"
         raise StageError(
             f"{store.uri} has no {wanted}; look at what is registered with `fullscale verdict`, "
-            "or name another one with --model"
+            f"or name another one with --model. Here can be used: {usable}"
         )
     return store, version
+
+
+def _list_usable(store: Store, name: str, root: Path) -> list[str]:
+    """Return what `find_model` takes here: versions with an alias, and trained networks."""
+    registered = [
+        f"models:/{name}@{alias}"
+        for alias in (CHAMPION, CHALLENGER)
+        if find_alias(store, name, alias) is not None
+    ]
+    weights = root.glob(f"artifacts/train/*/*/{WEIGHTS_NAME}")
+    networks = sorted({path.parent.parent.relative_to(root).as_posix() for path in weights})
+    return [*registered, *networks]
 
 
 def _from_registry(wanted: str, root: Path) -> Model:

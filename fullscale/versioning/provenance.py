@@ -66,6 +66,28 @@ def parse_data_version(text: str, name: str) -> str:
         ) from None
 
 
+def warn_of_uncommitted_data(root: Path) -> str | None:
+    """Return a warning if data/ is another version than the one committed in git, else None.
+
+    `dvc repro` writes the version of the scans that it finds in data/ into data.dvc.
+    """
+    done = subprocess.run(
+        ["git", "-C", str(root), "show", "HEAD:./data.dvc"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:  # not in git, or not yet
+        return None
+    committed = parse_data_version(done.stdout, "the committed data.dvc")
+    present = read_data_version(root)
+    if present == committed:
+        return None
+    return (
+        f"warning: data/ holds data version {present}, and {committed} is committed. If you added "
+        "scans, commit data.dvc; if you merged a branch, take its scans: `git checkout data.dvc`, "
+        "`dvc checkout`"
+    )
+
+
 def stage_code(root: Path, stage: str) -> dict[str, str]:
     """Return the first 12 digits of the SHA-256 of each Python file that a stage depends on."""
     pipeline = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))

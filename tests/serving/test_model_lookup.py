@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,15 @@ def test_version_is_found_by_number_and_by_alias(versions, registry, folder, tmp
 def test_version_that_is_not_there_is_named(versions, registry, tmp_path, wanted):
     with pytest.raises(StageError, match=f"has no models:/{wanted}; look at what is registered"):
         find_model(f"models:/{wanted}", tmp_path)
+
+
+def test_what_can_be_used_instead_is_named(versions, registry, folder, tmp_path):
+    trained = tmp_path / "artifacts/train/unet3plus/0"
+    shutil.copytree(folder, trained)
+    usable = f"Here can be used: models:/{NAME}@champion, artifacts/train/unet3plus$"
+    with pytest.raises(StageError, match=usable):
+        find_model(f"models:/{NAME}@nobody", tmp_path)
+    assert find_model(str(trained.parent), tmp_path).version is None
 
 
 def test_version_that_does_not_say_its_files_is_refused(versions, registry, tmp_path):
