@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Container, Iterator, Mapping
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -22,6 +23,9 @@ from fullscale.scans.volume import Volume
 
 MAX_LABEL_SHARE = 0.9
 _SEAM_SLICES = 16
+# A sample of a scan's slices: of a scan cut to half its height about half of the sample stays.
+_NUM_DIGESTS, _DIGEST_CHARS, _MIN_SHARED = 8, 12, 2
+_MIN_VALUES = 32  # a slice of air, or of a phantom without noise, is that of other scans, too
 _MIN_MIRROR_VOXELS = 50
 # A mirrored label must fit much better, in both ratio and HU, before a case is refused.
 _MIRROR_RATIO = 1.5
@@ -39,6 +43,8 @@ class Facts:
         hu_range: lowest and highest value in HU.
         organ_ml: volume of each annotated label in ml.
         voxels_sha256: checksum of the voxels in canonical order, independent of the file format.
+        slice_digests: of a sample of axial slices, whatever their direction and which others there
+            are: the lowest checksums of the slices' sorted voxels.
     """
 
     shape_ZYX: tuple[int, int, int]
@@ -47,6 +53,7 @@ class Facts:
     hu_range: tuple[float, float]
     organ_ml: dict[str, float]
     voxels_sha256: str
+    slice_digests: tuple[str, ...]
 
 
 @dataclass(eq=False)
@@ -126,14 +133,17 @@ class CrossChecks:
     Args:
         voxels: name of each known case, by the checksum of its voxels.
         patients: names of the known cases of each patient.
+        slices: name of a known case, by the digest of one of its slices.
     """
 
     def __init__(
         self,
         voxels: Mapping[str, str] | None = None,
         patients: Mapping[str, list[str]] | None = None,
+        slices: Mapping[str, str] | None = None,
     ) -> None:
         self._voxels = dict(voxels or {})
+        self._slices = dict(slices or {})
         self._patients: dict[str, list[str]] = {}
         for patient, cases in (patients or {}).items():
             self._patients.setdefault(patient.casefold(), []).extend(cases)
@@ -146,20 +156,33 @@ class CrossChecks:
         """Remember the content of a case that stays."""
         self._voxels.setdefault(voxels_sha256, case)
 
-    def check(self, case: str, patient: str, voxels_sha256: str) -> list[Finding]:
+    def find_alike(self, slice_digests: Sequence[str]) -> str:
+        """Return the name of a known case that shares slices; an empty text if none does."""
+        shared = Counter(self._slices[each] for each in slice_digests if each in self._slices)
+        name, count = max(shared.items(), key=lambda item: item[1], default=("", 0))
+        return name if count >= _MIN_SHARED else ""
+
+    def check(
+        self, case: str, patient: str, voxels_sha256: str, slice_digests: Sequence[str] = ()
+    ) -> list[Finding]:
         """Compare one more case and return the findings; remember the case unless it is refused."""
         patient_key = patient.casefold()
         first = self._voxels.setdefault(voxels_sha256, case)
         if first != case:
             return [Finding.from_check(case, "content_twice", f"{case} with the voxels of {first}")]
+        findings = []
+        if (alike := self.find_alike(slice_digests)) not in ("", case):
+            found = f"{case} with slices of {alike}"
+            findings.append(Finding.from_check(case, "content_alike", found))
+        for digest in slice_digests:
+            self._slices.setdefault(digest, case)
         others = self._patients.setdefault(patient_key, [])
-        if case in others:
-            return []
-        others.append(case)
-        if len(others) < 2:
-            return []
-        found = f"patient {patient} with cases {', '.join(others)}"
-        return [Finding.from_check(case, "patient_shared", found)]
+        if case not in others:
+            others.append(case)
+            if len(others) > 1:
+                found = f"patient {patient} with cases {', '.join(others)}"
+                findings.append(Finding.from_check(case, "patient_shared", found))
+        return findings
 
 
 def _count_ids(labels: Volume) -> NDArray[np.int64]:
@@ -182,6 +205,7 @@ def _measure_facts(
         hu_range=(float(scan.values_ZYX.min()), float(scan.values_ZYX.max())),
         organ_ml={name: float(counts[labels[name]]) * voxel_ml for name in case.annotated},
         voxels_sha256=_voxels_sha256(scan),
+        slice_digests=_slice_digests(scan),
     )
 
 
@@ -190,6 +214,15 @@ def _voxels_sha256(scan: Volume) -> str:
     for plane in scan.values_ZYX:
         digest.update(np.ascontiguousarray(plane).data)
     return digest.hexdigest()
+
+
+def _slice_digests(scan: Volume) -> tuple[str, ...]:
+    digests = set[str]()
+    for plane in scan.values_ZYX:
+        values = np.sort(plane, axis=None)
+        if np.count_nonzero(np.diff(values)) >= _MIN_VALUES:
+            digests.add(hashlib.sha256(values.data).hexdigest()[:_DIGEST_CHARS])
+    return tuple(sorted(digests)[:_NUM_DIGESTS])
 
 
 Found = Iterator[tuple[str, str]]

@@ -99,6 +99,7 @@ class PreparedCase:
     is_unchanged: bool = False
     source_sha256: str = ""
     voxels_sha256: str = ""
+    slice_digests: tuple[str, ...] = ()
     image: Path | None = None
     label: Path | None = None
     image_sha256: str = ""
@@ -184,7 +185,8 @@ class CohortWriter:
             patients.setdefault(case.patient, []).append(case.name)
         voxels = {case.voxels_sha256: case.name for case in cohort.cases if case.voxels_sha256}
         self.patients = PatientRegister(root, patients)
-        self.cross_checks = CrossChecks(voxels, patients)
+        slices = {each: case.name for case in cohort.cases for each in case.slice_digests}
+        self.cross_checks = CrossChecks(voxels, patients, slices)
 
     def forget_replaced(self, prepared: Iterable[PreparedCase]) -> list[PreparedCase]:
         """Return cases for `add`, which then compares none with content that one of them replaces.
@@ -208,9 +210,14 @@ class CohortWriter:
             self._remember(before, prepared.patient_id)
             return
         patient = self.patients.find_name(prepared.patient, prepared.patient_id, before)
+        alike = self.cross_checks.find_alike(prepared.slice_digests)
+        if alike != prepared.case and alike in self.cases:
+            patient = self.cases[alike].patient
         prepared = replace(prepared, patient=patient)
         if not prepared.is_refused:
-            findings += self.cross_checks.check(prepared.case, patient, prepared.voxels_sha256)
+            findings += self.cross_checks.check(
+                prepared.case, patient, prepared.voxels_sha256, prepared.slice_digests
+            )
         refused = [finding for finding in findings if finding.severity == "refused"]
         report.refused += refused
         if refused:
@@ -256,6 +263,7 @@ class CohortWriter:
             label_sha256=prepared.label_sha256,
             source_sha256=prepared.source_sha256,
             voxels_sha256=prepared.voxels_sha256,
+            slice_digests=prepared.slice_digests,
             training_only=self.options.training_only,
             accepted=tuple(
                 sorted({f.code for f in prepared.findings if f.code in self.options.accepted})

@@ -154,7 +154,11 @@ def _prepare(
     checked = replace(blank, findings=tuple(result.findings), source_sha256=digest)
     if result.is_refused or result.scan is None or result.labels is None or result.facts is None:
         return checked
-    checked = replace(checked, voxels_sha256=result.facts.voxels_sha256)
+    checked = replace(
+        checked,
+        voxels_sha256=result.facts.voxels_sha256,
+        slice_digests=result.facts.slice_digests,
+    )
     if incoming is None:
         return checked
     incoming.mkdir(parents=True, exist_ok=True)

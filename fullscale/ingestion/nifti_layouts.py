@@ -16,8 +16,8 @@ from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import Finding, failure
 from fullscale.scans.cohort import (
     BACKGROUND,
+    IGNORE,
     check_annotated,
-    ignored_id,
     is_cohort,
     parse_labels,
     read_json,
@@ -220,7 +220,7 @@ def _from_dataset(
             refused.add(name, error, (image, label))
             continue
         case = nifti_case(name, row.get("patient", ""), annotated, image, label)
-        cases.append(replace(case, doubts=doubts, ignored=ignored_id(dataset)))
+        cases.append(replace(case, doubts=doubts, ignored=_ignored_id(dataset)))
     return Source(
         layout,
         str(dataset.get("name", folder.name)),
@@ -237,6 +237,15 @@ def _from_dataset(
             *_tell_regions(folder, dataset, labels),
         ),
     )
+
+
+def _ignored_id(dataset: Mapping[str, Any]) -> int:
+    """Return the id by which nnU-Net marks voxels that nobody judged; 0 if there is none."""
+    for name, value in dataset["labels"].items():
+        if IGNORE in (name, value):
+            marked = value if name == IGNORE else name
+            return int(marked) if str(marked).isdigit() else 0
+    return 0
 
 
 def _tell_regions(

@@ -242,7 +242,9 @@ def _compare_cases(rows: Iterable[CaseRow]) -> Iterator[CaseRow]:
         if row.facts is None or row.verdict == "refused":
             yield row
             continue
-        added = cross_checks.check(row.case, row.patient, row.facts.voxels_sha256)
+        added = cross_checks.check(
+            row.case, row.patient, row.facts.voxels_sha256, row.facts.slice_digests
+        )
         yield replace(row, findings=(*row.findings, *added))
 
 

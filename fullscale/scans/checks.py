@@ -410,6 +410,14 @@ _TABLE = (
         "remove one of the two",
     ),
     Check(
+        "content_alike",
+        "warning",
+        "Slices of the scan are those of another case",
+        "every scan once, also where it was cut, or its header turned",
+        "remove one of the two; until then both are of one patient, whatever the source says, so "
+        "that they are never split between training and test",
+    ),
+    Check(
         "slices_twice",
         "refused",
         "Several slices of a series have the same position",

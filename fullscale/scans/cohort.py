@@ -14,7 +14,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,20 +28,10 @@ IGNORE = "ignore"
 FILE_ENDING = ".nii.gz"
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SCAN_ENDING = re.compile(r"(_0000)?\.(nii(\.gz)?|nrrd|nhdr|mha|mhd|hdr|img)$", re.IGNORECASE)
-COLUMNS = (
-    "case",
-    "patient",
-    "annotated",
-    "source",
-    "image_sha256",
-    "label_sha256",
-    "source_sha256",
-    "voxels_sha256",
-)
 TRAINING_ONLY = "training_only"
-"""Optional column of cases.csv, "true" or "false"; written only if a case has the flag."""
-ACCEPTED = "accepted"
-"""Optional column of cases.csv, codes separated by ";"; written only if a case has one."""
+"""Optional column of cases.csv, "true" or "false"."""
+ACCEPTED, SLICE_DIGESTS = "accepted", "slice_digests"
+"""Optional columns of cases.csv, several entries separated by ";"."""
 SOURCE_COLUMNS = ("case", "patient", "annotated")
 """Columns of the cases.csv that a source, such as the inbox, may bring."""
 
@@ -64,6 +54,7 @@ class Case:
         voxels_sha256: checksum of the scan's voxels in canonical order; empty if unknown.
         training_only: keep the case out of the test set, as for scans from the inbox.
         accepted: codes of the checks that it fails, and that `--accept` let pass.
+        slice_digests: checksums of some of its slices, to find the scan again when it was cut.
     """
 
     name: str
@@ -78,6 +69,25 @@ class Case:
     voxels_sha256: str = ""
     training_only: bool = False
     accepted: tuple[str, ...] = ()
+    slice_digests: tuple[str, ...] = ()
+
+
+_CELLS: dict[str, Callable[[Case], str]] = {
+    "case": lambda case: case.name,
+    "patient": lambda case: case.patient,
+    "annotated": lambda case: ";".join(case.annotated),
+    "source": lambda case: case.source,
+    "image_sha256": lambda case: case.image_sha256,
+    "label_sha256": lambda case: case.label_sha256,
+    "source_sha256": lambda case: case.source_sha256,
+    "voxels_sha256": lambda case: case.voxels_sha256,
+}
+COLUMNS = tuple(_CELLS)
+_OPTIONAL: dict[str, Callable[[Case], str]] = {
+    TRAINING_ONLY: lambda case: str(case.training_only).lower(),
+    ACCEPTED: lambda case: ";".join(case.accepted),
+    SLICE_DIGESTS: lambda case: ";".join(case.slice_digests),
+}
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,7 @@ def read_cohort(root: Path) -> Cohort:
                 voxels_sha256=row.get("voxels_sha256", ""),
                 training_only=_read_flag(root, name, row.get(TRAINING_ONLY, "")),
                 accepted=split_names(row.get(ACCEPTED, "")),
+                slice_digests=split_names(row.get(SLICE_DIGESTS, "")),
             )
         )
     names = [case.name for case in cases]
@@ -184,29 +195,18 @@ def read_cohort(root: Path) -> Cohort:
 def write_cases(root: Path, cases: Iterable[Case]) -> None:
     """Write cases.csv atomically, one row per case, sorted by name.
 
-    The columns training_only and accepted are written only if a case has such a value.
+    A column of `_OPTIONAL` is written only if a case has such a value.
     """
     cases = sorted(cases, key=lambda case: case.name)
-    has_flags = any(case.training_only for case in cases)
-    has_accepted = any(case.accepted for case in cases)
+    used = {
+        column: cell
+        for column, cell in _OPTIONAL.items()
+        if any(cell(case) not in ("", "false") for case in cases)
+    }
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, *[TRAINING_ONLY] * has_flags, *[ACCEPTED] * has_accepted])
-    for case in cases:
-        writer.writerow(
-            [
-                case.name,
-                case.patient,
-                ";".join(case.annotated),
-                case.source,
-                case.image_sha256,
-                case.label_sha256,
-                case.source_sha256,
-                case.voxels_sha256,
-                *([str(case.training_only).lower()] if has_flags else []),
-                *([";".join(case.accepted)] if has_accepted else []),
-            ]
-        )
+    writer.writerow([*COLUMNS, *used])
+    writer.writerows([cell(case) for cell in (_CELLS | used).values()] for case in cases)
     write_atomically(root / "cases.csv", text.getvalue())
 
 
@@ -270,7 +270,7 @@ def parse_labels(path: Path, dataset: dict[str, Any]) -> dict[str, int]:
     found = dataset.get("labels")
     if not isinstance(found, dict):
         raise failure("dataset_json", f"{path} without a mapping `labels`")
-    # Voxels to ignore are no label: `ignored_id` finds them.
+    # Voxels to ignore are no label.
     found = {key: value for key, value in found.items() if IGNORE not in (key, value)}
     if any(isinstance(value, list | tuple) for value in found.values()):
         found = _name_regions(path, found, dataset.get("regions_class_order"))
@@ -291,15 +291,6 @@ def parse_labels(path: Path, dataset: dict[str, Any]) -> dict[str, int]:
     if unsafe := [name for name in labels if not name.strip() or ";" in name]:
         raise failure("dataset_json", f"{path} with label names {unsafe}")
     return {BACKGROUND: 0, **dict(sorted(labels.items(), key=lambda item: item[1]))}
-
-
-def ignored_id(dataset: Mapping[str, Any]) -> int:
-    """Return the id by which nnU-Net marks voxels that nobody judged; 0 if there is none."""
-    for name, value in dataset["labels"].items():
-        if IGNORE in (name, value):
-            marked = value if name == IGNORE else name
-            return int(marked) if str(marked).isdigit() else 0
-    return 0
 
 
 def _name_regions(path: Path, found: dict[str, Any], order: Any) -> dict[str, Any]:

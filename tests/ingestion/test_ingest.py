@@ -404,6 +404,37 @@ def hu_shift(source, number):
         ds.save_as(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda hu: hu[1:],
+        lambda hu: hu[:9],
+        lambda hu: hu[::-1],
+        lambda hu: hu[:, ::-1, ::-1],
+        lambda hu: hu[2:, :, ::-1],
+    ],
+    ids=["one slice less", "cut", "upside down", "turned", "turned and cut"],
+)
+@pytest.mark.parametrize("at_once", [True, False], ids=["one run", "two runs"])
+def test_a_scan_that_comes_again_changed_joins_its_patient(tmp_path, change, at_once):
+    def write(folder, **scans):
+        for name, (hu, labels) in scans.items():
+            save_nifti(folder / f"imagesTr/{name}_0000.nii.gz", hu, SPACING_MM)
+            save_nifti(folder / f"labelsTr/{name}.nii.gz", labels, SPACING_MM)
+        write_dataset_json(folder)
+        return folder
+
+    body, other, data = make_body(seed=1), make_body(seed=2), tmp_path / "data"
+    changed = [np.ascontiguousarray(change(values)) for values in body]
+    first = write(tmp_path / "one", a=body, b=other)
+    second = write(tmp_path / ("one" if at_once else "two"), c=changed)
+    reports = [ingest(folder, data) for folder in dict.fromkeys((first, second))]
+    patients = {case.name: case.patient for case in read_cohort(data).cases}
+    assert patients == {"a": "a", "b": "b", "c": "a"}
+    told = [(f.case, f.found) for f in reports[-1].warnings if f.code == "content_alike"]
+    assert told == [("c", "c with slices of a")]
+
+
 def test_ingest_keeps_patients_of_one_name_and_two_header_ids_apart(tmp_path):
     data = tmp_path / "data"
     ingest(write_nnunet(tmp_path / "in", 1, cases_csv="case_00,subject-1,liver\n"), data)
