@@ -118,7 +118,7 @@ def validate(
 
     from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from fullscale.formats.archives import open_source
     from fullscale.ingestion.html_report import render_html
@@ -142,7 +142,9 @@ def validate(
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
-        table = Table(*HEADERS, title=f"{source}, layout {found.layout}", box=SIMPLE)
+        # Names are broken, never shortened: they are what the messages below refer to.
+        heads = [Column(heading, overflow="fold") for heading in HEADERS]
+        table = Table(*heads, title=f"{source}, layout {found.layout}", box=SIMPLE)
         for row in found.rows:
             table.add_row(*row.to_cells())
         Console().print(table)

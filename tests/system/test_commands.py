@@ -122,8 +122,12 @@ def test_ingest_that_accepts_nothing_fails(mixed_source, tmp_path):
 
 def test_validate_shows_a_table_a_page_and_fails(mixed_source, tmp_path):
     page = tmp_path / "report.html"
+    for folder, end in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        path = mixed_source / folder / f"case_02{end}"
+        path.rename(path.with_name(f"case_02_of_a_study_with_a_long_name{end}"))
     told = run("validate", str(mixed_source), "--report", str(page), code=1)
     assert "case_00" in told
+    assert "…" not in told  # at 80 columns
     assert "refused case_01: unreadable" in told
     html = page.read_text()
     assert html.count("data:image/png;base64,") == 2
