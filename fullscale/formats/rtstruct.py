@@ -22,6 +22,8 @@ from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_
 
 PLANE_TOLERANCE = 0.25  # of the distance of slices, from a contour to the nearest slice
 _ON_CONTOUR = 1e-3  # pixels; positions are written with few digits
+# Above 0.5, so that programs that round contours to whole pixels round them inwards.
+_LEVEL = 0.505
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _COPIED = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyID"),
@@ -157,7 +159,7 @@ def trace_contours(mask: NDArray[np.bool_]) -> list[Array]:
     import contourpy
 
     padded = np.pad(mask, 1).astype(np.float64)
-    lines: Any = contourpy.contour_generator(z=padded.T).lines(0.5)
+    lines: Any = contourpy.contour_generator(z=padded.T).lines(_LEVEL)
     return [_drop_straight(np.asarray(line)[:-1]) - 1 for line in lines]
 
 
