@@ -351,6 +351,58 @@ def adopt(
     typer.echo("adopt: `dvc install` lets every later `git checkout` and merge do the second half")
 
 
+@app.command(rich_help_panel=RESULTS)
+@report_errors
+def score(
+    cohort: Annotated[
+        Path,
+        typer.Option(help="Annotated scans: another project's data/, or what `ingest` would take."),
+    ],
+    model: ModelName = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write to.", show_default="artifacts/score/COHORT/MODEL"),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Score a model on other patients than those in data/: CSV, HTML, and the version's page."""
+    from fullscale.prediction.predictor import Predictor, pick_device
+    from fullscale.runtime.cpu_kernels import fix_cpu_kernels
+    from fullscale.scans.cohort import safe_name
+    from fullscale.serving.model_lookup import default_model, find_model
+    from fullscale.tracking.store import default_store
+    from fullscale.workspace import open_workspace
+    from tasks.score import PAGE, open_cohort, publish, write_scores
+    from tasks.score import score as run
+
+    root = Path()
+    workspace = open_workspace(root)
+    params = workspace.load_params()
+    fix_cpu_kernels(params.train.cpu_kernels, params.train.num_threads)
+    found = find_model(model or default_model(root), root)
+    settings = params.evaluate
+    predictor = Predictor(
+        found.trained,
+        found.threshold,
+        settings.batch_size,
+        pick_device(device),
+        settings.precision,
+        found.gate,
+    )
+    with open_cohort(cohort) as opened:
+        scored = run(predictor, opened, params, workspace)
+    name = f"{found.name}-{found.version or found.weights_sha256[:8]}"
+    folder = output or workspace.artifacts / "score" / scored.cohort / safe_name(name)
+    write_scores(scored, found, folder)
+    for organ in scored.scores["organ"].unique():
+        dice, cases = (scored.summary[f"test/{key}/{organ}"] for key in ("dice", "num_cases"))
+        typer.echo(f"score: {organ}: Dice {dice:.4f}, {cases} cases")
+    typer.echo(f"score: {folder / PAGE}")
+    if found.version:
+        publish(scored, found, folder, default_store(root))
+        typer.echo(f"score: on the page of {found.name} version {found.version}")
+
+
 @app.command(rich_help_panel=USE)
 @report_errors
 def predict(

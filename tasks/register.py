@@ -33,6 +33,7 @@ from fullscale.reporting.model_card import (
     PICTURE_WIDTH_PX,
     PICTURES,
     PICTURES_PATH,
+    add_external,
     make_model_page,
     make_version_page,
 )
@@ -60,10 +61,12 @@ from fullscale.tracking.registry import (
     describe_version,
     download_model,
     find_alias,
+    find_numbered,
     find_training_run,
     find_version,
     log_model,
     model_settings,
+    read_external_scores,
 )
 from fullscale.tracking.run_record import RunDescription
 from fullscale.tracking.runs import send_leftovers, write_finished_run
@@ -318,6 +321,8 @@ def register(
         organs = tuple(params.organs)
         pictures = add_previews(store, run_id, workspace.report(settings.candidate))
         page = make_version_page(verdict, git_commit, summaries, organs, run_id, pictures)
+        known = find_numbered(store, settings.model_name, version)
+        page = add_external(page, read_external_scores(known.tags if known else {}))
         describe_version(store, settings.model_name, version, page, make_model_page(organs))
     receipt = {"model_name": settings.model_name, "tags": tags}
     # An artefact, unlike reports/gate.json: without it, this machine has not registered yet.

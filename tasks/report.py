@@ -19,6 +19,7 @@ from fullscale.reporting.sections import (
     score_section,
     surface_section,
     verdict_section,
+    verdict_words,
 )
 from fullscale.reporting.style import from_data_uri
 from fullscale.runtime.errors import ScanError, StageError
@@ -65,8 +66,9 @@ def write_report(results: Results, params: Params, output: Path, *, with_overlay
         provenance_section(results, params, provenance),
     ]
     subject = results.workspace.profile or params.register_.model_name
+    status = "none" if results.verdict is None else results.verdict["status"]
     title = f"{subject}: {results.candidate} against {results.baseline}"
-    write_atomically(output, render(results, sections, title, notes))
+    write_atomically(output, render(sections, title, notes, status, verdict_words(results)))
     return Report(output, tuple(notes), name_pictures(sections))
 
 

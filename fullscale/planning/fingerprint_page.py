@@ -11,7 +11,7 @@ import numpy as np
 from fullscale.ingestion.validate import draw_thumbnail
 from fullscale.planning.fingerprint import PERCENTILES, CaseFacts, Fingerprint, OrganFacts
 from fullscale.reporting.overlays import Gallery
-from fullscale.reporting.page import render_page
+from fullscale.reporting.page import render
 from fullscale.reporting.sections import ReportSection
 from fullscale.reporting.style import INK, SERIES_STYLES, Picture, new_chart, to_svg_uri
 from fullscale.reporting.tables import Table
@@ -79,8 +79,8 @@ def write_page(reports: Path, fingerprint: Fingerprint, cohort: Cohort) -> None:
         if case.name in shown
     )
     scans = ReportSection("scans", "Scans", galleries=(Gallery("Outside the test set", pictures),))
-    top = "none", f"{fingerprint.num_cases} scans", f"of {fingerprint.num_patients} patients"
-    page = render_page([section, scans], f"Fingerprint of {cohort.name}", top, [])
+    headline = f"{fingerprint.num_cases} scans: of {fingerprint.num_patients} patients"
+    page = render([section, scans], f"Fingerprint of {cohort.name}", [], "none", headline)
     write_atomically(reports / PAGE, page)
 
 

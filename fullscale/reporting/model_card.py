@@ -14,11 +14,13 @@ from urllib.parse import urlencode
 from fullscale.evaluation.promotion_gate import VERDICT_WORDS
 from fullscale.reporting.numbers import NOT_MEASURED, deployed_title, result_word, verdict_notes
 from fullscale.runtime.markdown import escape, format_table
-from fullscale.tracking.generated_text import sign
+from fullscale.tracking.generated_text import sign, unsign
 
 MAX_CHARS = 5000
 """Longest description that MLflow's database accepts."""
-MAX_SCORES_CHARS = 1500
+MAX_SCORES_CHARS = 1200
+MAX_EXTERNAL_CHARS = 800
+EXTERNAL = "External: other cohorts"
 PICTURE_WIDTH_PX = 1000
 """Width that fits next to the UI's menu; the UI does not scale pictures."""
 PICTURES_PATH = "page"
@@ -45,7 +47,9 @@ def make_version_page(
     run_id: str,
     pictures: Sequence[str],
 ) -> str:
-    """Return the description of a version that passed the promotion gate, at most MAX_CHARS long.
+    """Return the description of a version that passed the promotion gate.
+
+    It is at most MAX_CHARS - MAX_EXTERNAL_CHARS long, so `add_external` finds room.
 
     Args:
         verdict: the content of reports/gate.json.
@@ -62,8 +66,44 @@ def make_version_page(
         _provenance(verdict, git_commit),
     ]
     sections = [each for each in rest if each]
-    room = MAX_CHARS - len(sign("\n\n".join(["", *sections])))
+    room = MAX_CHARS - MAX_EXTERNAL_CHARS - len(sign("\n\n".join(["", *sections])))
     return sign("\n\n".join([_verdict(verdict, room), *sections]))
+
+
+def add_external(page: str, external: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a version's page with its scores on other cohorts, in place of those it showed.
+
+    Args:
+        page: description of the version; "" if it has none.
+        external: by cohort: Dice, slice FPR and counts under the keys of reports/NAME/summary.json.
+    """
+    head, *sections = unsign(page).split("\n\n### ")
+    sections = [each for each in sections if not each.startswith(EXTERNAL)]
+    if external:
+        sections.insert(1, _external(external))  # below the internal scores
+    return sign("\n\n### ".join([head, *sections]))
+
+
+def _external(external: Mapping[str, Mapping[str, Any]]) -> str:
+    heading, rule, *rows = format_table(
+        ("cohort", "organ", "Dice", "slice FPR"),
+        [
+            (escape(cohort) + GAP, escape(organ) + GAP, *_cells([scores], organ))
+            for cohort, scores in external.items()
+            for organ in _scored_organs(scores)
+        ],
+    )
+    note = (
+        "None of these patients was in data/ when the cohort was scored. Tables: under `external/` "
+        "in the artifacts of the source run."
+    )
+    room = MAX_EXTERNAL_CHARS - len("\n".join(["\n\n### ", EXTERNAL, heading, rule, "", note]))
+    return "\n".join([EXTERNAL, heading, rule, *_cut(rows, room, "the version's tags"), "", note])
+
+
+def _scored_organs(scores: Mapping[str, Any]) -> list[str]:
+    prefix = "test/dice/"
+    return [key.removeprefix(prefix) for key in scores if key.startswith(prefix)]
 
 
 def make_model_page(organs: Sequence[str]) -> str:
@@ -127,7 +167,7 @@ def _scores(
     )
     return "\n".join(
         [
-            "### Test set, scored in 3D on each scan's own grid",
+            "### Internal: the project's test set, scored in 3D on each scan's own grid",
             heading,
             rule,
             *_cut(rows, MAX_SCORES_CHARS),
@@ -223,14 +263,14 @@ def _digest_command(verdict: Mapping[str, Any]) -> str:
     return f"(cd {folder} && sha256sum {listed}) | cut -c -64 | sha256sum"
 
 
-def _cut(rows: Sequence[str], max_chars: int) -> list[str]:
-    """Return the rows that fit, and a row with the number of the others."""
+def _cut(rows: Sequence[str], max_chars: int, place_of_all: str = "reports/gate.json") -> list[str]:
+    """Return the rows that fit, and a row with the number of the others and where all are."""
     kept: list[str] = []
-    room = max_chars - len("\n| and 9999 more: reports/gate.json |")
+    room = max_chars - len(f"\n| and 9999 more: {place_of_all} |")
     for place, row in enumerate(rows):
         room -= len(row) + 1
         if room < 0:
-            return [*kept, f"| and {len(rows) - place} more: reports/gate.json |"]
+            return [*kept, f"| and {len(rows) - place} more: {place_of_all} |"]
         kept.append(row)
     return kept
 

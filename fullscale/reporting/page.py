@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fullscale.reporting.sections import ReportSection, verdict_words
+from fullscale.reporting.sections import ReportSection
 from fullscale.reporting.style import Picture
 from fullscale.runtime.templates import open_templates
-
-if TYPE_CHECKING:
-    from fullscale.reporting.results import Results
 
 PAGE = "report.html"
 
@@ -40,32 +36,19 @@ def name_pictures(sections: list[ReportSection]) -> dict[str, Picture]:
     return named
 
 
-def render(results: Results, sections: list[ReportSection], title: str, notes: list[str]) -> str:
+def render(
+    sections: list[ReportSection], title: str, notes: list[str], status: str, headline: str
+) -> str:
     """Return the page as HTML; all text is escaped.
 
     Args:
-        results: for the verdict at the top.
         sections: in order.
         title: of the page.
-        notes: below the verdict.
+        notes: below the headline.
+        status: sets the colour of the headline: pass, fail, undecided or none.
+        headline: at the top: a word, ": " and a sentence.
     """
-    word, _, reason = verdict_words(results).partition(": ")
-    status = "none" if results.verdict is None else results.verdict["status"]
-    return render_page(sections, title, (status, word, reason), notes)
-
-
-def render_page(
-    sections: list[ReportSection], title: str, top: tuple[str, str, str], notes: list[str]
-) -> str:
-    """Return a page of sections as HTML; all text is escaped.
-
-    Args:
-        sections: in order.
-        title: of the page.
-        top: class, large word and small text of the box at the top.
-        notes: below the box.
-    """
-    status, word, reason = top
+    word, _, reason = headline.partition(": ")
     return (
         open_templates("fullscale.reporting")
         .get_template(PAGE)

@@ -23,23 +23,31 @@ from fullscale.reporting.numbers import Metric, percent, seed_lines, verdict_not
 from fullscale.reporting.results import Results
 from fullscale.reporting.style import Picture, to_svg_uri
 from fullscale.reporting.tables import (
+    COUNTS,
     DICE,
+    OVERLAP,
     SLICE_FPR,
+    SURFACE,
     Table,
     ablated_networks,
     ablation_table,
     calibration_table,
+    case_table,
     classifier_table,
     comparison_table,
     criteria_table,
     false_slice_table,
     gates_of,
+    metric_table,
     score_table,
     surface_table,
     under_variant,
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from fullscale.evaluation.score_files import Summary
     from fullscale.reporting.overlays import Gallery
     from fullscale.scans.slice_outlines import OutlineStyle
 
@@ -130,6 +138,32 @@ def surface_section(results: Results) -> ReportSection:
         ),
         tables=known_tables(table),
         notes=() if table else (f"Distances: {OLDER}",),
+    )
+
+
+def cohort_section(model: str, summary: Summary, scores: pd.DataFrame) -> ReportSection:
+    """Return the section on the scores of one model on another cohort, over all and by case.
+
+    Args:
+        model: name of the model.
+        summary: as `summarise` returns it.
+        scores: as `score_cases` returns them.
+    """
+    organs, summaries = tuple(scores["organ"].unique()), {model: summary}
+    tables = (
+        metric_table(organs, summaries, "Scores of the cohort", OVERLAP, COUNTS),
+        metric_table(organs, summaries, "Surfaces and volumes", SURFACE, ()),
+        case_table(scores),
+    )
+    return ReportSection(
+        "scores",
+        "Scores",
+        text=(
+            "Scored in 3D on each scan's own grid, as the project's own test set is. In brackets: "
+            "the bootstrap interval over patients, unless the cases are too few or too similar "
+            "for one. HD95 is the larger of the two directed 95th percentiles.",
+        ),
+        tables=known_tables(*tables),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ from fullscale.reporting.results import Results
 if TYPE_CHECKING:
     import pandas as pd
 
+    from fullscale.evaluation.score_files import Summary
+
 DICE = Metric("dice", "Dice", 3)
 SLICE_FPR = Metric("slice_fpr", "slice FPR", 4)
 OVERLAP = (DICE, Metric("iou", "IoU", 3), SLICE_FPR, Metric("voxel_fpr", "voxel FPR", 5))
@@ -37,6 +39,13 @@ SURFACE = (
     Metric("area_surface_dice_3mm", "at 3 mm, by area", 3),
     Metric("volume_difference_ml", "volume difference, ml", 1),
 )
+COUNTS = (
+    Metric("num_cases", "cases", 0),
+    Metric("num_organ_free", "organ-free cases", 0),
+    Metric("num_missed", "missed", 0),
+    Metric("num_free_slices", "organ-free slices", 0),
+)
+CASE_METRICS = (DICE, SURFACE[0], SURFACE[3], SURFACE[6])
 ERRORS = (
     Metric("ece", "expected calibration error", 4),
     Metric("uncertain_ece", "of voxels between 0.1 and 0.9", 4),
@@ -96,13 +105,9 @@ def comparison_table(results: Results) -> Table | None:
 
 def score_table(results: Results) -> Table | None:
     """Return overlap and false positives of every organ and network."""
-    counts = (
-        Metric("num_cases", "cases", 0),
-        Metric("num_organ_free", "organ-free cases", 0),
-        Metric("num_missed", "missed", 0),
-        Metric("num_free_slices", "organ-free slices", 0),
+    return metric_table(
+        results.organs, results.summaries, "Scores of the test set", OVERLAP, COUNTS
     )
-    return metric_table(results, "Scores of the test set", OVERLAP, counts)
 
 
 def false_slice_table(results: Results) -> Table | None:
@@ -112,13 +117,13 @@ def false_slice_table(results: Results) -> Table | None:
         Metric("num_remote_free_slices", "organ-free slices elsewhere", 0),
     )
     caption = "False positive slices within 10 mm of a slice with the organ, and elsewhere"
-    return metric_table(results, caption, FALSE_SLICES, counts)
+    return metric_table(results.organs, results.summaries, caption, FALSE_SLICES, counts)
 
 
 def surface_table(results: Results) -> Table | None:
     """Return distances and volumes of every organ and network; None if not measured."""
     counts = (Metric("num_cases", "cases", 0),)
-    return metric_table(results, "Surfaces and volumes", SURFACE, counts)
+    return metric_table(results.organs, results.summaries, "Surfaces and volumes", SURFACE, counts)
 
 
 def calibration_table(results: Results) -> Table | None:
@@ -127,11 +132,16 @@ def calibration_table(results: Results) -> Table | None:
         Metric("num_calibration_voxels", "voxels", 0),
         Metric("num_uncertain_voxels", "voxels between 0.1 and 0.9", 0),
     )
-    return metric_table(results, "Expected calibration error", ERRORS, counts)
+    caption = "Expected calibration error"
+    return metric_table(results.organs, results.summaries, caption, ERRORS, counts)
 
 
 def metric_table(
-    results: Results, caption: str, metrics: Sequence[Metric], counts: Sequence[Metric]
+    organs: Sequence[str],
+    summaries: Mapping[str, Summary],
+    caption: str,
+    metrics: Sequence[Metric],
+    counts: Sequence[Metric],
 ) -> Table | None:
     """Return metrics with intervals, then counts, for every organ and network.
 
@@ -140,10 +150,10 @@ def metric_table(
     Returns:
         None if no summary has any of the metrics.
     """
-    pairs = [(organ, name) for organ in results.organs for name in results.networks]
+    pairs = [(organ, name) for organ in organs for name in summaries]
 
     def is_known(metric: Metric) -> bool:
-        return any(f"test/{metric.key}/{organ}" in results.summaries[name] for organ, name in pairs)
+        return any(f"test/{metric.key}/{organ}" in summaries[name] for organ, name in pairs)
 
     known, numbers = ([each for each in group if is_known(each)] for group in (metrics, counts))
     if not known:
@@ -152,8 +162,8 @@ def metric_table(
         (
             organ,
             name,
-            *(metric.write(results.summaries[name], organ) for metric in known),
-            *(count(metric.read(results.summaries[name], organ)) for metric in numbers),
+            *(metric.write(summaries[name], organ) for metric in known),
+            *(count(metric.read(summaries[name], organ)) for metric in numbers),
         )
         for organ, name in pairs
     ]
@@ -161,6 +171,21 @@ def metric_table(
     lost = [metric.title for metric in (*metrics, *counts) if not is_known(metric)]
     notes = (f"Not in these results: {', '.join(lost)}.",) if lost else ()
     return Table(caption, headings, tuple(rows), notes=notes)
+
+
+def case_table(scores: pd.DataFrame) -> Table:
+    """Return the main scores of every case and organ.
+
+    Args:
+        scores: as `score_cases` returns them.
+    """
+    columns = (*CASE_METRICS, Metric("num_false_positive_slices", "false positive slices", 0))
+    rows = tuple(
+        (row["case"], row["organ"], *(number(row[each.key], each.digits) for each in columns))
+        for row in scores.to_dict("records")
+    )
+    headings = ("case", "organ", *(each.title for each in columns))
+    return Table("Scores of each case", headings, rows)
 
 
 def classifier_table(results: Results) -> Table | None:

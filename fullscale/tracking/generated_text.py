@@ -20,5 +20,11 @@ def sign(text: str) -> str:
     return f"{text}\n\n{_MARK.format(digest=_digest(text))}"
 
 
+def unsign(text: str) -> str:
+    """Return a text without the digest that `sign` added."""
+    found = _MARKED.fullmatch(text)
+    return found["text"] if found else text
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -31,6 +31,8 @@ TEST_SET_TAG, VERDICT_TAG = "fullscale.test_set", "fullscale.verdict"
 RESULTS_TAG = "fullscale.results_sha256"
 FILES_TAG = "fullscale.files_sha256"
 COMMIT_TAG = "fullscale.git_commit"
+EXTERNAL_TAG = "fullscale.external"
+"""Followed by "." and the name of a cohort: a version's scores on it, as JSON."""
 _WRITTEN_BY_DOWNLOAD = "registered_model_meta"
 
 
@@ -42,11 +44,15 @@ class Registered:
         name: of the model.
         version: its number.
         tags: of the version; `announce` writes the verdict to them.
+        description: its page, as Markdown.
+        run_id: the MLflow run that it belongs to.
     """
 
     name: str
     version: str
     tags: Mapping[str, str]
+    description: str = ""
+    run_id: str = ""
 
 
 def find_training_run(store: Store, weights_sha256: str) -> str | None:
@@ -172,6 +178,32 @@ def describe_version(
         client.update_registered_model(model_name, model_text)
 
 
+def add_external_scores(
+    store: Store, version: Registered, cohort: str, scores: Mapping[str, Any]
+) -> None:
+    """Keep a version's scores on a cohort that it was not trained on, in place of earlier ones.
+
+    Args:
+        store: the registry.
+        version: that was scored.
+        cohort: name of the cohort, of letters, digits, "_" and "-".
+        scores: plain numbers and text.
+    """
+    client, _ = connect(store)
+    key, value = f"{EXTERNAL_TAG}.{cohort}", json.dumps(dict(scores))
+    client.set_model_version_tag(version.name, version.version, key, value)
+
+
+def read_external_scores(tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return what `add_external_scores` kept in a version's tags, by cohort."""
+    prefix = f"{EXTERNAL_TAG}."
+    return {
+        key.removeprefix(prefix): json.loads(value)
+        for key, value in sorted(tags.items())
+        if key.startswith(prefix)
+    }
+
+
 def find_alias(store: Store, model_name: str, alias: str) -> Registered | None:
     """Return the version that an alias points to, None if there is none."""
     client, _ = connect(store)
@@ -194,7 +226,13 @@ def _find(request: Callable[[], ModelVersion]) -> Registered | None:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
-    return Registered(found.name, str(found.version), dict(found.tags))
+    return Registered(
+        found.name,
+        str(found.version),
+        dict(found.tags),
+        found.description or "",
+        found.run_id or "",
+    )
 
 
 def download_model(store: Store, version: Registered, folder: Path) -> Path:

@@ -6,7 +6,14 @@ from project import ROOT
 from fullscale.evaluation.score_files import read_summary, read_verdict
 from fullscale.params import load_params
 from fullscale.prediction.network_files import WEIGHTS_NAME, digest_weights
-from fullscale.reporting.model_card import MAX_CHARS, PICTURES, make_model_page, make_version_page
+from fullscale.reporting.model_card import (
+    MAX_CHARS,
+    MAX_EXTERNAL_CHARS,
+    PICTURES,
+    add_external,
+    make_model_page,
+    make_version_page,
+)
 from fullscale.runtime.markdown import escape
 from fullscale.tracking.generated_text import is_ours
 from fullscale.workspace import open_workspace
@@ -166,7 +173,8 @@ def test_page_of_many_organs_fits_and_counts_what_it_leaves_out(verdict, summari
     verdict["notes"] = ["Judged: these weights against those weights."] * 5
     verdict["champion"] = CHAMPION
     page = make_version_page(verdict, COMMIT, summaries, organs, RUN_ID, list(PICTURES))
-    assert MAX_CHARS - 200 < len(page) <= MAX_CHARS
+    room = MAX_CHARS - MAX_EXTERNAL_CHARS
+    assert room - 200 < len(page) <= room
     assert is_ours(page)
     lines = page.splitlines()
     notes = [
@@ -179,6 +187,36 @@ def test_page_of_many_organs_fits_and_counts_what_it_leaves_out(verdict, summari
         assert (place - top - 1) + num_left_out == total
     assert "number\\_000" in page
     assert page.count("```") == 2
+
+
+def external(*organs):
+    scores = {"dice": 0.91234, "num_cases": 20, "slice_fpr": 0.0125, "num_free_slices": 800}
+    return {f"test/{metric}/{organ}": value for organ in organs for metric, value in scores.items()}
+
+
+def test_page_tells_external_scores_from_internal_ones(verdict, summaries):
+    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, list(PICTURES))
+    shown = add_external(page, {"Chaos": external("liver"), "Ircad_b": external(*ORGANS)})
+    assert is_ours(shown)
+    titles = [line for line in shown.splitlines() if line.startswith("### ")]
+    assert titles[0].startswith("### Internal: the project's test set")
+    assert titles[1] == "### External: other cohorts"
+    assert cells(shown, "| Chaos&nbsp; |") == [
+        *("Chaos", "liver", "0.9123 (n = 20)", "0.0125 (n = 800)")
+    ]
+    assert shown.count("| Ircad\\_b&nbsp; |") == 2
+    again = add_external(shown, {"Chaos": external("liver")})
+    assert again.count("### External") == 1
+    assert "Ircad" not in again
+    assert add_external(again, {}) == page
+
+
+def test_page_of_many_cohorts_fits(verdict, summaries):
+    organs = [f"a_rather_long_name_of_organ_number_{place:03d}" for place in range(104)]
+    page = make_version_page(verdict, COMMIT, summaries, organs, RUN_ID, list(PICTURES))
+    shown = add_external(page, {"first": external(*organs), "second": external(*organs)})
+    assert len(shown) <= MAX_CHARS
+    assert "more: the version's tags |" in shown
 
 
 CHANGES = (

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from project import ROOT
+from random_network import random_trained
 
 from fullscale.evaluation.score_files import (
     read_scores,
@@ -33,6 +34,7 @@ from fullscale.prediction.network_files import (
     load_trained,
     save_trained,
 )
+from fullscale.prediction.segmentation import Model
 from fullscale.reporting.model_card import make_model_page
 from fullscale.reporting.results import read_results
 from fullscale.reporting.text_summary import (
@@ -68,6 +70,7 @@ from tasks.register import (
     register,
     score_champion,
 )
+from tasks.score import CohortScores, publish
 
 PROVENANCE = Provenance(git_commit="c" * 40, data_version="d" * 32 + ".dir")
 TEST_CASES = ["case_00", "case_01", "case_06"]
@@ -145,6 +148,11 @@ def test_pass_registers_first_version_with_both_aliases(project, tiny_params, em
     check_better_candidate(project, tiny_params, empty_store)
 
 
+def as_model(name, version, params):
+    """A version as `find_model` returns it, with another network: only its name matters here."""
+    return Model(name, version, "a" * 64, 0.5, random_trained(params))
+
+
 def test_version_says_why_until_a_person_says_otherwise(project, tiny_params, mlflow_store):
     settings = tiny_params.register_.model_copy(update={"model_name": "described"})
     params = tiny_params.model_copy(update={"register_": settings})
@@ -166,15 +174,31 @@ def test_version_says_why_until_a_person_says_otherwise(project, tiny_params, ml
     assert Image.open(picture).size == (1000, 200)
     assert f"get-artifact?path=page%2Fworst.png&run_uuid={version.run_id}" in page
 
+    scores = pd.DataFrame({"patient": ["p1", "p2"]})
+    summary = {"test_set": "b" * 16, "test/dice/liver": 0.75, "test/num_cases/liver": 2}
+    elsewhere = CohortScores("Elsewhere", scores, summary, ())
+    model = as_model("described", version.version, params)
+    (project / "out").mkdir()
+    (project / "out/cases.csv").write_text("case\n")
+    publish(elsewhere, model, project / "out", mlflow_store)
     rescale(project, "unet", 0.7)
-    _, page, _ = look()
+    version, page, _ = look()
     assert "+0.2000" in page
+    assert page.index("### Internal") < page.index("### External") < page.index("### Pictures")
+    assert "| Elsewhere&nbsp; | liver&nbsp; | 0.7500" in page
+    files = client.list_artifacts(version.run_id, "external/Elsewhere")
+    assert [file.path for file in files] == ["external/Elsewhere/cases.csv"]
 
     client.update_model_version("described", version.version, f"Checked by us.\n\n{page}")
     client.update_registered_model("described", "Ours.")
     rescale(project, "unet", 0.6)
     version, theirs, text = look()
     assert theirs == f"Checked by us.\n\n{page}"
+    publish(replace(elsewhere, cohort="Another"), model, project / "out", mlflow_store)
+    version = client.get_model_version("described", version.version)
+    assert version.description == theirs
+    kept = json.loads(version.tags["fullscale.external.Another"])
+    assert kept["test/dice/liver"] == 0.75
     assert text == "Ours."
     assert "+0.3000" in version.tags["fullscale.verdict.dice_gain"]
 

@@ -235,7 +235,7 @@ def page(finished):
 
 def rendered(results, *sections):
     """A page of some sections only."""
-    return Page(render(results, list(sections), "title", results.notes))
+    return Page(render(list(sections), "title", results.notes, "none", verdict_words(results)))
 
 
 def written(project, **options):
@@ -789,13 +789,14 @@ def test_text_from_files_is_escaped(results, finished, tiny_params):
     results.verdict["test_set"] = f'"><b>{evil}'
     results.verdict["comparisons"][0]["first"] = f'"><img src=x>{evil}'
     text = render(
-        results,
         [
             verdict_section(results, tiny_params),
             provenance_section(results, tiny_params, PROVENANCE),
         ],
         evil,
         [evil],
+        "none",
+        f"PASS: {evil}",
     )
     assert "<script" not in text
     assert "<b>&lt;" not in text
