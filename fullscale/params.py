@@ -364,6 +364,14 @@ class EvaluateParams(ParamsSection):
             "validates with hard"
         ),
     )
+    refine: Literal["none", "largest_component", "crf"] = Field(
+        default="none",
+        description=(
+            "how masks are refined in evaluation and in a registered version: largest_component "
+            "keeps the largest connected part of each organ in 3D; crf fits the edges in each "
+            "slice to the image by a fully connected random field"
+        ),
+    )
     largest_component: bool = Field(
         default=False,
         description="also score the largest component of each organ",

@@ -154,22 +154,33 @@ def parse_command(stage: str, arguments: Sequence[str]) -> Workspace:
     return open_workspace(Path(), _parser(stage).parse_args(arguments).profile)
 
 
-def parse_network_command(stage: str, arguments: Sequence[str]) -> tuple[Workspace, Params, str]:
-    """Return workspace, parameters and network that the command line of a stage names.
+def parse_evaluate_command(arguments: Sequence[str]) -> tuple[Workspace, Params, str, str]:
+    """Return what the command line of stage evaluate names.
+
+    Returns:
+        Workspace, parameters, network, and the name of its reports: the network's, or with
+        `--refine` both, such as unet-crf; then the parameters have that `evaluate.refine`.
 
     Raises:
         StageError: the network is not one of the workspace's.
     """
-    parser = _parser(stage)
+    parser = _parser("evaluate")
     parser.add_argument("network", nargs="?", default="", help="one of networks in params.yaml")
+    parser.add_argument(
+        "--refine", choices=("crf", "largest_component"), help="in place of evaluate.refine"
+    )
     found = parser.parse_args(arguments)
     workspace = open_workspace(Path(), found.profile)
     params = workspace.load_params()
     if found.network not in params.networks:
         raise StageError(
-            f"usage: python -m tasks.{stage} NETWORK, one of {', '.join(params.networks)}"
+            f"usage: python -m tasks.evaluate NETWORK, one of {', '.join(params.networks)}"
         )
-    return workspace, params, found.network
+    if found.refine is None:
+        return workspace, params, found.network, found.network
+    refined = params.evaluate.model_copy(update={"refine": found.refine})
+    params = params.model_copy(update={"evaluate": refined})
+    return workspace, params, found.network, f"{found.network}-{found.refine}"
 
 
 def parse_training_command(arguments: Sequence[str]) -> tuple[Workspace, Params, str, int]:

@@ -388,6 +388,7 @@ def score(
         pick_device(device),
         settings.precision,
         found.gate,
+        found.refine,
     )
     with open_cohort(cohort) as opened:
         scored = run(predictor, opened, params, workspace)
@@ -444,6 +445,13 @@ def predict(
         Path | None,
         typer.Option(help="DICOM structure set to write, *.dcm, if IN is a DICOM series."),
     ] = None,
+    largest_component: Annotated[
+        bool,
+        typer.Option(
+            "--largest-component",
+            help="Keep the largest connected part of each organ, whatever the model's own refine.",
+        ),
+    ] = False,
     strict: Annotated[
         bool,
         typer.Option(
@@ -457,6 +465,8 @@ def predict(
     ] = "auto",
 ) -> None:
     """Segment scans with a registered model. Exit code 3 if some of several scans failed."""
+    from dataclasses import replace
+
     from fullscale.formats.archives import open_source
     from fullscale.prediction.predictor import Predictor, pick_device
     from fullscale.prediction.segmentation import read_batch_size
@@ -478,8 +488,10 @@ def predict(
         where = pick_device(device)
         found = find_model(model or default_model(root), root)
         num_slices = read_batch_size(batch_size, found.trained.description, where)
+        if largest_component:
+            found = replace(found, refine="largest_component")
         predictor = Predictor(
-            found.trained, found.threshold, num_slices, where, precision, found.gate
+            found.trained, found.threshold, num_slices, where, precision, found.gate, found.refine
         )
         typer.echo(f"predict: computing in {predictor.precision} on {where}", err=True)
         outcomes = run(jobs, predictor, found, strict=strict)

@@ -37,7 +37,7 @@ from fullscale.runtime.cpu_kernels import fix_cpu_kernels
 from fullscale.runtime.files import save_picture
 from fullscale.scans.cohort import Case, Cohort, read_cohort
 from fullscale.versioning.provenance import digest_test_set
-from fullscale.workspace import parse_network_command
+from fullscale.workspace import parse_evaluate_command
 
 if TYPE_CHECKING:
     from fullscale.params import Params
@@ -115,10 +115,10 @@ def score_networks(
 
 @report_errors
 def main() -> None:
-    """Run the stage for one network: `python -m tasks.evaluate NETWORK`."""
+    """Run the stage for one network: `python -m tasks.evaluate NETWORK [--refine crf]`."""
     from fullscale.prediction.network_files import choose_deployed
 
-    workspace, params, name = parse_network_command("evaluate", sys.argv[1:])
+    workspace, params, network, name = parse_evaluate_command(sys.argv[1:])
     fix_cpu_kernels(params.train.cpu_kernels, params.train.num_threads)
     cohort = read_cohort(workspace.data)
     split = read_split(workspace.split)
@@ -126,10 +126,10 @@ def main() -> None:
     seeds = tuple(sorted(params.seeds))
     # Each training alone, and with several seeds all of them as an ensemble.
     scored = {
-        group: score_networks(workspace.trainings(name, group), cohort, test_cases, params)
+        group: score_networks(workspace.trainings(network, group), cohort, test_cases, params)
         for group in dict.fromkeys([*((seed,) for seed in seeds), seeds])
     }
-    chosen = choose_deployed(workspace.trainings(name, seeds), params.register_.deploy)
+    chosen = choose_deployed(workspace.trainings(network, seeds), params.register_.deploy)
     members = tuple(int(folder.name) for folder in chosen)
     deployed = scored[members]
     trainings = {seed: scored[seed,].scores for seed in seeds}

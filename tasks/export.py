@@ -52,8 +52,8 @@ def export(path: Path, model: Model, *, tolerance: float = TOLERANCE) -> ExportR
 
     Raises:
         StageError: a package is missing, the file's name is unsuitable, the network is too large
-            for ONNX or has an operation that ONNX lacks, it is an ensemble with gate slab, or the
-            results differ.
+            for ONNX or has an operation that ONNX lacks, it is an ensemble with gate slab, it has
+            refine crf, or the results differ.
     """
     check_request(path)
     network = prepare(model.trained.network)
@@ -62,6 +62,11 @@ def export(path: Path, model: Model, *, tolerance: float = TOLERANCE) -> ExportR
             "an ensemble with gate slab cannot be one ONNX file: each member opens and closes "
             "slices of its own, and a graph does not know its slab; set another evaluate.gate, or "
             "export its members one by one"
+        )
+    if model.refine == "crf":
+        raise StageError(
+            "a model with refine crf cannot be one ONNX file: the field is computed by code of "
+            "this project; set another evaluate.refine, or deploy it with `mlflow models serve`"
         )
     size_px = model.trained.description.slice.size_px
     gating = graph_gating(model.gate)

@@ -44,7 +44,7 @@ from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256, write_atomically
 from fullscale.runtime.progress import training_title
 from fullscale.scans.cohort import Cohort, read_cohort
-from fullscale.serving.model_lookup import DEFAULT_GATE, DEFAULT_THRESHOLD
+from fullscale.serving.model_lookup import DEFAULT_GATE, DEFAULT_REFINE, DEFAULT_THRESHOLD
 from fullscale.serving.row_segmenter import ANSWERS, COLUMNS, example_rows
 from fullscale.tracking.outages import translate_outages
 from fullscale.tracking.registry import (
@@ -83,6 +83,7 @@ from fullscale.versioning.provenance import digest_test_set, read_provenance
 from fullscale.workspace import Workspace, open_workspace
 
 if TYPE_CHECKING:
+    from fullscale.prediction.predictor import Refine
     from model.output import Gating
 
 CHAMPION_METRICS = ("num_cases", "dice", "num_free_slices", "slice_fpr")
@@ -160,6 +161,7 @@ def score_champion(
             update={
                 "threshold": float(model_settings(folder).get("threshold", DEFAULT_THRESHOLD)),
                 "gate": model_settings(folder).get("gate", DEFAULT_GATE),
+                "refine": model_settings(folder).get("refine", DEFAULT_REFINE),
                 "largest_component": False,
                 "ablate_slice_classifier": False,
             }
@@ -372,7 +374,9 @@ def package_candidate(params: Params, workspace: Workspace) -> ModelPackage:
     folders = deployed_folders(params, workspace, params.register_.candidate)
     settings = params.evaluate
     files = {"verdict": workspace.verdict}
-    return package_networks(folders, workspace.root, settings.threshold, settings.gate, files)
+    return package_networks(
+        folders, workspace.root, settings.threshold, settings.gate, settings.refine, files
+    )
 
 
 def package_networks(
@@ -380,6 +384,7 @@ def package_networks(
     root: Path,
     threshold: float,
     gate: Gating = DEFAULT_GATE,
+    refine: Refine = DEFAULT_REFINE,
     more_files: Mapping[str, Path] = MappingProxyType({}),
 ) -> ModelPackage:
     """Return what a version of a trained network, or of an ensemble, consists of.
@@ -389,13 +394,14 @@ def package_networks(
         root: the project, whose code goes with the version.
         threshold: probability from which a voxel belongs to an organ.
         gate: how the slice classifier (CGM) acts, as `model.output.gate_weights` takes it.
+        refine: how masks are refined, as `Predictor` takes it.
         more_files: artifact name to file, in addition to the network's.
     """
     return ModelPackage(
         trained_files={**package_files(folders), **more_files},
         code=tuple(root / package for package in PACKAGES),
         model_file=root / "fullscale/serving/pyfunc_model.py",
-        model_config={"threshold": threshold, "gate": gate},
+        model_config={"threshold": threshold, "gate": gate, "refine": refine},
         pip_requirements=[f"{library}=={get_version(library)}" for library in LIBRARIES],
         inputs=COLUMNS,
         outputs=ANSWERS,

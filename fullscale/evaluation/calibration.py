@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fullscale.evaluation.surface import Box, Mask, bounding_box
+from fullscale.prediction.components import Box, Mask, bounding_box
 
 NUM_BINS = 10
 UNCERTAIN = (0.1, 0.9)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fullscale.evaluation.metrics import score_classifier, score_overlap, score_physical
-from fullscale.evaluation.surface import Mask, largest_component
+from fullscale.prediction.components import Mask, largest_component
 from fullscale.scans.volume import Volume, read_image, read_labels
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fullscale.evaluation.surface import ROUNDING_MM, Mask, diagonal_mm, surface_distances
+from fullscale.evaluation.surface import ROUNDING_MM, diagonal_mm, surface_distances
 from fullscale.evaluation.surface_area import area_surface_dice
+from fullscale.prediction.components import Mask
 from model.overlap import dice_score, share
 
 NEAR_MM = 10.0

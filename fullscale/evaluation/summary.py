@@ -243,6 +243,7 @@ def evaluate_network(
         settings.batch_size,
         precision=settings.precision,
         gate=settings.gate,
+        refine=settings.refine,
     )
     cases = [by_name[name] for name in test_cases]
     return predictor, score_cases(predictor, cases, cohort, settings, calibration, organs)

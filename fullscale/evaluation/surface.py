@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from fullscale.prediction.components import Mask, bounding_box
+
 ROUNDING_MM = 1e-4
 """Added to tolerances, because file headers give spacing in single precision."""
-
-Mask = NDArray[np.bool_]
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -121,43 +120,9 @@ def surface_points(mask_ZYX: Mask, spacing_mm: Sequence[float]) -> NDArray[np.fl
     return np.asarray((np.argwhere(surface_ZYX) + start) * np.asarray(spacing_mm, dtype=float))
 
 
-def bounding_box(mask_ZYX: Mask) -> Box | None:
-    """Return the smallest box that holds a mask, or None for an empty mask."""
-    with_mask = [mask_ZYX.any(axis=axes) for axes in ((1, 2), (0, 2), (0, 1))]
-    if not with_mask[0].any():
-        return None
-    z, y, x = (np.flatnonzero(each) for each in with_mask)
-    return (
-        slice(int(z[0]), int(z[-1]) + 1),
-        slice(int(y[0]), int(y[-1]) + 1),
-        slice(int(x[0]), int(x[-1]) + 1),
-    )
-
-
 def diagonal_mm(shape_ZYX: Sequence[int], spacing_mm: Sequence[float]) -> float:
     """Return the length of a scan from corner to opposite corner, in mm."""
     return math.hypot(*(num * step for num, step in zip(shape_ZYX, spacing_mm, strict=True)))
-
-
-def largest_component(mask_ZYX: Mask) -> Mask:
-    """Return a mask's largest connected component in 3D, with 26 neighbours.
-
-    Of two equally large components the first in memory order is kept.
-
-    Args:
-        mask_ZYX: boolean.
-
-    Returns:
-        Boolean, same shape; empty for an empty mask.
-    """
-    largest_ZYX = np.zeros_like(mask_ZYX)
-    box = bounding_box(mask_ZYX)
-    if box is not None:
-        part_ZYX = mask_ZYX[box]
-        component_ZYX, _ = ndimage.label(part_ZYX, structure=np.ones((3, 3, 3)))
-        # Only the mask's voxels, because bincount converts its input to 64-bit integers.
-        largest_ZYX[box] = component_ZYX == np.bincount(component_ZYX[part_ZYX]).argmax()
-    return largest_ZYX
 
 
 def _to_nearest(

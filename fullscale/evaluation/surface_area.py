@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from fullscale.evaluation.surface import ROUNDING_MM, Mask, bounding_box
+from fullscale.evaluation.surface import ROUNDING_MM
+from fullscale.prediction.components import Mask, bounding_box
 
 Vector = tuple[int, int, int]
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fullscale.prediction.components import keep_largest_components
+from fullscale.prediction.crf import refine_slices
 from fullscale.prediction.network_files import NetworkDescription, Trained
 from fullscale.runtime.errors import StageError
 from fullscale.scans.slicing import Grid, plan_grid, restore, slice_image
@@ -38,12 +40,14 @@ class SlicePrediction:
         organs: in the order of the network's channels.
         prediction: probabilities of pixels, and of the slice classifier (CGM).
         reach: see `model.output.slab_reach`.
+        image_ZHW: the slices, float32 in [0, 1].
     """
 
     grid: Grid
     organs: tuple[str, ...]
     prediction: Prediction
     reach: int
+    image_ZHW: Tensor
 
     def restore(self, organ: str) -> np.ndarray:
         """Return the probability of an organ on the scan's own voxels, canonical orientation.
@@ -142,6 +146,9 @@ class Segmentation:
 Precision = Literal["auto", "fp32", "bf16"]
 """Number format of convolutions, see `pick_precision`."""
 
+Refine = Literal["none", "largest_component", "crf"]
+"""How masks are refined: `components.keep_largest_components`, or `crf.refine_slices`."""
+
 Progress = Callable[[Iterable[BatchPrediction], str, int], Iterable[BatchPrediction]]
 """Wraps an iterable to show progress: (batches, unit, number); see runtime.console.track."""
 
@@ -203,6 +210,8 @@ class Predictor:
         device: where to compute; None = as `pick_device("auto")`.
         precision: number format of convolutions, see `pick_precision`.
         gate: how the slice classifier (CGM) acts, see `model.output.gate_weights`.
+        refine: how masks are refined after it: "crf" changes the probabilities of each slice,
+            "largest_component" the label map.
 
     Attributes:
         num_members: networks that segment together; 1 for a single one.
@@ -217,11 +226,13 @@ class Predictor:
         device: torch.device | None = None,
         precision: str = "fp32",
         gate: Gating = "hard",
+        refine: Refine = "none",
     ) -> None:
         self.description: NetworkDescription = trained.description
         self.num_members = trained.num_members
         self.threshold = threshold
         self.gate = gate
+        self.refine = refine
         self._network = prepare(trained.network)
         device = device or pick_device()
         dtype = pick_precision(precision, device)
@@ -235,7 +246,7 @@ class Predictor:
         )
 
     def predict(self, scan: Volume, gating: Gating | None = None) -> SlicePrediction:
-        """Compute the probabilities of all slices of a scan.
+        """Compute the probabilities of all slices of a scan, before they are refined.
 
         Args:
             scan: HU in canonical orientation.
@@ -249,10 +260,13 @@ class Predictor:
         settings = replace(self._settings_for(scan), gating=gating or self.gate)
         prediction = predict_slices(self._network, image_ZHW, settings)
         reach = slab_reach(settings.neighbour_step)
-        return SlicePrediction(grid, tuple(self.description.organs), prediction, reach)
+        organs = tuple(self.description.organs)
+        return SlicePrediction(grid, organs, prediction, reach, image_ZHW)
 
     def slabs(self, scan: Volume, progress: Progress | None = None) -> Iterator[Slab]:
         """Segment a scan from the feet up; memory holds its slices and one batch.
+
+        A label map of all slabs is complete only after `finish_labels`.
 
         Args:
             scan: HU in canonical orientation.
@@ -268,8 +282,11 @@ class Predictor:
         if progress is not None:
             batches = progress(batches, "slices", -(-len(image_ZHW) // self._settings.batch_size))
         for batch in batches:
+            probability_KBHW = batch.probabilities
+            if self.refine == "crf":
+                probability_KBHW = self._apply_crf(probability_KBHW, image_ZHW[batch.slices])
             yield from _restore_slabs(
-                grid, batch.slices.start, batch.probabilities, batch.organ_probability
+                grid, batch.slices.start, probability_KBHW, batch.organ_probability
             )
 
     def segment(self, scan: Volume) -> Segmentation:
@@ -284,13 +301,25 @@ class Predictor:
         label_ZYX = np.zeros(scan.values_ZYX.shape, dtype=np.uint8)
         for slab in self.slabs(scan):
             label_ZYX[slab.z] = self.to_labels(slab)
+        self.finish_labels(label_ZYX)
         organs = self.description.organs
         masks = {organ: label_ZYX == label_ids[0] for organ, label_ids in organs.items()}
         return Segmentation(masks, label_ZYX)
 
     def label_map(self, found: SlicePrediction) -> np.ndarray:
         """Return the label map of a prediction, uint8 (Z, Y, X); see `Segmentation`."""
-        return np.concatenate([self.to_labels(slab) for slab in found.slabs()])
+        if self.refine == "crf":
+            refined = self._apply_crf(found.prediction.probabilities, found.image_ZHW)
+            found = replace(found, prediction=found.prediction._replace(probabilities=refined))
+        label_ZYX = np.concatenate([self.to_labels(slab) for slab in found.slabs()])
+        self.finish_labels(label_ZYX)
+        return label_ZYX
+
+    def finish_labels(self, label_ZYX: np.ndarray) -> None:
+        """Apply what needs the whole label map, in place: refine "largest_component"."""
+        if self.refine == "largest_component":
+            label_ids = (ids[0] for ids in self.description.organs.values())
+            keep_largest_components(label_ZYX, label_ids)
 
     def to_labels(self, slab: Slab) -> np.ndarray:
         """Return the label map of a slab, uint8 (Z, Y, X); see `Segmentation`."""
@@ -302,6 +331,17 @@ class Predictor:
             label_ZYX[found_ZYX >= highest_ZYX] = label_ids[0]
             np.maximum(highest_ZYX, found_ZYX, out=highest_ZYX)
         return label_ZYX
+
+    def _apply_crf(self, probability_KBHW: Tensor, image_BHW: Tensor) -> Tensor:
+        """Return the probabilities of slices after the CRF, on the CPU."""
+        settings, device = self.description.slice, self._settings.device
+        refined_KBHW = refine_slices(
+            probability_KBHW.to(device),
+            image_BHW.to(device),
+            settings.pixel_mm,
+            settings.window_hu,
+        )
+        return refined_KBHW.cpu()
 
     def _settings_for(self, scan: Volume) -> InferenceSettings:
         """Return the settings of inference with the distance of neighbours in this scan."""

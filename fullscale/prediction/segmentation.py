@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from fullscale.prediction.network_files import NetworkDescription, Trained
-from fullscale.prediction.predictor import Precision, Predictor, Progress
+from fullscale.prediction.predictor import MAX_SLAB_SLICES, Precision, Predictor, Progress, Refine
 from fullscale.runtime.errors import StageError
 from fullscale.scans.volume import Volume
 from model.output import Gating
@@ -36,6 +36,7 @@ class Model:
         threshold: probability from which a voxel belongs to an organ.
         trained: network and description.
         gate: how the slice classifier (CGM) acts, as `model.output.gate_weights` takes it.
+        refine: how masks are refined, as `Predictor` takes it.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Model:
     threshold: float
     trained: Trained
     gate: Gating = "hard"
+    refine: Refine = "none"
 
 
 @dataclass(frozen=True)
@@ -131,15 +133,18 @@ def segment_scan(
     slab_probabilities = []
     try:
         for slab in predictor.slabs(scan, progress):
-            label_ZYX[slab.z] = labels = predictor.to_labels(slab)
-            for k, (organ, label_ids) in enumerate(organs.items()):
-                mask_ZYX = labels == label_ids[0]
-                voxels_KZ[k, slab.z] = np.count_nonzero(mask_ZYX, axis=(1, 2))
-                sum_hu_K[k] += scan.values_ZYX[slab.z][mask_ZYX].sum(dtype=np.float64)
-                if keep_probabilities:
-                    kept[organ][slab.z] = slab.probability_KZYX[k]
+            label_ZYX[slab.z] = predictor.to_labels(slab)
+            for organ, probability_ZYX in zip(kept, slab.probability_KZYX, strict=False):
+                kept[organ][slab.z] = probability_ZYX
             if slab.organ_probability_ZK is not None:
                 slab_probabilities.append(slab.organ_probability_ZK)
+        predictor.finish_labels(label_ZYX)
+        for start in range(0, len(label_ZYX), MAX_SLAB_SLICES):
+            z = slice(start, start + MAX_SLAB_SLICES)
+            for k, label_ids in enumerate(organs.values()):
+                mask_ZYX = label_ZYX[z] == label_ids[0]
+                voxels_KZ[k, z] = np.count_nonzero(mask_ZYX, axis=(1, 2))
+                sum_hu_K[k] += scan.values_ZYX[z][mask_ZYX].sum(dtype=np.float64)
     except (MemoryError, torch.OutOfMemoryError):
         raise StageError(
             "memory ran out; try a smaller --batch-size, or --device cpu where a GPU is too small"

@@ -100,6 +100,7 @@ def _load(name: str, params: Params, results: Results) -> Predictor:
         settings.batch_size,
         precision=settings.precision,
         gate=settings.gate,
+        refine=settings.refine,
     )
 
 

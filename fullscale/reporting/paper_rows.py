@@ -23,14 +23,12 @@ from fullscale.workspace import Workspace
 
 if TYPE_CHECKING:
     from fullscale.prediction.network_files import Trained
+    from fullscale.prediction.predictor import Refine
 
 PUBLISHED = Path("paper/published.csv")
 NUM_TIMED = 3
-CRF_REASON = (
-    "no maintained library: pydensecrf 1.0 does not build with current Cython, its fork "
-    "pydensecrf2 1.1 and SimpleCRF 0.2.1.1 have had no release for years and come as source that "
-    "needs a C++ compiler"
-)
+CRF = "-crf"
+"""Suffix of a row whose masks are those of the row without it, refined by a CRF."""
 CLAIMS = (
     ("unet3plus", "unet", "UNet 3+ over UNet, plain encoder"),
     ("unet3plus", "unetplusplus", "UNet 3+ over UNet++, plain encoder"),
@@ -48,7 +46,7 @@ class PaperRow:
     """A network of the comparison.
 
     Attributes:
-        network: its key in params, or "unet-crf".
+        network: its key in params; with the suffix `CRF`, of that network after a CRF.
         title, encoder: as in the paper.
         published: organ to Dice in the paper; NaN if not published.
         summary: means over the trainings; empty if the row was not run.
@@ -116,7 +114,7 @@ class Setting:
 
 
 def read_rows(workspace: Workspace, params: Params, scan: Volume) -> list[PaperRow]:
-    """Return every row of the paper's tables, with the values measured here.
+    """Return the rows of the paper's tables whose network a profile has, with its values.
 
     Args:
         workspace: of the profile.
@@ -124,7 +122,11 @@ def read_rows(workspace: Workspace, params: Params, scan: Volume) -> list[PaperR
         scan: every network is timed on this scan.
     """
     published = pd.read_csv(workspace.root / PUBLISHED, index_col="network")
-    facts = [(str(name), facts) for name, facts in published.iterrows()]
+    facts = [
+        (str(name), facts)
+        for name, facts in published.iterrows()
+        if str(name).removesuffix(CRF) in params.networks
+    ]
     return [
         _read_row(name, fact, workspace, params, scan)
         for name, fact in track(facts, "table", len(facts))
@@ -144,11 +146,11 @@ def _read_row(
         encoder=str(facts["encoder"]),
         published={organ: float(facts.get(organ, math.nan)) for organ in params.organs},
     )
-    if name not in params.networks:
-        return replace(row, reason=CRF_REASON)
     if not workspace.summary(name).is_file():
         return replace(row, reason=f"{workspace.summary(name)} is missing")
-    trained = load_trained(workspace.trained(name, min(params.seeds)))
+    network = name.removesuffix(CRF)
+    refine: Refine = params.evaluate.refine if network == name else "crf"
+    trained = load_trained(workspace.trained(network, min(params.seeds)))
     description = trained.description
     cost = compute_cost(lambda: build(description), NUM_ADJACENT_SLICES, params.slice.size_px)
     published_m = NETWORKS[description.architecture].published_parameters_m
@@ -158,7 +160,7 @@ def _read_row(
         parameters=cost.parameters,
         published_parameters_m=published_m.get(description.encoder, math.nan),
         gmac=cost.gmac,
-        seconds_per_scan=time_scan(trained, params, scan),
+        seconds_per_scan=time_scan(trained, params, scan, refine),
     )
 
 
@@ -174,13 +176,14 @@ def _mean_of_trainings(workspace: Workspace, name: str, params: Params) -> dict[
     return {**metrics, **counts}  # a case is one, however often the network was trained
 
 
-def time_scan(trained: Trained, params: Params, scan: Volume) -> float:
+def time_scan(trained: Trained, params: Params, scan: Volume, refine: Refine) -> float:
     """Return seconds to segment a scan without reading it: the median of `NUM_TIMED` after a first.
 
     Args:
         trained: the network.
         params: section evaluate.
         scan: HU in canonical orientation.
+        refine: how masks are refined.
     """
     from fullscale.prediction.predictor import Predictor
 
@@ -191,6 +194,7 @@ def time_scan(trained: Trained, params: Params, scan: Volume) -> float:
         settings.batch_size,
         precision=settings.precision,
         gate=settings.gate,
+        refine=refine,
     )
     took_s = []
     for _ in range(1 + NUM_TIMED):

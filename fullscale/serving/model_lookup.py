@@ -15,6 +15,7 @@ from fullscale.prediction.network_files import (
     load_members,
     member_folders,
 )
+from fullscale.prediction.predictor import Refine
 from fullscale.prediction.segmentation import Model
 from fullscale.runtime.errors import StageError
 from fullscale.tracking.registry import (
@@ -33,7 +34,8 @@ from model.output import Gating
 
 DEFAULT_THRESHOLD = 0.5
 DEFAULT_GATE: Gating = "hard"
-"""Also of versions that were registered before there was another."""
+DEFAULT_REFINE: Refine = "none"
+"""Also of versions that were registered before there was another, as is DEFAULT_GATE."""
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
@@ -58,8 +60,8 @@ def find_model(wanted: str, root: Path) -> Model:
     Args:
         wanted: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder that stage train wrote:
             of one training, or of all trainings of a network, which then segment together.
-        root: the project's root folder. Its registry is used unless MLFLOW_TRACKING_URI is set. The
-            threshold and gate of its params.yaml apply to a folder; a version has its own.
+        root: the project's root folder. Its registry is used unless MLFLOW_TRACKING_URI is set.
+            Threshold, gate and refine of its params.yaml apply to a folder; a version has its own.
 
     Raises:
         StageError: there is no such model, or its files are missing, damaged or altered since the
@@ -74,12 +76,12 @@ def _from_folder(folder: Path, root: Path) -> Model:
     folders = member_folders(folder)
     trained = load_members(folders)
     params_file = root / "params.yaml"
-    threshold, gate = DEFAULT_THRESHOLD, DEFAULT_GATE
+    threshold, gate, refine = DEFAULT_THRESHOLD, DEFAULT_GATE, DEFAULT_REFINE
     if params_file.is_file():
         settings = load_params(params_file).evaluate
-        threshold, gate = settings.threshold, settings.gate
+        threshold, gate, refine = settings.threshold, settings.gate, settings.refine
     digest = digest_weights(folders)
-    return Model(trained.description.name, None, digest, threshold, trained, gate)
+    return Model(trained.description.name, None, digest, threshold, trained, gate, refine)
 
 
 def find_version_number(wanted: str, root: Path) -> str | None:
@@ -171,4 +173,5 @@ def _from_registry(wanted: str, root: Path) -> Model:
             float(settings.get("threshold", DEFAULT_THRESHOLD)),
             load_members(folders),
             settings.get("gate", DEFAULT_GATE),
+            settings.get("refine", DEFAULT_REFINE),
         )

@@ -49,7 +49,8 @@ organ_probability says whether the slice holds the organ. With gate hard, probab
 organ_probability is 0.5 or less; with soft it is multiplied by organ_probability already. With \
 slab it is not changed yet: set it to 0 in a slice where organ_probability is 0.5 or less in the \
 slice itself, in the next one on each side, and in all others at most neighbour_mm away. With none \
-it stays as it is."""
+it stays as it is. With refine largest_component, at last only the largest connected part of each \
+organ in the scan's label map is kept, corners of voxels touching; with none the map stays."""
 
 
 class DeployedNetwork(nn.Module):
@@ -166,6 +167,7 @@ def add_metadata(written: onnx_ir.Model, model: Model) -> None:
         "num_adjacent_slices": NUM_ADJACENT_SLICES,
         "threshold": model.threshold,
         "gate": model.gate,
+        "refine": model.refine,
         "trained_on": description.trained_on and description.trained_on.model_dump(),
     }
     written.metadata_props.clear()

@@ -32,6 +32,7 @@ class OrganSegmenter(PythonModel):
             threshold=context.model_config["threshold"],
             trained=trained,
             gate=context.model_config["gate"],
+            refine=context.model_config["refine"],
         )
         self._segmenter = RowSegmenter(model, ScanLimits.from_environment())
 

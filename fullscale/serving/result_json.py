@@ -35,6 +35,7 @@ def result_to_json(
         },
         "threshold": model.threshold,
         "gate": model.gate,
+        "refine": model.refine,
         "precision": found.precision,
         "warnings": [
             {"code": each.code, "found": each.found, "wanted": each.wanted}

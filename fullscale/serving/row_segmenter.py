@@ -53,7 +53,13 @@ class RowSegmenter:
         where = pick_device(device)
         batch_size = read_batch_size("auto", model.trained.description, where)
         self._predictor = Predictor(
-            model.trained, model.threshold, batch_size, where, precision, model.gate
+            model.trained,
+            model.threshold,
+            batch_size,
+            where,
+            precision,
+            model.gate,
+            model.refine,
         )
 
     def segment(self, rows: pd.DataFrame) -> pd.DataFrame:

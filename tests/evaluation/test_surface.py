@@ -13,12 +13,11 @@ from scipy.spatial.distance import cdist
 from fullscale.evaluation.metrics import score_overlap, score_physical
 from fullscale.evaluation.surface import (
     SurfaceDistances,
-    bounding_box,
     diagonal_mm,
-    largest_component,
     surface_distances,
     surface_points,
 )
+from fullscale.prediction.components import bounding_box, largest_component
 
 ROOT = Path(__file__).parents[2]
 EMPTY = np.zeros((4, 5, 6), dtype=bool)
@@ -244,7 +243,7 @@ FULL_SIZE = """
 import json, resource, time
 import numpy as np
 from fullscale.evaluation.metrics import score_classifier, score_overlap, score_physical
-from fullscale.evaluation.surface import largest_component
+from fullscale.prediction.components import largest_component
 
 def organ(centre, radius):
     mask = np.zeros((600, 512, 512), dtype=bool)

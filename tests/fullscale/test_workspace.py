@@ -10,7 +10,7 @@ from fullscale.runtime.errors import StageError
 from fullscale.workspace import (
     open_workspace,
     parse_command,
-    parse_network_command,
+    parse_evaluate_command,
     parse_training_command,
 )
 
@@ -73,10 +73,12 @@ def test_sections_in_two_files_are_refused(tmp_path):
 
 
 def test_command_names_profile_and_network(in_root):
-    workspace, params, network = parse_network_command(
-        "evaluate", ["pspnet", "--profile", "paper/sample"]
-    )
+    named = ["pspnet", "--profile", "paper/sample"]
+    workspace, params, network, reports = parse_evaluate_command(named)
     assert workspace.profile == "paper/sample"
+    assert (network, reports, params.evaluate.refine) == ("pspnet", "pspnet", "none")
+    _, params, network, reports = parse_evaluate_command([*named, "--refine", "crf"])
+    assert (network, reports, params.evaluate.refine) == ("pspnet", "pspnet-crf", "crf")
     assert params.recipes[network].architecture == "pspnet"
     assert parse_command("slice", []).profile == ""
     profile = ["--profile", "paper/sample"]
@@ -87,7 +89,7 @@ def test_command_names_profile_and_network(in_root):
 @pytest.mark.parametrize("arguments", [[], ["pspnet"]])
 def test_command_with_no_network_of_the_pipeline_is_refused(in_root, arguments):
     with pytest.raises(StageError, match=r"python -m tasks\.evaluate NETWORK, one of unet, unet3p"):
-        parse_network_command("evaluate", arguments)
+        parse_evaluate_command(arguments)
 
 
 @pytest.mark.parametrize("arguments", [["unet"], ["unet", "7"], ["unet", "-0"], ["pspnet", "0"]])

@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_network import random_trained
 
+from fullscale.prediction.components import largest_component
+from fullscale.prediction.crf import refine_slices
 from fullscale.prediction.predictor import MAX_SLAB_SLICES, Predictor, pick_device, pick_precision
 from fullscale.prediction.segmentation import (
     CPU_BATCH_BYTES,
@@ -237,3 +240,49 @@ def test_bf16_draws_the_same_organs_but_for_their_edges(tiny_params, body, predi
     found, exact = segment_scan(half, scan), segment_scan(predictor, scan)
     assert (found.precision, exact.precision) == ("bf16", "fp32")
     assert 0 < (found.label_ZYX != exact.label_ZYX).mean() < 0.03
+
+
+def refined(tiny_params, refine):
+    """A predictor of the same network, with another way to refine."""
+    return Predictor(random_trained(tiny_params, seed=2), 0.5, 8, CPU, refine=refine)
+
+
+def test_largest_component_is_kept_of_each_organ_in_every_way_to_segment(tiny_params, body):
+    scan = as_stored(body[0], "LPS")
+    plain, clean = (refined(tiny_params, each) for each in ("none", "largest_component"))
+    found = segment_scan(clean, scan)
+    num_lost = 0
+    wanted_ZYX = np.zeros_like(found.label_ZYX)
+    for organ, mask_ZYX in plain.segment(scan).masks.items():
+        largest_ZYX = largest_component(mask_ZYX)
+        num_lost += int(mask_ZYX.sum() - largest_ZYX.sum())
+        wanted_ZYX[largest_ZYX] = clean.description.organs[organ][0]
+        assert found.organs[organ].voxels_Z.sum() == largest_ZYX.sum()
+        hu = scan.values_ZYX[largest_ZYX].mean(dtype=np.float64)
+        assert found.organs[organ].mean_hu == pytest.approx(hu)
+    assert num_lost > 0
+    for label_ZYX in (
+        found.label_ZYX, clean.segment(scan).label_map, clean.label_map(clean.predict(scan)),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(label_ZYX, wanted_ZYX)
+
+
+def test_crf_sees_the_slices_and_gives_one_map_in_every_way_to_segment(tiny_params):
+    scan = as_stored(make_body((5, 40, 48), SPACING_MM)[0], "LPS")
+    crf = refined(tiny_params, "crf")
+    predicted = crf.predict(scan)
+    settings = crf.description.slice
+    refined_KZHW = refine_slices(
+        predicted.prediction.probabilities,
+        predicted.image_ZHW,
+        settings.pixel_mm,
+        settings.window_hu,
+    )
+    assert (refined_KZHW - predicted.prediction.probabilities).abs().max() > 0.1
+    prediction = predicted.prediction._replace(probabilities=refined_KZHW)
+    slabs = replace(predicted, prediction=prediction).slabs()
+    wanted_ZYX = np.concatenate([crf.to_labels(slab) for slab in slabs])
+    for label_ZYX in (
+        segment_scan(crf, scan).label_ZYX, crf.segment(scan).label_map, crf.label_map(predicted),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(label_ZYX, wanted_ZYX)

@@ -44,7 +44,7 @@ def register(store, folder, tags=None):
             {"weights": folder / WEIGHTS_NAME, "description": folder / DESCRIPTION_NAME},
             code=(ROOT / "fullscale",),
             model_file=ROOT / "fullscale/serving/pyfunc_model.py",
-            model_config={"threshold": 0.25, "gate": "slab"},
+            model_config={"threshold": 0.25, "gate": "slab", "refine": "crf"},
             pip_requirements=["torch"],
             inputs=COLUMNS,
             outputs=ANSWERS,
@@ -92,9 +92,11 @@ def test_folder_is_a_model_of_the_network_in_it(folder, tmp_path):
 
 def test_folder_goes_with_threshold_and_gate_of_the_project(folder, tmp_path):
     text = (ROOT / "params.yaml").read_text().replace("threshold: 0.5", "threshold: 0.375")
+    text = text.replace("refine: none", "refine: largest_component")
     (tmp_path / "params.yaml").write_text(text.replace("gate: hard", "gate: soft"))
     model = find_model(str(folder), tmp_path)
     assert (model.threshold, model.gate) == (0.375, "soft")
+    assert model.refine == "largest_component"
 
 
 def test_folder_without_a_network_is_named(tmp_path):
@@ -126,7 +128,7 @@ def test_version_is_found_by_number_and_by_alias(versions, registry, folder, tmp
     good, _, _ = versions
     model = find_model(f"models:/{NAME}{form.format(good=good)}", tmp_path)
     assert (model.name, model.version, model.threshold) == (NAME, good, 0.25)
-    assert model.gate == "slab"
+    assert (model.gate, model.refine) == ("slab", "crf")
     assert model.weights_sha256 == file_sha256(folder / WEIGHTS_NAME)
     assert model.trained.description == load_trained(folder).description
 

@@ -97,7 +97,7 @@ class Annotator(Predictor):
     """Replacement of a network: returns the annotation itself, or an edit of it."""
 
     def __init__(self, predictor, cohort, edit, classifier, claims=None):
-        self.threshold, self.gate, self.num_members = 0.5, "hard", 1
+        self.threshold, self.gate, self.num_members, self.refine = 0.5, "hard", 1, "none"
         self.description = predictor.description
         self._edit, self._classifier, self._claims = edit, classifier, claims
         self._labels = {

@@ -163,6 +163,12 @@ def test_file_of_an_ensemble_computes_what_prediction_computes_or_is_not_written
     assert not (tmp_path / "wrong.onnx").exists()
 
 
+def test_model_with_a_crf_is_refused(tiny_params, tmp_path):
+    model = replace(random_model(tiny_params), refine="crf")
+    with pytest.raises(StageError, match="a model with refine crf cannot be one ONNX file"):
+        export(tmp_path / "organs.onnx", model)
+
+
 def test_ensemble_with_gate_slab_is_refused(tiny_params, tmp_path):
     networks = [random_trained(tiny_params, seed=seed).network for seed in range(2)]
     together = Trained(Ensemble(networks).eval(), random_trained(tiny_params).description)
@@ -188,6 +194,7 @@ def test_file_says_how_a_slice_is_prepared(file, classified):
         "num_adjacent_slices": 3,
         "threshold": THRESHOLD,
         "gate": "hard",
+        "refine": "none",
         "trained_on": json.loads(TRAINED_ON.model_dump_json()),
     }
     for key in ("size_px", "pixel_mm", "neighbour_mm", "body_threshold_hu", "window_hu"):
@@ -333,7 +340,7 @@ def test_missing_package_is_named(tiny_params, tmp_path, monkeypatch):
         export(tmp_path / "organs.onnx", random_model(tiny_params))
 
 
-def alternating(tiny_params, gate):
+def alternating(tiny_params, gate, refine):
     """A model that finds each organ in some slices of a scan, whose probabilities overlap."""
     trained = random_trained(tiny_params, trained_on=TRAINED_ON)
     settle(trained.network)
@@ -342,15 +349,17 @@ def alternating(tiny_params, gate):
     found = Predictor(trained, 0.5, 4, torch.device("cpu")).predict(scan, "none")
     odds_ZK = found.prediction.organ_probability.double().logit(eps=1e-6)
     bias_K2[:, 1] -= odds_ZK.quantile(0.7, dim=0).float()
-    return Model("organs", "3", SHA256, THRESHOLD, trained, gate)
+    return Model("organs", "3", SHA256, THRESHOLD, trained, gate, refine)
 
 
 # The graph of "none" is that of "slab"; "hard" is compared below.
-@pytest.mark.parametrize("gate", ["slab", "soft"])
-def test_documented_example_finds_what_predict_finds_with_another_gate(tiny_params, tmp_path, gate):
+@pytest.mark.parametrize(("gate", "refine"), [("slab", "largest_component"), ("soft", "none")])
+def test_documented_example_finds_what_predict_finds_with_another_gate(
+    tiny_params, tmp_path, gate, refine
+):
     text = (ROOT / "docs/predict.md").read_text().partition("## ONNX\n")[2]
     (example,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
-    model = alternating(tiny_params, gate)
+    model = alternating(tiny_params, gate, refine)
     export(tmp_path / "organs.onnx", model)
     save_nifti(tmp_path / "scan.nii.gz", make_body()[0], (8.0, 7.0, 7.0), "RAS")
     done = subprocess.run(
@@ -359,7 +368,9 @@ def test_documented_example_finds_what_predict_finds_with_another_gate(tiny_para
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     scan = read_image(tmp_path / "scan.nii.gz")
-    predictor = Predictor(model.trained, THRESHOLD, 4, torch.device("cpu"), gate=gate)
+    predictor = Predictor(
+        model.trained, THRESHOLD, 4, torch.device("cpu"), gate=gate, refine=refine
+    )
     expected = predictor.segment(scan).label_map
     found = np.load(tmp_path / "labels.npy")
     assert (expected > 0).mean() > 0.001
