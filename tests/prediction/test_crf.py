@@ -88,9 +88,9 @@ def test_field_without_weights_changes_nothing():
 
 
 def make_organ():
-    """An organ of 60 HU more than the rest, drawn two columns too small, and noise beside it."""
+    """An organ of 160 HU more than the rest, drawn two columns too small, and noise beside it."""
     image_HW = torch.zeros(24, 24)
-    image_HW[6:18, 6:18] = 0.15
+    image_HW[6:18, 6:18] = 0.4
     probability_HW = torch.full((24, 24), 0.2)
     probability_HW[6:18, 6:18] = 0.8
     probability_HW[6:18, 16:18] = 0.45
