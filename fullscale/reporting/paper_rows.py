@@ -37,6 +37,9 @@ CLAIMS = (
     ("unet3plus-resnet101", "unet3plus-no-ds-resnet101", "deep supervision, ResNet-101"),
     ("unet3plus-hybrid", "unet3plus-resnet101", "hybrid loss over focal loss"),
     ("unet3plus-hybrid-cgm", "unet3plus-hybrid", "CGM"),
+    ("unet3plus", "unet-norm", "UNet 3+ over UNet with batch norm, plain encoder"),
+    ("unet3plus-hybrid-plain", "unet3plus", "hybrid loss over focal loss, plain encoder"),
+    ("unet3plus-hybrid-cgm-plain", "unet3plus-hybrid-plain", "CGM, plain encoder"),
 )
 """Claims of the paper: the better row, the worse row, and the difference between them."""
 

@@ -24,6 +24,7 @@ PAPER_STAGES = (
 )
 CASES = [("dvc.yaml", stage) for stage in STAGES]
 CASES += [("paper/dvc.yaml", stage) for stage in PAPER_STAGES]
+CASES += [("btcv/dvc.yaml", stage) for stage in (*PAPER_STAGES[:5], "paper_table")]
 
 
 @pytest.fixture(scope="module")
@@ -90,22 +91,25 @@ def test_stage_file_and_command_are_the_same_word(file, stage):
 
 
 @pytest.mark.parametrize("stage", PAPER_STAGES[:4])
-def test_both_pipelines_run_a_stage_on_the_same_code(stage):
-    ours, papers = (
+def test_all_pipelines_run_a_stage_on_the_same_code(stage):
+    ours, papers, btcvs = (
         {
             dep
             for dep in read_pipeline(file)["stages"][stage]["deps"]
             if not dep.startswith("artifacts/")
         }
-        for file in ("dvc.yaml", "paper/dvc.yaml")
+        for file in ("dvc.yaml", "paper/dvc.yaml", "btcv/dvc.yaml")
     )
-    assert ours == papers
+    assert ours == papers == btcvs
 
 
 def test_rows_of_the_paper_are_those_that_are_trained():
     trained = read_pipeline("paper/params.yaml")["networks"]
+    on_btcv = read_pipeline("btcv/params.yaml")["networks"]
     published = (ROOT / "paper/published.csv").read_text().splitlines()[1:]
-    assert [line.split(",")[0] for line in published] == [*trained, "unet-crf", "deeplabv2-crf"]
+    rows = [line.split(",")[0] for line in published]
+    more = [name for name in on_btcv if name not in trained]
+    assert rows == [*trained, "unet-crf", "deeplabv2-crf", *more]
 
 
 def test_flow_plans_every_stage_of_the_pipeline(pipeline):

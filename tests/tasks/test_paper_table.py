@@ -1,10 +1,12 @@
 import math
+import shutil
 
 import pandas as pd
 import pytest
 from project import ROOT
 
 from fullscale.evaluation.paired import Gain
+from fullscale.prediction.network_files import build, describe_network
 from fullscale.reporting.paper_rows import (
     CLAIMS,
     Claim,
@@ -17,6 +19,7 @@ from fullscale.reporting.paper_table import draw_table, tabulate_rows, write_mar
 from fullscale.versioning.provenance import Provenance
 from fullscale.workspace import Workspace, open_workspace
 from tasks.paper_table import choose_timed
+from tasks.split import split_cases
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +123,41 @@ def test_picture_shows_every_row(setting):
     assert [text.get_text() for text in panels[0].texts] == ["not run"]
 
 
-def test_claims_are_about_rows_that_are_trained(params):
+@pytest.fixture(scope="module")
+def btcv():
+    return open_workspace(ROOT, "btcv/cpu").load_params()
+
+
+def test_claims_are_about_rows_that_are_trained(params, btcv):
     for better, worse, _ in CLAIMS:
-        assert {better, worse} <= set(params.networks)
-        ours, theirs = params.recipes[better].model_dump(), params.recipes[worse].model_dump()
+        settings = next(each for each in (params, btcv) if {better, worse} <= set(each.networks))
+        ours, theirs = (settings.recipes[name].model_dump() for name in (better, worse))
         differs = {key for key in ours if ours[key] != theirs[key]}
         assert differs <= {"architecture", "deep_supervision", "cgm"} or differs == {"loss_terms"}
+
+
+def test_row_of_btcv_is_the_papers_row_of_that_name(params, btcv):
+    for name in set(params.networks) & set(btcv.networks):
+        assert btcv.recipes[name] == params.recipes[name]
+
+
+def test_rows_of_btcv_are_built_and_carry_every_claim_of_the_plain_encoder(btcv, tmp_path):
+    for name in btcv.networks:
+        build(describe_network(name, btcv.model_copy(update={"organs": {"liver": (1,)}})))
+    assert sum({better, worse} <= set(btcv.networks) for better, worse, _ in CLAIMS) == 6
+    (tmp_path / "paper").mkdir()
+    shutil.copy(ROOT / "paper/published.csv", tmp_path / "paper/published.csv")
+    workspace = Workspace(tmp_path, (), tmp_path / "a", tmp_path / "r", tmp_path / "w", "btcv/cpu")
+    rows = read_rows(workspace, btcv, None)
+    assert {row.network for row in rows} == {*btcv.networks, "unet-crf"}
+
+
+def test_split_of_btcv_tests_six_patients_and_validates_on_three(btcv):
+    numbers = (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40)
+    names = [f"btcv_{number:04d}" for number in numbers]
+    cases = pd.DataFrame({"case": names, "patient": names, "training_only": False})
+    folds = split_cases(cases, btcv.split)["fold"].value_counts().to_dict()
+    assert folds == {"train": 9, "test": 6, "val": 3}
 
 
 def test_rows_without_results_are_not_run(params, tmp_path):
