@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from fullscale.runtime.errors import StageError
-from fullscale.versioning.data_version import list_added_cases
+from fullscale.scans.cohort import read_cohort
 from fullscale.versioning.git import (
     RETRAIN_PREFIX,
     contains,
@@ -47,6 +47,7 @@ def adopt(root: Path, branch: str) -> list[str]:
         )
     _require_clean(root)
     before, old_version = git(root, "rev-parse", "HEAD"), read_data_version(root)
+    old_cases = _list_cases(root)
     if contains(root, before, commit):
         lines = [f"{branch} is merged already"]
     else:
@@ -64,9 +65,16 @@ def adopt(root: Path, branch: str) -> list[str]:
     if new_version == old_version:
         lines.append(f"data version {new_version}, as before")
     else:
-        added = list_added_cases(root, f"{before}..HEAD")
-        lines.append(f"data version {new_version}, was {old_version}: {len(added)} scans added")
+        num_added = len(_list_cases(root) - old_cases)
+        lines.append(f"data version {new_version}, was {old_version}: {num_added} scans added")
     return lines
+
+
+def _list_cases(root: Path) -> set[str]:
+    """Return the names of the cases in data/, which may not be there yet."""
+    if not (root / "data").exists():
+        return set()
+    return {case.name for case in read_cohort(root / "data").cases}
 
 
 def _require_clean(root: Path) -> None:

@@ -17,13 +17,15 @@ RETRAIN_PREFIX = "retrain/"
 CODE_VARIABLE = "FULLSCALE_CODE_BRANCH"
 """Environment variable that names the branch whose code is trained."""
 _LAST_LINES = 3
-# A person's own settings must not change what is committed, pushed or printed.
+# A person's own settings must not change what is committed, merged, pushed or printed.
 _NEUTRAL = {
     "color.ui": "false",
     "commit.gpgSign": "false",
     "commit.template": "",
     "core.hooksPath": "/dev/null",
     "log.showSignature": "false",
+    "merge.ff": "true",
+    "merge.verifySignatures": "false",
     "push.followTags": "false",
     "push.gpgSign": "false",
     "user.useConfigOnly": "false",
@@ -150,6 +152,19 @@ def commit_paths(folder: Path, paths: Sequence[str], message: str) -> str:
     git(folder, "add", "--", *paths)
     git(folder, *_identity(folder), "commit", "--quiet", "--message", message, "--", *paths)
     return git(folder, "rev-parse", "HEAD")
+
+
+def merge(folder: Path, commit: str, message: str) -> None:
+    """Merge a commit into what is checked out in a folder without changes.
+
+    Raises:
+        StageError: there is a conflict; the folder is as it was before.
+    """
+    try:
+        git(folder, *_identity(folder), "merge", "--quiet", "--message", message, commit)
+    except StageError:
+        git(folder, "reset", "--quiet", "--hard")
+        raise
 
 
 def move_branch(folder: Path, branch: str, commit: str) -> None:
