@@ -17,6 +17,7 @@ from fullscale.evaluation.summary import score_cases, summarise
 from fullscale.formats.archives import open_source
 from fullscale.ingestion.ingest import ingest
 from fullscale.label_names import resolve_organs
+from fullscale.patient_split import read_split
 from fullscale.reporting.model_card import add_external, make_model_page
 from fullscale.reporting.page import render
 from fullscale.reporting.sections import cohort_section
@@ -104,7 +105,7 @@ def leave_out_known(cohort: Cohort, workspace: Workspace) -> tuple[list[Case], l
     own = read_cohort(workspace.data).cases
     folds: dict[str, str] = {}
     if workspace.split.is_file():
-        split = pd.read_csv(workspace.split, dtype=str)
+        split = read_split(workspace.split)
         folds = dict(zip(split["case"], split["fold"], strict=True))
     by_voxels = {case.voxels_sha256: case for case in own if case.voxels_sha256}
     by_patient = {case.patient: case for case in own}

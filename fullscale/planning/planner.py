@@ -22,7 +22,7 @@ from fullscale.runtime.errors import StageError
 from fullscale.scans.cohort import Cohort
 
 SCORING_FACTOR = 2.0
-"""Time of scoring a scan by that of reading and measuring it; docs/plan.md has the measurement."""
+"""Time of scoring a scan by that of reading and measuring it: judged, not measured."""
 
 
 @dataclass(frozen=True)
