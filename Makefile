@@ -22,6 +22,7 @@ setup: $(READY)  ## make the virtual environment with pinned dependencies
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
+	@test ! -L $(VENV) || { echo "error: $(VENV) is a link, and what it leads to would be emptied: remove the link"; exit 1; }
 	$(PYTHON) -m venv $(if $(wildcard $(READY)),,--clear) $(VENV)
 	pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,dask,auth,onnx,postgres,s3]'
 	touch $@

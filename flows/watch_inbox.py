@@ -17,11 +17,12 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.events import EVENT, emit
 from flows.run_log import add_library_lines
+from fullscale.inbox.inbox import SETTLE_S
 from fullscale.params import load_params
 from fullscale.runtime.errors import ScanError, StageError, TransientStageError
 from fullscale.versioning.data_version import find_unannounced, mark_announced
 from fullscale.versioning.git import CODE_VARIABLE
-from tasks.receive import SETTLE_S, InboxResult, find_inbox, receive
+from tasks.receive import InboxResult, find_inbox, receive
 
 Result = TypeVar("Result")
 

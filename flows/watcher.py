@@ -24,9 +24,10 @@ from prefect.states import Scheduled
 
 from flows.events import RETRAIN, SOON
 from flows.notify import chosen_block, notify
+from fullscale.inbox.inbox import SETTLE_S
 from fullscale.runtime.console import configure_logging
 from fullscale.runtime.errors import StageError
-from tasks.receive import SETTLE_S, InboxWatch, find_inbox
+from tasks.receive import InboxWatch, find_inbox
 
 INTERVAL_VARIABLE = "FULLSCALE_WATCH_INTERVAL_S"
 WATCH_INBOX = "watch-inbox"

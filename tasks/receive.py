@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from fullscale.inbox.arrivals import list_arrivals
-from fullscale.inbox.inbox import Inbox
+from fullscale.inbox.inbox import INBOX_VARIABLE, Inbox
 from fullscale.inbox.moves import has_planned_moves, make_moves, plan_moves
 from fullscale.inbox.pair_ingest import IngestResult, ingest_ready_pairs
 from fullscale.runtime.locks import acquire_lock
@@ -25,9 +25,6 @@ from fullscale.versioning.provenance import read_data_version
 
 INBOX_WORK_DIR = Path(".cache/inbox")
 """State of the inbox: its lock, copied scans, planned moves, the announced data version."""
-INBOX_VARIABLE = "FULLSCALE_INBOX"
-SETTLE_S = 60.0
-"""A file counts as complete if it was not written for this long, in seconds."""
 
 Result = TypeVar("Result")
 

@@ -30,6 +30,9 @@ from fullscale.runtime.files import open_atomically, write_atomically
 
 ACCEPTED, QUARANTINE = "accepted", "quarantine"
 TABLES = ("dataset.json", "cases.csv")
+INBOX_VARIABLE = "FULLSCALE_INBOX"
+SETTLE_S = 60.0
+"""A file counts as complete if it was not written for this long, in seconds."""
 IMAGE_ENDING, LABEL_ENDING = "_0000.nii.gz", ".nii.gz"
 
 

@@ -144,6 +144,15 @@ def test_services_need_less_than_a_gigabyte_and_a_half(services):
     assert sum(sizes) < 1.5e9
 
 
+def test_status_shows_the_next_scheduled_run(services):
+    def read() -> dict:
+        told = services.project.run(sys.executable, "-m", "tasks.cli", "status", "--json")
+        return json.loads(told)["runs"]
+
+    assert wait_until(lambda: read()["next"], 90), read()
+    assert read()["api"] == f"{services.prefect_url}/api"
+
+
 def test_schedule_fires(services):
     assert wait_until(lambda: services.runs("promote-check", "Completed"), 90), services.log()
     assert (services.project.root / "promote_check.txt").read_text() == "looked"
