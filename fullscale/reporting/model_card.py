@@ -19,7 +19,7 @@ from fullscale.tracking.generated_text import sign, unsign
 MAX_CHARS = 5000
 """Longest description that MLflow's database accepts."""
 MAX_SCORES_CHARS = 1200
-MAX_EXTERNAL_CHARS = 800
+MIN_EXTERNAL_CHARS = 500
 EXTERNAL = "External: other cohorts"
 PICTURE_WIDTH_PX = 1000
 """Width that fits next to the UI's menu; the UI does not scale pictures."""
@@ -49,7 +49,7 @@ def make_version_page(
 ) -> str:
     """Return the description of a version that passed the promotion gate.
 
-    It is at most MAX_CHARS - MAX_EXTERNAL_CHARS long, so `add_external` finds room.
+    It is at most MAX_CHARS - MIN_EXTERNAL_CHARS long, so `add_external` finds room.
 
     Args:
         verdict: the content of reports/gate.json.
@@ -66,7 +66,7 @@ def make_version_page(
         _provenance(verdict, git_commit),
     ]
     sections = [each for each in rest if each]
-    room = MAX_CHARS - MAX_EXTERNAL_CHARS - len(sign("\n\n".join(["", *sections])))
+    room = MAX_CHARS - MIN_EXTERNAL_CHARS - len(sign("\n\n".join(["", *sections])))
     return sign("\n\n".join([_verdict(verdict, room), *sections]))
 
 
@@ -80,11 +80,12 @@ def add_external(page: str, external: Mapping[str, Mapping[str, Any]]) -> str:
     head, *sections = unsign(page).split("\n\n### ")
     sections = [each for each in sections if not each.startswith(EXTERNAL)]
     if external:
-        sections.insert(1, _external(external))  # below the internal scores
+        room = MAX_CHARS - len(sign("\n\n### ".join([head, *sections])))
+        sections.insert(1, _external(external, room))  # below the internal scores
     return sign("\n\n### ".join([head, *sections]))
 
 
-def _external(external: Mapping[str, Mapping[str, Any]]) -> str:
+def _external(external: Mapping[str, Mapping[str, Any]], room: int) -> str:
     heading, rule, *rows = format_table(
         ("cohort", "organ", "Dice", "slice FPR"),
         [
@@ -97,7 +98,7 @@ def _external(external: Mapping[str, Mapping[str, Any]]) -> str:
         "None of these patients was in data/ when the cohort was scored. Tables: under `external/` "
         "in the artifacts of the source run."
     )
-    room = MAX_EXTERNAL_CHARS - len("\n".join(["\n\n### ", EXTERNAL, heading, rule, "", note]))
+    room -= len("\n".join(["\n\n### ", EXTERNAL, heading, rule, "", note]))
     return "\n".join([EXTERNAL, heading, rule, *_cut(rows, room, "the version's tags"), "", note])
 
 

@@ -55,7 +55,9 @@ def open_newest(root: Path, name: str, code_branch: str | None = None) -> Iterat
         if scans is not None and _has_newer_data(root, scans, branch):
             git(folder, "checkout", "--quiet", scans, "--", DATA_FILE)
             subject = f"Put scans {read_data_version(folder)[:8]} beside the code of {branch}"
-            commit_paths(folder, [DATA_FILE], subject)
+            # Dated like the scans, it is the same commit each time: a run knows what it left.
+            when = git(root, "log", "-1", "--format=%cI", scans)
+            commit_paths(folder, [DATA_FILE], subject, when)
         yield folder
 
 

@@ -68,8 +68,13 @@ def run_program(
     return done.stdout
 
 
-def git(folder: Path, *arguments: str) -> str:
+def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """Run git without hooks, signatures and a person's settings; return its output, stripped.
+
+    Args:
+        folder: working directory.
+        arguments: of git.
+        environment: as `run_program` takes it.
 
     Raises:
         StageError: git failed.
@@ -78,7 +83,7 @@ def git(folder: Path, *arguments: str) -> str:
     settings = {"GIT_CONFIG_COUNT": str(given + len(_NEUTRAL)), "GIT_TERMINAL_PROMPT": "0"}
     for place, (key, value) in enumerate(_NEUTRAL.items(), start=given):
         settings |= {f"GIT_CONFIG_KEY_{place}": key, f"GIT_CONFIG_VALUE_{place}": value}
-    return run_program(["git", *arguments], folder, settings).strip()
+    return run_program(["git", *arguments], folder, {**settings, **(environment or {})}).strip()
 
 
 def find_commit(folder: Path, name: str) -> str | None:
@@ -141,16 +146,19 @@ def contains(folder: Path, later: str, earlier: str) -> bool:
     return not git(folder, "rev-list", "--max-count", "1", earlier, f"^{later}")
 
 
-def commit_paths(folder: Path, paths: Sequence[str], message: str) -> str:
+def commit_paths(folder: Path, paths: Sequence[str], message: str, when: str | None = None) -> str:
     """Commit files of a worktree with a detached HEAD; return the new commit. No branch moves.
 
     Args:
         folder: the worktree.
         paths: paths relative to it.
         message: subject and body.
+        when: date of the commit, as git takes it; None is now.
     """
     git(folder, "add", "--", *paths)
-    git(folder, *_identity(folder), "commit", "--quiet", "--message", message, "--", *paths)
+    dates = {"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when} if when else {}
+    commit = (*_identity(folder), "commit", "--quiet", "--message", message, "--", *paths)
+    git(folder, *commit, environment=dates)
     return git(folder, "rev-parse", "HEAD")
 
 

@@ -22,17 +22,17 @@ from project import Project
 from watching import wait_until
 from webhook import Receiver, open_receiver, save_webhook
 
+from flows import retrain as retraining
 from flows import stages
 from flows.devices import LIMIT
 from flows.notify import ENVIRONMENT
 from flows.retrain import NOTHING, retrain
-from flows.stages import StageFailedError
+from flows.stages import StageFailedError, push
 from fullscale.ingestion.cohort_writer import IngestOptions
 from fullscale.ingestion.ingest import ingest
 from fullscale.tracking.store import default_store
-from fullscale.versioning.data_version import open_newest
-from fullscale.versioning.git import SCANS_BRANCH, commit_paths, git, move_branch, run_program
-from fullscale.versioning.provenance import read_data_version
+from fullscale.versioning.data_version import commit_data, open_newest
+from fullscale.versioning.git import commit_paths, git, run_program
 from fullscale.versioning.retraining import newest_branch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # several trainings each
@@ -66,10 +66,7 @@ def land(root: Path, name: str, source: Path) -> str:
         run_program(["dvc", "pull", "--quiet", "--force", "data.dvc"], folder)
         report = ingest(source, folder / "data", IngestOptions(training_only=True))
         assert not report.refused, report
-        run_program(["dvc", "add", "--quiet", "data"], folder)
-        commit = commit_paths(folder, ["data.dvc"], f"Add {name}")
-        move_branch(folder, SCANS_BRANCH, commit)
-        return read_data_version(folder)
+        return commit_data(folder, [name], 0)
 
 
 def state(root: Path) -> list[object]:
@@ -131,16 +128,13 @@ def test_new_scans_are_trained_on_and_the_result_is_a_branch(
     (tmp_path / "mount").unlink()
     (tmp_path / "mount").mkdir()
 
-    def land_meanwhile() -> None:
-        assert wait_until(lambda: (checkout / "dvc.lock").read_bytes() != lock, 120)
+    def push_after_landing(folder: Path) -> None:
         land(root, "second", tmp_path / "second")
+        push(folder)
 
-    git(checkout, "checkout", "dvc.lock")
-    lock = (checkout / "dvc.lock").read_bytes()
-    landing = threading.Thread(target=land_meanwhile)
-    landing.start()
-    status = retrain(root, "2 scans landed")
-    landing.join()
+    with monkeypatch.context() as context:
+        context.setattr(retraining, "push", push_after_landing)
+        status = retrain(root, "2 scans landed")
 
     branch = newest_branch(root)
     assert branch is not None

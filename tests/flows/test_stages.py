@@ -245,7 +245,7 @@ def test_stage_waits_for_a_tracking_server_that_is_away(
         coming.join()
         server.kill()
     told = attempts(pipeline)
-    assert told.count("split") in (2, 3)
+    assert told.count("split") >= 2
     assert told[-1] == "register"
     assert f"the MLflow store {server.uri} does not answer" in caplog.text
 

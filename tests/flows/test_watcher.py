@@ -10,11 +10,9 @@ from uuid import UUID
 import pytest
 from cohorts import write_nnunet
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.states import Completed, Crashed, Pending, Running
-from webhook import open_receiver, save_webhook
+from prefect.states import Completed
 
-from flows.notify import ENVIRONMENT
-from flows.watcher import look_into_inbox, take_up_crashed
+from flows.watcher import look_into_inbox
 from fullscale.versioning.data_version import find_unannounced, mark_announced
 from tasks.receive import InboxWatch, receive
 
@@ -65,38 +63,3 @@ def test_run_starts_where_the_inbox_has_something_new(
     assert not look()  # it waits, and people know
     monkeypatch.setenv("FULLSCALE_INBOX", str(scans_repo / "gone"))
     assert look()  # the run fails and says why
-
-
-def test_retraining_that_crashed_is_taken_up_once_and_then_told_of(
-    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deployment = deploy(client, "retrain")
-
-    def crash(run_id: UUID) -> None:
-        for state in (Pending(), Running(), Crashed()):
-            client.set_flow_run_state(run_id, state, force=True)
-
-    assert take_up_crashed(client) is None
-    run_id = client.create_flow_run_from_deployment(deployment).id
-    assert take_up_crashed(client) is None  # it waits
-    crash(run_id)
-    waiting = client.create_flow_run_from_deployment(deployment).id
-    assert take_up_crashed(client) is None  # the one that waits does its work
-    client.delete_flow_run(waiting)
-    assert take_up_crashed(client) == run_id
-    state = client.read_flow_run(run_id).state
-    assert state.is_scheduled()
-    assert "Taken up again after a crash" in state.message
-    crash(run_id)
-    with open_receiver() as receiver:
-        monkeypatch.setenv(ENVIRONMENT, save_webhook(receiver.url))
-        for _ in range(2):
-            assert take_up_crashed(client) is None
-        (told,) = receiver.received
-    assert told["text"].startswith("Retraining crashed again\n")
-    assert "crashed 2 times" in told["text"]
-    later = client.create_flow_run_from_deployment(deployment).id
-    crash(later)
-    assert take_up_crashed(client) == later
-    client.set_flow_run_state(later, Completed(), force=True)
-    assert take_up_crashed(client) is None

@@ -8,7 +8,7 @@ from fullscale.params import load_params
 from fullscale.prediction.network_files import WEIGHTS_NAME, digest_weights
 from fullscale.reporting.model_card import (
     MAX_CHARS,
-    MAX_EXTERNAL_CHARS,
+    MIN_EXTERNAL_CHARS,
     PICTURES,
     add_external,
     make_model_page,
@@ -173,7 +173,7 @@ def test_page_of_many_organs_fits_and_counts_what_it_leaves_out(verdict, summari
     verdict["notes"] = ["Judged: these weights against those weights."] * 5
     verdict["champion"] = CHAMPION
     page = make_version_page(verdict, COMMIT, summaries, organs, RUN_ID, list(PICTURES))
-    room = MAX_CHARS - MAX_EXTERNAL_CHARS
+    room = MAX_CHARS - MIN_EXTERNAL_CHARS
     assert room - 200 < len(page) <= room
     assert is_ours(page)
     lines = page.splitlines()

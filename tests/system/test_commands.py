@@ -172,7 +172,7 @@ def test_documents_name_only_targets_that_exist(document):
 
 def test_make_sets_a_moved_project_up_again(tmp_path):
     def steps(folder):
-        command = ["make", "--dry-run", "setup"]
+        command = ["make", "--no-print-directory", "--dry-run", "setup"]
         return subprocess.run(
             command, cwd=folder, capture_output=True, text=True, check=True
         ).stdout

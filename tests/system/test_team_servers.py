@@ -189,7 +189,7 @@ WRONG = [None, ("admin", "password1234"), ("admin", "password"), (USER, "wrong w
 @pytest.mark.parametrize("auth", WRONG)
 @pytest.mark.parametrize(("method", "path", "content"), MLFLOW_REQUESTS)
 def test_mlflow_tells_strangers_nothing(services, finished_run, method, path, content, auth):
-    answer = httpx.request(method, services.mlflow_url + path, json=content, auth=auth)
+    answer = httpx.request(method, services.mlflow_url + path, json=content, auth=auth, timeout=30)
     assert answer.status_code == 401, answer.text
     assert MODEL_NAME not in answer.text
 
@@ -197,7 +197,7 @@ def test_mlflow_tells_strangers_nothing(services, finished_run, method, path, co
 @pytest.mark.parametrize("auth", [None, (USER, PASSWORD), ("admin", "pass"), (USER, "")])
 @pytest.mark.parametrize(("method", "path", "content"), PREFECT_REQUESTS)
 def test_prefect_tells_strangers_nothing(services, finished_run, method, path, content, auth):
-    answer = httpx.request(method, services.prefect_url + path, json=content, auth=auth)
+    answer = httpx.request(method, services.prefect_url + path, json=content, auth=auth, timeout=30)
     assert answer.status_code == 401, answer.text
     assert answer.json() == {"exception_message": "Unauthorized"}
 

@@ -114,13 +114,13 @@ def test_server_killed_and_started_again_during_a_training(server, folder, tmp_p
 def test_server_that_hangs_to_the_end_gets_the_rest_at_the_next_registration(
     server, folder, tmp_path, capfd, monkeypatch
 ):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setattr(runs, "CLOSING_TIMEOUT_S", 1.0)
     (tmp_path / "trained").mkdir()
     (tmp_path / "trained/weights").write_bytes(b"w")
     with contextlib.ExitStack() as outage:
         with start(server, folder) as run:
             log_epochs(run, 1, 20)
+            monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
             outage.enter_context(server.hanging())
             slowest_s = log_epochs(run, 21, 40)
             run.log_picture(Figure(), "curves.png")
@@ -137,6 +137,7 @@ def test_server_that_hangs_to_the_end_gets_the_rest_at_the_next_registration(
         with pytest.raises(StageError, match="does not answer"):
             start(server, folder.with_name("other")).__enter__()
     assert slowest_s < 1
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
     for _ in range(2):
         send_leftovers(folder)
     assert history(server, run.run_id) == expected(40)
@@ -173,6 +174,7 @@ def test_training_killed_outright_goes_on_as_the_same_run(server, folder, monkey
         with start(server, folder, resume=True) as run:
             log_epochs(run, last - 10, last + 20)
             outage.close()
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
     assert run.run_id == run_id
     assert history(server, run_id) == expected(last + 20)
     assert server.client.get_run(run_id).info.status == "FINISHED"
