@@ -111,6 +111,7 @@ def test_run_with_credentials_goes_through(services, finished_run):
         f"{services.mlflow_url}/api/2.0/mlflow/model-versions/get",
         params={"name": MODEL_NAME, "version": "1"},
         auth=(USER, PASSWORD),
+        timeout=30,
     )
     assert answer.json()["model_version"]["status"] == "READY"
 
@@ -217,14 +218,14 @@ def test_prefect_lets_no_stranger_listen_or_speak(services, path):
 
 
 def test_health_is_open_for_probes(services):
-    assert httpx.get(f"{services.mlflow_url}/health").status_code == 200
-    assert httpx.get(f"{services.prefect_url}/api/health").status_code == 200
+    assert httpx.get(f"{services.mlflow_url}/health", timeout=30).status_code == 200
+    assert httpx.get(f"{services.prefect_url}/api/health", timeout=30).status_code == 200
 
 
 def test_credentials_open_both(services):
     request = {"max_results": 5}
     url = f"{services.mlflow_url}/api/2.0/mlflow/experiments/search"
-    assert httpx.post(url, json=request, auth=(USER, PASSWORD)).status_code == 200
+    assert httpx.post(url, json=request, auth=(USER, PASSWORD), timeout=30).status_code == 200
     assert len(services.post("deployments/filter")) == 4
 
 
