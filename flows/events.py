@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
@@ -18,6 +20,8 @@ RETRAINING = "fullscale.retraining"
 WANTED, WAITING = "wanted", "waiting"
 RETRAIN = "retrain"
 SOON = timedelta(seconds=60)
+
+RunCondition = Mapping[str, object]
 
 
 def emit(announcement: Announcement) -> None:
@@ -50,11 +54,24 @@ async def _emit(announcement: Announcement) -> None:
 
 async def _is_retraining_waiting(client: PrefectClient) -> bool:
     """Return whether a run of the deployment is due and no worker has taken it yet."""
+    return bool(await client.read_flow_runs(**any_run(RETRAIN, due_soon())))
+
+
+def due_soon() -> RunCondition:
+    """Return the condition that a run is scheduled for the next `SOON`."""
     due = {"before_": datetime.now(UTC) + SOON}
-    is_due = {"state": {"type": {"any_": ["SCHEDULED"]}}, "expected_start_time": due}
-    runs = await client.read_flow_runs(
-        deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [RETRAIN]}}),
-        flow_run_filter=FlowRunFilter.model_validate(is_due),
-        limit=1,
-    )
-    return bool(runs)
+    return {"state": {"type": {"any_": ["SCHEDULED"]}}, "expected_start_time": due}
+
+
+def any_run(deployment: str, condition: RunCondition) -> dict[str, Any]:
+    """Return the arguments with which a client reads one run of a deployment.
+
+    Args:
+        deployment: its name.
+        condition: that the run meets, as Prefect's API takes it.
+    """
+    return {
+        "deployment_filter": DeploymentFilter.model_validate({"name": {"any_": [deployment]}}),
+        "flow_run_filter": FlowRunFilter.model_validate(condition),
+        "limit": 1,
+    }

@@ -17,8 +17,13 @@ from pathlib import Path
 
 from flows import project_folder
 from fullscale.runtime.files import write_atomically
-from fullscale.runtime.processes import LOOPBACK, stage_environment
-from fullscale.tracking.locations import artifact_folder, database_file, make_portable
+from fullscale.runtime.processes import LOOPBACK, MLFLOW_PORT, PREFECT_PORT, stage_environment
+from fullscale.tracking.locations import (
+    artifact_folder,
+    database_file,
+    make_portable,
+    own_database,
+)
 from fullscale.tracking.store import EXPERIMENT
 
 POOL = "local"
@@ -116,8 +121,8 @@ def plan_services(root: Path, environment: Mapping[str, str]) -> Services:
     given = {key: value for key, value in environment.items() if value}
     host = given.get("FULLSCALE_HOST", LOOPBACK[0])
     check_credentials(given, is_reachable=host not in LOOPBACK)
-    mlflow_port = _read_port(given, "FULLSCALE_MLFLOW_PORT", 5000)
-    prefect_port = _read_port(given, "FULLSCALE_PREFECT_PORT", 4200)
+    mlflow_port = _read_port(given, "FULLSCALE_MLFLOW_PORT", MLFLOW_PORT)
+    prefect_port = _read_port(given, "FULLSCALE_PREFECT_PORT", PREFECT_PORT)
     _check_interval(given)
     mlflow_url, api_url = f"http://{host}:{mlflow_port}", f"http://{host}:{prefect_port}/api"
     store = given.get("MLFLOW_TRACKING_URI", "").rstrip("/")
@@ -186,7 +191,7 @@ def _plan_mlflow(
     root: Path, everyone: Mapping[str, str], host: str, port: int, database: str
 ) -> Service:
     """Return MLflow's server: one worker process and no job execution, which takes gigabytes."""
-    own = root / "mlruns/mlflow.db"
+    own = own_database(root)
     environment = {
         "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{own}",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

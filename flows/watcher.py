@@ -9,16 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.exceptions import PrefectException
 
-from flows.events import SOON
+from flows.events import any_run, due_soon
 from fullscale.inbox.inbox import SETTLE_S
 from fullscale.runtime.console import configure_logging
 from fullscale.runtime.errors import StageError
@@ -49,16 +47,10 @@ def look_into_inbox(client: SyncPrefectClient, watch: InboxWatch) -> UUID | None
 
 def find_unfinished(client: SyncPrefectClient, deployment: str) -> bool:
     """Return whether a run of a deployment is under way, or due soon."""
-    due = {"before_": datetime.now(UTC) + SOON}
     under_way = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING", "PAUSED"]}}}
-    is_due = {"state": {"type": {"any_": ["SCHEDULED"]}}, "expected_start_time": due}
     return any(
-        client.read_flow_runs(
-            deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [deployment]}}),
-            flow_run_filter=FlowRunFilter.model_validate(wanted),
-            limit=1,
-        )
-        for wanted in (under_way, is_due)
+        client.read_flow_runs(**any_run(deployment, condition))
+        for condition in (under_way, due_soon())
     )
 
 

@@ -367,7 +367,7 @@ def score(
     device: Device = "auto",
 ) -> None:
     """Score a model on other patients than those in data/: CSV, HTML, and the version's page."""
-    from fullscale.prediction.predictor import Predictor, pick_device
+    from fullscale.prediction.predictor import pick_device
     from fullscale.runtime.cpu_kernels import fix_cpu_kernels
     from fullscale.scans.cohort import safe_name
     from fullscale.serving.model_lookup import default_model, find_model
@@ -382,15 +382,7 @@ def score(
     fix_cpu_kernels(params.train.cpu_kernels, params.train.num_threads)
     found = find_model(model or default_model(root), root)
     settings = params.evaluate
-    predictor = Predictor(
-        found.trained,
-        found.threshold,
-        settings.batch_size,
-        pick_device(device),
-        settings.precision,
-        found.gate,
-        found.refine,
-    )
+    predictor = found.make_predictor(settings.batch_size, pick_device(device), settings.precision)
     with open_cohort(cohort) as opened:
         scored = run(predictor, opened, params, workspace)
     name = f"{found.name}-{found.version or found.weights_sha256[:8]}"
@@ -469,7 +461,7 @@ def predict(
     from dataclasses import replace
 
     from fullscale.formats.archives import open_source
-    from fullscale.prediction.predictor import Predictor, pick_device
+    from fullscale.prediction.predictor import pick_device
     from fullscale.prediction.segmentation import read_batch_size
     from fullscale.serving.model_lookup import default_model, find_model
     from fullscale.serving.prediction_jobs import plan_jobs
@@ -491,9 +483,7 @@ def predict(
         num_slices = read_batch_size(batch_size, found.trained.description, where)
         if largest_component:
             found = replace(found, refine="largest_component")
-        predictor = Predictor(
-            found.trained, found.threshold, num_slices, where, precision, found.gate, found.refine
-        )
+        predictor = found.make_predictor(num_slices, where, precision)
         typer.echo(f"predict: computing in {predictor.precision} on {where}", err=True)
         outcomes = run(jobs, predictor, found, strict=strict)
     for outcome in outcomes:

@@ -16,6 +16,7 @@ from pathlib import Path
 import typer
 
 from fullscale.runtime.console import report_errors
+from fullscale.runtime.processes import MLFLOW_PORT, PREFECT_PORT
 
 GIB = 2**30
 MIN_PYTHON = (3, 11)
@@ -44,8 +45,8 @@ class Server:
 
 
 SERVERS = {
-    "MLflow": Server("FULLSCALE_MLFLOW_PORT", 5000, "MLFLOW_TRACKING_URI"),
-    "Prefect": Server("FULLSCALE_PREFECT_PORT", 4200, "PREFECT_API_URL", "/api"),
+    "MLflow": Server("FULLSCALE_MLFLOW_PORT", MLFLOW_PORT, "MLFLOW_TRACKING_URI"),
+    "Prefect": Server("FULLSCALE_PREFECT_PORT", PREFECT_PORT, "PREFECT_API_URL", "/api"),
 }
 
 

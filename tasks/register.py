@@ -50,6 +50,7 @@ from fullscale.tracking.outages import translate_outages
 from fullscale.tracking.registry import (
     CHAMPION,
     COMMIT_TAG,
+    DATA_VERSION_TAG,
     TEST_SET_TAG,
     VERDICT_TAG,
     ModelPackage,
@@ -359,7 +360,7 @@ def version_tags(verdict: VerdictContent) -> dict[str, str]:
     return {
         WEIGHTS_TAG: verdict["weights_sha256"],
         MEMBERS_TAG: ", ".join(str(seed) for seed in verdict["members"]),
-        "fullscale.data_version": verdict["data_version"],
+        DATA_VERSION_TAG: verdict["data_version"],
         TEST_SET_TAG: verdict["test_set"],
         VERDICT_TAG: verdict["status"],
         **{

@@ -15,6 +15,7 @@ import typer
 
 from fullscale.runtime.console import report_errors
 from fullscale.runtime.errors import StageError, shorten
+from fullscale.runtime.processes import PREFECT_PORT
 
 Facts = dict[str, Any]
 GIB = 2**30
@@ -58,12 +59,19 @@ def read_status(root: Path) -> Facts:
 
 def _read_models(root: Path) -> Facts:
     from fullscale.params import load_params
-    from fullscale.tracking.registry import CHALLENGER, CHAMPION, VERDICT_TAG, find_alias
-    from fullscale.tracking.store import default_store
+    from fullscale.tracking.registry import (
+        CHALLENGER,
+        CHAMPION,
+        COMMIT_TAG,
+        DATA_VERSION_TAG,
+        VERDICT_TAG,
+        find_alias,
+    )
+    from fullscale.tracking.store import default_store, has_store
 
     name = load_params(root / "params.yaml").register_.model_name
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not (root / "mlruns/mlflow.db").is_file():
-        return {"name": name, CHAMPION: None, CHALLENGER: None}  # MLflow would make an empty one
+    if not has_store(root):
+        return {"name": name, CHAMPION: None, CHALLENGER: None}
     store = default_store(root)
     found: Facts = {"name": name}
     for alias in (CHAMPION, CHALLENGER):
@@ -71,8 +79,8 @@ def _read_models(root: Path) -> Facts:
         found[alias] = version and {
             "version": version.version,
             "verdict": version.tags.get(VERDICT_TAG, ""),
-            "data_version": version.tags.get("fullscale.data_version", ""),
-            "git_commit": version.tags.get("fullscale.git_commit", ""),
+            "data_version": version.tags.get(DATA_VERSION_TAG, ""),
+            "git_commit": version.tags.get(COMMIT_TAG, ""),
         }
     return found
 
@@ -127,7 +135,7 @@ def _read_runs(_root: Path) -> Facts:
     """Ask Prefect's server; without one there are no runs to show."""
     import httpx
 
-    port = os.environ.get("FULLSCALE_PREFECT_PORT") or "4200"
+    port = os.environ.get("FULLSCALE_PREFECT_PORT") or PREFECT_PORT
     api = os.environ.get("PREFECT_API_URL", f"http://127.0.0.1:{port}/api").rstrip("/")
     user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
     wanted = {

@@ -77,10 +77,9 @@ def write_scores(
     tables = {str(seed): scores for seed, scores in trainings.items()}
     if ensemble is not None:
         tables[_ENSEMBLE] = ensemble
-    table = pd.concat(tables, names=[SEED]).reset_index(level=SEED)
+    table = _join_by_seed(tables)
     if out_of_fold:
-        validated = {str(seed): scores for seed, scores in out_of_fold.items()}
-        rows = pd.concat(validated, names=[SEED]).reset_index(level=SEED)
+        rows = _join_by_seed({str(seed): scores for seed, scores in out_of_fold.items()})
         table = pd.concat([table.assign(**{_FOLD: "test"}), rows.assign(**{_FOLD: "val"})])
     _write_table(workspace.scores(network), table)
 
@@ -96,8 +95,7 @@ def read_scores(workspace: Workspace, network: str) -> pd.DataFrame:
     table = _read_table(workspace, network)
     if SEED not in table:
         return table
-    table = table[table[SEED] != _ENSEMBLE]
-    return table.assign(**{SEED: table[SEED].astype(int)}).reset_index(drop=True)
+    return _number_seeds(table[table[SEED] != _ENSEMBLE])
 
 
 def read_out_of_fold(workspace: Workspace, network: str) -> pd.DataFrame:
@@ -111,8 +109,7 @@ def read_out_of_fold(workspace: Workspace, network: str) -> pd.DataFrame:
     table = _read_file(workspace, network)
     if _FOLD not in table:
         return table.iloc[:0]
-    rows = table[table[_FOLD] == "val"].drop(columns=_FOLD)
-    return rows.assign(**{SEED: rows[SEED].astype(int)}).reset_index(drop=True)
+    return _number_seeds(table[table[_FOLD] == "val"].drop(columns=_FOLD))
 
 
 def read_deployed_scores(workspace: Workspace, network: str, summary: Summary) -> pd.DataFrame:
@@ -138,6 +135,18 @@ def read_deployed_scores(workspace: Workspace, network: str, summary: Summary) -
             f"{workspace.summary(network)} is about; run `{workspace.command('evaluate', network)}`"
         )
     return rows.drop(columns=SEED).reset_index(drop=True)
+
+
+def _join_by_seed(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return tables one below the other, each with its key in the first column, `seed`."""
+    import pandas as pd
+
+    return pd.concat(tables, names=[SEED]).reset_index(level=SEED)
+
+
+def _number_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of trainings with their seeds as numbers."""
+    return table.assign(**{SEED: table[SEED].astype(int)}).reset_index(drop=True)
 
 
 def _read_table(workspace: Workspace, network: str) -> pd.DataFrame:

@@ -202,6 +202,20 @@ def _ends(metric: str, interval: Interval, limits: tuple[float, float]) -> dict[
     return {f"{metric}_low": max(low, interval.low), f"{metric}_high": min(high, interval.high)}
 
 
+def make_predictor(trained: Trained, settings: EvaluateParams) -> Predictor:
+    """Return a network ready to segment, with the section `evaluate` of params.yaml."""
+    from fullscale.prediction.predictor import Predictor
+
+    return Predictor(
+        trained,
+        settings.threshold,
+        settings.batch_size,
+        precision=settings.precision,
+        gate=settings.gate,
+        refine=settings.refine,
+    )
+
+
 def evaluate_network(
     trained: Trained,
     cohort: Cohort,
@@ -226,8 +240,6 @@ def evaluate_network(
     Raises:
         StageError: `test_cases` is empty, or the cohort lacks one of them.
     """
-    from fullscale.prediction.predictor import Predictor
-
     by_name = {case.name: case for case in cohort.cases}
     missing = sorted(set(test_cases) - set(by_name))
     if missing or not test_cases:
@@ -237,14 +249,7 @@ def evaluate_network(
             if missing
             else "the split holds no test cases; add scans or change split.test_fraction"
         )
-    predictor = Predictor(
-        trained,
-        settings.threshold,
-        settings.batch_size,
-        precision=settings.precision,
-        gate=settings.gate,
-        refine=settings.refine,
-    )
+    predictor = make_predictor(trained, settings)
     cases = [by_name[name] for name in test_cases]
     return predictor, score_cases(predictor, cases, cohort, settings, calibration, organs)
 

@@ -49,7 +49,6 @@ LABEL_CLASSES = (*SEG_CLASSES, str(RTStructureSetStorage))
 
 _PLACE_TOLERANCE = 1e-2  # of positions and directions of frames, which are rounded
 
-_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # our coordinates are RAS, those of DICOM LPS
 
 SegmentRef = tuple[Path, int]
 """A DICOM SEG or RTSTRUCT file, and the number of a segment or region in it."""
@@ -303,7 +302,7 @@ def _read_segment(path: Path, number: int, order: SeriesOrder) -> NDArray[np.boo
         if _text(dataset, "SOPClassUID") != RTStructureSetStorage:
             return _read_frames(path, dataset, number, order)
         return rtstruct.read_region(
-            dataset, number, _TO_LPS @ order.geometry.own_affine, order.geometry.own_shape
+            dataset, number, order.geometry.own_affine_lps, order.geometry.own_shape
         )
     except ValueError as error:
         raise failure("contour", f"{path}, region {number}: {error}") from error
@@ -365,7 +364,7 @@ def _place_by_position(segmentation: Any, number: int, order: SeriesOrder) -> ND
     """
     import highdicom
 
-    own = _TO_LPS @ order.geometry.own_affine
+    own = order.geometry.own_affine_lps
     columns, rows, slices = order.geometry.own_shape
     series = highdicom.VolumeGeometry(
         own[:, [2, 1, 0, 3]], (slices, rows, columns), coordinate_system="PATIENT"

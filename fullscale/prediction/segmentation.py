@@ -47,6 +47,26 @@ class Model:
     gate: Gating = "hard"
     refine: Refine = "none"
 
+    def make_predictor(
+        self, batch_size: int, device: torch.device, precision: str = "auto"
+    ) -> Predictor:
+        """Return the model ready to segment, with its own threshold, gate and refinement.
+
+        Args:
+            batch_size: slices at a time.
+            device: where to compute.
+            precision: number format of convolutions, see `pick_precision`.
+        """
+        return Predictor(
+            self.trained,
+            self.threshold,
+            batch_size,
+            device,
+            precision,
+            gate=self.gate,
+            refine=self.refine,
+        )
+
 
 @dataclass(frozen=True)
 class OrganFound:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fullscale.evaluation.case_scores import read_pair
 from fullscale.evaluation.slice_pictures import choose_slices
-from fullscale.evaluation.summary import picture_cases
+from fullscale.evaluation.summary import make_predictor, picture_cases
 from fullscale.params import Params
 from fullscale.prediction.network_files import choose_deployed, digest_weights, load_members
 from fullscale.prediction.predictor import Predictor
@@ -93,15 +93,7 @@ def _load(name: str, params: Params, results: Results) -> Predictor:
             f"the weights in {folders[0].parent} are not those of the verdict; run `dvc repro` or "
             "`dvc checkout`"
         )
-    settings = params.evaluate
-    return Predictor(
-        trained,
-        settings.threshold,
-        settings.batch_size,
-        precision=settings.precision,
-        gate=settings.gate,
-        refine=settings.refine,
-    )
+    return make_predictor(trained, params.evaluate)
 
 
 def _dice(scores: Mapping[str, pd.DataFrame], network: str, case: str) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from fullscale.evaluation.paired import Gain, holm, paired_gain
 from fullscale.evaluation.score_files import read_scores, read_summary
-from fullscale.evaluation.summary import summarise
+from fullscale.evaluation.summary import make_predictor, summarise
 from fullscale.params import Params
 from fullscale.runtime.console import track
 from fullscale.scans.volume import Volume
@@ -188,17 +188,7 @@ def time_scan(trained: Trained, params: Params, scan: Volume, refine: Refine) ->
         scan: HU in canonical orientation.
         refine: how masks are refined.
     """
-    from fullscale.prediction.predictor import Predictor
-
-    settings = params.evaluate
-    predictor = Predictor(
-        trained,
-        settings.threshold,
-        settings.batch_size,
-        precision=settings.precision,
-        gate=settings.gate,
-        refine=refine,
-    )
+    predictor = make_predictor(trained, params.evaluate.model_copy(update={"refine": refine}))
     took_s = []
     for _ in range(1 + NUM_TIMED):
         start = time.perf_counter()

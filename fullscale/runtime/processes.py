@@ -18,6 +18,8 @@ CANNOT_RUN = 126  # as in shells
 NOT_FOUND = 127
 SPIN_COUNT = "10000"
 LOOPBACK = ("127.0.0.1", "localhost")
+MLFLOW_PORT, PREFECT_PORT = 5000, 4200
+"""Ports of the servers that `make services` starts here, unless the environment names others."""
 
 
 def die_with_parent() -> None:

@@ -95,7 +95,7 @@ def write_structure_set(
         for number, (organ, label_id) in enumerate(organs.items(), start=1)
     ]
     header = read_header(order.files[0])
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ order.geometry.own_affine  # to LPS, as in DICOM
+    affine = order.geometry.own_affine_lps
     slices = rtstruct.Slices(header, order.instance_uids, order.frames, affine)
     try:
         made = rtstruct.make_structure_set(

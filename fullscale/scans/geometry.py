@@ -71,6 +71,11 @@ class Geometry:
         return np.asarray(self.own_affine @ inv_ornt_aff(self._to_lps, self.own_shape))
 
     @property
+    def own_affine_lps(self) -> NDArray[np.float64]:
+        """4 x 4, file voxel (i, j, k) to LPS+ millimetres, the coordinates of DICOM."""
+        return np.asarray(np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.own_affine)
+
+    @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Distance of neighbouring voxels along Z, Y, X in mm."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -29,7 +28,7 @@ from fullscale.tracking.registry import (
     find_numbered,
     model_settings,
 )
-from fullscale.tracking.store import Store, default_store
+from fullscale.tracking.store import Store, default_store, has_store
 from model.output import Gating
 
 DEFAULT_THRESHOLD = 0.5
@@ -102,7 +101,7 @@ def find_version_number(wanted: str, root: Path) -> str | None:
 
 def _open_registry(root: Path) -> Store:
     """Return the registry; refuse a missing one, which MLflow would create as an empty database."""
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not (root / "mlruns/mlflow.db").is_file():
+    if not has_store(root):
         raise StageError(
             "there is no registry in mlruns/; run from the project's root, set "
             "MLFLOW_TRACKING_URI, or name the folder of a trained network with --model"

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from fullscale.prediction.predictor import Predictor, pick_device
+from fullscale.prediction.predictor import pick_device
 from fullscale.prediction.segmentation import Model, read_batch_size, segment_scan
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.nifti_writer import write_on_grid
@@ -52,15 +52,7 @@ class RowSegmenter:
         self._limits = limits
         where = pick_device(device)
         batch_size = read_batch_size("auto", model.trained.description, where)
-        self._predictor = Predictor(
-            model.trained,
-            model.threshold,
-            batch_size,
-            where,
-            precision,
-            model.gate,
-            model.refine,
-        )
+        self._predictor = model.make_predictor(batch_size, where, precision)
 
     def segment(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Segment each row's scan.

@@ -54,6 +54,11 @@ def from_portable_uri(uri: str, folder: Path) -> str:
     return f"{SQLITE}{os.path.normpath(folder.resolve() / database)}"
 
 
+def own_database(root: Path) -> Path:
+    """Return the SQLite database of a project's own store."""
+    return root / "mlruns/mlflow.db"
+
+
 def artifact_folder(database: Path) -> Path:
     """Return the folder that portable locations in a SQLite database stand for."""
     return database.resolve().parent / "artifacts"

@@ -19,6 +19,7 @@ from fullscale.tracking.locations import (
     SQLITE,
     database_file,
     make_portable,
+    own_database,
 )
 
 if TYPE_CHECKING:
@@ -58,10 +59,19 @@ def default_store(root: Path) -> Store:
     """Return the store named by MLFLOW_TRACKING_URI, else SQLite in `root`/mlruns."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        (root / "mlruns").mkdir(exist_ok=True)
-        uri = f"{SQLITE}{root / 'mlruns/mlflow.db'}"
+        own = own_database(root)
+        own.parent.mkdir(exist_ok=True)
+        uri = f"{SQLITE}{own}"
     database = database_file(uri)
     return Store(uri) if database is None else sqlite_store(database)
+
+
+def has_store(root: Path) -> bool:
+    """Return whether there is a store to look into; MLflow would create one as an empty database.
+
+    A server named by MLFLOW_TRACKING_URI counts, whether it answers or not.
+    """
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or own_database(root).is_file()
 
 
 def sqlite_store(database: Path) -> Store:
