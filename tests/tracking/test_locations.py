@@ -16,7 +16,7 @@ from fullscale.tracking.store import (
     use_tracking_uri,
 )
 
-NAME = "organs"
+NAME = "located-organs"  # other tests of the process register models in the same store
 
 
 @pytest.fixture(scope="module")
