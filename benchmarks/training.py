@@ -35,11 +35,11 @@ from fullscale.runtime.markdown import format_table
 from fullscale.runtime.startup import keep_freed_memory
 from fullscale.scans.slice_store import SliceStore
 from fullscale.training.dataset import BatchSharding, SliceDataset, TrainingSlices, training_batches
+from fullscale.training.fabric import make_fabric
 from fullscale.training.loop import Training, TrainingHooks, TrainingTask
 from model.networks import count_flop
 from model.preprocessing import NUM_ADJACENT_SLICES
 from tasks.slice import slice_cohort
-from tasks.train import make_fabric
 
 NUM_VAL_CASES = 1
 LARGE_PX = 320

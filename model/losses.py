@@ -17,12 +17,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.output import Output
+from model.output import Output, organs_unknown
 from model.similarity import ms_ssim, repeat_channels
 
 SideWeights = Literal["equal", "halving"]
 """Weights of side outputs (deep supervision): the same for all, or each coarser one half of the one
 before (Isensee et al. 2021, nnU-Net). Their sum is 1."""
+IGNORED_LOGIT = -30.0
+"""Logit of ignored pixels: a probability of 1e-13, which agrees with the empty mask there."""
 
 
 class Loss(NamedTuple):
@@ -161,7 +163,10 @@ def segmentation_values(
 
 
 def classification_loss(
-    organ_logits: Tensor, target_BKHW: Tensor, annotated_BK: Tensor | None = None
+    organ_logits: Tensor,
+    target_BKHW: Tensor,
+    annotated_BK: Tensor | None = None,
+    ignored_BHW: Tensor | None = None,
 ) -> Tensor:
     """Return the binary cross-entropy of both scores against "the slice contains the organ".
 
@@ -169,6 +174,7 @@ def classification_loss(
         organ_logits: B x K x 2, index 1 = present.
         target_BKHW: masks; an organ is present if any pixel is above 0.
         annotated_BK: bool; other pairs are left out. None = all are annotated.
+        ignored_BHW: bool; pairs that are `organs_unknown` have loss 0. None = no pixel is ignored.
 
     Returns:
         A scalar, the mean over annotated pairs.
@@ -179,7 +185,10 @@ def classification_loss(
         cross_entropy = F.binary_cross_entropy_with_logits(
             organ_logits.float(), wanted, reduction="none"
         )
-        return _annotated_mean(cross_entropy.mean(dim=-1), annotated_BK)
+        loss_BK = cross_entropy.mean(dim=-1)
+        if ignored_BHW is not None:
+            loss_BK = torch.where(organs_unknown(present, ignored_BHW), 0, loss_BK)
+        return _annotated_mean(loss_BK, annotated_BK)
 
 
 def halving_weights(num_sides: int) -> list[float]:
@@ -191,6 +200,7 @@ def total_loss(
     output: Output,
     target_BKHW: Tensor,
     annotated_BK: Tensor | None = None,
+    ignored_BHW: Tensor | None = None,
     *,
     terms: Sequence[str] = SEGMENTATION_TERMS,
     side_weights: SideWeights = "equal",
@@ -204,6 +214,8 @@ def total_loss(
         output: of a network.
         target_BKHW: masks, bool or 0 and 1.
         annotated_BK: bool; other pairs count in no term. None = all are annotated.
+        ignored_BHW: bool, True for pixels that nobody judged; their masks must be empty. They give
+            no gradient and add nothing to a term. None = no pixel is ignored.
         terms: segmentation terms by name, see `SEGMENTATION_TERMS`.
         side_weights: see `SideWeights`.
 
@@ -213,7 +225,10 @@ def total_loss(
     Raises:
         ValueError: as `segmentation_values`.
     """
-    values_SBK = segmentation_values(output.logits, target_BKHW, annotated_BK, terms=terms)
+    logits = output.logits
+    if ignored_BHW is not None:
+        logits = [each.masked_fill(ignored_BHW[:, None], IGNORED_LOGIT) for each in logits]
+    values_SBK = segmentation_values(logits, target_BKHW, annotated_BK, terms=terms)
     weighted_SBK = values_SBK
     if side_weights == "halving":
         # Times S, because the mean below divides by it.
@@ -226,7 +241,7 @@ def total_loss(
     classification = (
         zero
         if output.organ_logits is None
-        else classification_loss(output.organ_logits, target_BKHW, annotated_BK)
+        else classification_loss(output.organ_logits, target_BKHW, annotated_BK, ignored_BHW)
     )
     return Loss(
         total=segmentation + classification,

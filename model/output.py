@@ -38,6 +38,18 @@ def organ_present(organ_logits: Tensor) -> Tensor:
     return organ_logits[..., 1] > organ_logits[..., 0]
 
 
+def organs_unknown(present_BK: Tensor, ignored_BHW: Tensor) -> Tensor:
+    """Return where nobody knows if a slice contains an organ, B x K, bool.
+
+    That is where no pixel of it was drawn, but some pixels were not judged.
+
+    Args:
+        present_BK: bool, True if the slice contains the organ.
+        ignored_BHW: bool, True for pixels that nobody judged.
+    """
+    return ~present_BK & ignored_BHW.flatten(1).any(dim=1)[:, None]
+
+
 def organ_probability(organ_logits: Tensor) -> Tensor:
     """Return softmax of "present": B x K x 2 -> B x K; above 0.5 where `organ_present`."""
     # Softmax of two scores is the sigmoid of their difference.

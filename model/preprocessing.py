@@ -7,6 +7,8 @@ from torch import Tensor
 
 NUM_ADJACENT_SLICES = 3
 """Input channels: the slice to segment between its two neighbours."""
+IGNORED_LABEL = 255
+"""Value of pixels in a label map that nobody judged: they count in no loss and no score."""
 
 
 def normalise(image: Tensor, window_hu: tuple[float, float]) -> Tensor:
@@ -19,7 +21,10 @@ def normalise(image: Tensor, window_hu: tuple[float, float]) -> Tensor:
 
 
 def one_mask_per_organ(label_BHW: Tensor, num_organs: int) -> Tensor:
-    """Convert a label map (0 background, k + 1 for organ k) to boolean masks, B x K x H x W."""
+    """Convert a label map (0 background, k + 1 for organ k) to boolean masks, B x K x H x W.
+
+    Pixels of `IGNORED_LABEL` are in no mask.
+    """
     organs_K = torch.arange(1, num_organs + 1, device=label_BHW.device, dtype=label_BHW.dtype)
     return label_BHW[:, None] == organs_K[:, None, None]
 

@@ -49,8 +49,6 @@ from fullscale.serving.row_segmenter import ANSWERS, COLUMNS, example_rows
 from fullscale.tracking.outages import translate_outages
 from fullscale.tracking.registry import (
     CHAMPION,
-    COMMIT_TAG,
-    DATA_VERSION_TAG,
     TEST_SET_TAG,
     VERDICT_TAG,
     ModelPackage,
@@ -72,6 +70,8 @@ from fullscale.tracking.registry import (
 from fullscale.tracking.run_record import RunDescription
 from fullscale.tracking.runs import send_leftovers, write_finished_run
 from fullscale.tracking.store import (
+    COMMIT_TAG,
+    DATA_VERSION_TAG,
     MEMBERS_TAG,
     NETWORK_TAG,
     SEED_TAG,

@@ -62,12 +62,10 @@ def _read_models(root: Path) -> Facts:
     from fullscale.tracking.registry import (
         CHALLENGER,
         CHAMPION,
-        COMMIT_TAG,
-        DATA_VERSION_TAG,
         VERDICT_TAG,
         find_alias,
     )
-    from fullscale.tracking.store import default_store, has_store
+    from fullscale.tracking.store import COMMIT_TAG, DATA_VERSION_TAG, default_store, has_store
 
     name = load_params(root / "params.yaml").register_.model_name
     if not has_store(root):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,13 +31,21 @@ from fullscale.runtime.locks import acquire_lock
 from fullscale.runtime.processes import die_with_parent
 from fullscale.runtime.progress import training_title
 from fullscale.runtime.signals import StopRequest, stop_on_signal
-from fullscale.runtime.startup import compiler_left_out, keep_freed_memory
+from fullscale.runtime.startup import keep_freed_memory
 from fullscale.scans.slice_store import SliceStore
 from fullscale.tracking.run_record import RunDescription, RunRecord
 from fullscale.tracking.runs import training_run
-from fullscale.tracking.store import NETWORK_TAG, SEED_TAG, WEIGHTS_TAG, default_store
-from fullscale.training.batch_size import find_batch_size, out_of_memory_explained, uses_bf16
+from fullscale.tracking.store import (
+    COMMIT_TAG,
+    DATA_VERSION_TAG,
+    NETWORK_TAG,
+    SEED_TAG,
+    WEIGHTS_TAG,
+    default_store,
+)
+from fullscale.training.batch_size import find_batch_size, out_of_memory_explained
 from fullscale.training.dataset import SliceDataset
+from fullscale.training.fabric import make_fabric
 from fullscale.training.history import HISTORY_NAME, write_history
 from fullscale.training.loop import Training, TrainingHooks, TrainingTask
 from fullscale.training.validation import warn_of_classifier, warn_of_samples
@@ -78,25 +85,6 @@ class TrainingSession:
     checkpoints: Checkpoints | None = None
     state: Mapping[str, Any] | None = None
     stop: StopRequest = field(default_factory=StopRequest)
-
-
-def make_fabric(params: Params) -> Fabric:
-    """Return a Fabric, not launched yet, with the devices and the precision of `params`."""
-    with compiler_left_out():
-        from lightning_fabric import Fabric
-
-    train = params.train
-    if train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(mode=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Fabric(
-        accelerator="auto",
-        devices=train.devices,
-        num_nodes=train.num_nodes,
-        strategy=train.strategy,
-        precision="bf16-mixed" if uses_bf16(params, device) else "32-true",
-    )
 
 
 def train_network(
@@ -322,8 +310,8 @@ def _tags(name: str, seed: int, root: Path) -> dict[str, str]:
     return {
         NETWORK_TAG: name,
         SEED_TAG: str(seed),
-        "fullscale.git_commit": provenance.git_commit,
-        "fullscale.data_version": provenance.data_version,
+        COMMIT_TAG: provenance.git_commit,
+        DATA_VERSION_TAG: provenance.data_version,
         **{f"fullscale.version.{library}": text for library, text in library_versions().items()},
     }
 

@@ -26,20 +26,20 @@ from fullscale.planning.machine import Machine
 from fullscale.prediction.network_files import build, describe_network
 from fullscale.runtime.files import file_sha256
 from fullscale.runtime.signals import Interrupted, StopRequest
-from fullscale.runtime.startup import compiler_left_out
 from fullscale.scans.cohort import Case
 from fullscale.scans.slice_store import SliceStore
 from fullscale.scans.slice_writer import SliceRecipe, write_case, write_tables
 from fullscale.scans.volume import Volume, read_image, read_labels, write_volume
-from fullscale.training.batch_size import USABLE_SHARE, uses_bf16
+from fullscale.training.batch_size import USABLE_SHARE
 from fullscale.training.dataset import SliceDataset
+from fullscale.training.fabric import make_fabric
 from fullscale.training.loop import Training, TrainingHooks, TrainingTask
 from model.losses import total_loss
 from model.preprocessing import NUM_ADJACENT_SLICES
 
 # Imported when used: it takes half a second.
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+    pass
 
 MEASURED_S = 2.0
 """Time for which steps are measured, after the first one."""
@@ -165,6 +165,8 @@ def measure_speed(name: str, params: Params, case: Case, batch_size: int) -> Spe
             "slices_per_epoch": batch_size,
             "batch_size": batch_size,
             "num_accumulated": 1,
+            "devices": 1,
+            "num_nodes": 1,
         }
     )
     params = params.model_copy(update={"train": train})
@@ -182,7 +184,9 @@ def measure_speed(name: str, params: Params, case: Case, batch_size: int) -> Spe
         slices = SliceDataset(store, [case.name], grid.spacing_mm[0])
         network = build(describe_network(name, params))
         task = TrainingTask(name, 0, params, slices, slices, batch_size)
-        training = Training(_make_fabric(params), network, task, TrainingHooks(on_epoch, stop=stop))
+        fabric = make_fabric(params)
+        fabric.launch()
+        training = Training(fabric, network, task, TrainingHooks(on_epoch, stop=stop))
         # The loop shows its epochs on stderr, and these are none of a user's.
         with redirect_stderr(io.StringIO()), suppress(Interrupted):
             training.run()
@@ -203,21 +207,6 @@ def _slice(folder: Path, case: Case, params: Params) -> SliceStore:
     write_case(folder, case, tuple(params.organs), recipe)
     write_tables(folder, [case.name], recipe, set())
     return SliceStore(folder)
-
-
-def _make_fabric(params: Params) -> Fabric:
-    """Return a Fabric of one device with the precision of stage train."""
-    with compiler_left_out():
-        from lightning_fabric import Fabric
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    fabric = Fabric(
-        accelerator="auto",
-        devices=1,
-        precision="bf16-mixed" if uses_bf16(params, device) else "32-true",
-    )
-    fabric.launch()
-    return fabric
 
 
 def _write_slices(path: Path, volume: Volume, first: int) -> None:

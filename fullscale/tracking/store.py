@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 EXPERIMENT = "fullscale"
 WEIGHTS_TAG = "fullscale.weights_sha256"
 NETWORK_TAG, SEED_TAG = "fullscale.network", "fullscale.seed"
+COMMIT_TAG, DATA_VERSION_TAG = "fullscale.git_commit", "fullscale.data_version"
 MEMBERS_TAG = "fullscale.members"
 """Seeds of the trainings that segment together in a run or a registered version."""
 # With MLflow's defaults a request to a server that is gone takes minutes to fail.

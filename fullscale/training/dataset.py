@@ -22,7 +22,7 @@ from fullscale.runtime.errors import StageError
 from fullscale.runtime.processes import die_with_parent
 from fullscale.scans.slice_store import SlicedCase, SliceStore
 from fullscale.training.epoch_order import EpochOrder, auto_slices_per_epoch
-from model.preprocessing import neighbour_positions, neighbour_step
+from model.preprocessing import IGNORED_LABEL, neighbour_positions, neighbour_step
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,14 @@ class Batch:
 
     Attributes:
         image_BCHW: HU as float32; the middle channel is the slice to segment.
-        label_BHW: uint8, 0 for background, k + 1 for organ k.
+        label_BHW: uint8, 0 for background, k + 1 for organ k, `IGNORED_LABEL`.
         annotated_BK: boolean, True if the organ is annotated in the slice's case.
         case_B: index of each slice's case in the data set's `cases`.
         position_B: index of the slice in the order of its epoch; empty outside training.
         epoch: counted from 0.
         share: this batch's share of the annotated (slice, organ) pairs of its optimiser step,
             0 to 1.
+        has_ignored: True if a pixel of `label_BHW` is `IGNORED_LABEL`; known without asking a GPU.
     """
 
     image_BCHW: Tensor
@@ -47,6 +48,7 @@ class Batch:
     position_B: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     epoch: int = 0
     share: float = 1.0
+    has_ignored: bool = False
 
     def to(self, device: torch.device) -> Batch:
         """Copy the batch to a device; `position_B` stays on the CPU, where it is read."""
@@ -138,11 +140,13 @@ class SliceDataset(Dataset[Batch]):
             sliced = self._sliced[case]
             images.append(self._stack(sliced, z))
             labels.append(sliced.label[z])
+        label_BHW = np.stack(labels)
         return Batch(
             torch.stack(images),
-            torch.from_numpy(np.stack(labels)),
+            torch.from_numpy(label_BHW),
             torch.from_numpy(self.annotated[wanted]),
             torch.from_numpy(case_B),
+            has_ignored=bool((label_BHW == IGNORED_LABEL).any()),
         )
 
 

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 NUM_AUTO_WORKERS = 8
-MicroBatch = tuple[Batch, Tensor, Tensor]
-"""A process's share of one forward and backward pass: the batch, its augmented image
-B x C x H x W in 0..1, and its masks B x K x H x W, on the device."""
+MicroBatch = tuple[Batch, Tensor, Tensor, Tensor | None]
+"""A process's share of one forward and backward pass, on the device: the batch, and what
+`SegmentationObjective.prepare` makes of it."""
 
 
 @dataclass
@@ -265,7 +265,7 @@ class Training:
                 raise
 
     def _micro_batches(self, batches: Iterator[Batch]) -> Iterator[MicroBatch]:
-        """Yield each batch with its augmented image and masks, on the device."""
+        """Yield each batch with its augmented image, masks and ignored pixels, on the device."""
         for batch in batches:
             here = batch.to(self._fabric.device)
             yield here, *self._objective.prepare(here)
@@ -314,7 +314,7 @@ class Training:
         sums: dict[str, Tensor] = {}
         for part in range(self._sharding.num_accumulated):
             waited = time.perf_counter()
-            batch, image_BCHW, mask_BKHW = next(parts)
+            batch, image_BCHW, mask_BKHW, ignored_BHW = next(parts)
             self._timer.waiting += time.perf_counter() - waited
             used.append(batch)
             # Dropout draws the same numbers here whether or not the training was interrupted.
@@ -322,7 +322,9 @@ class Training:
             is_last = part == self._sharding.num_accumulated - 1
             computed = time.perf_counter()
             with self._fabric.no_backward_sync(self._model, enabled=not is_last):
-                loss, terms = self._objective.loss(image_BCHW, mask_BKHW, batch.annotated_BK)
+                loss, terms = self._objective.loss(
+                    image_BCHW, mask_BKHW, ignored_BHW, batch.annotated_BK
+                )
                 # DDP averages gradients over processes: undo it, and weight each part by its
                 # share of the step's annotated (slice, organ) pairs. The gradient is then that of
                 # the mean over the whole step, however it was divided.

@@ -19,7 +19,7 @@ from fullscale.training.augmentation import Augment
 from fullscale.training.dataset import Batch
 from model.losses import SideWeights, total_loss
 from model.output import Output
-from model.preprocessing import normalise, one_mask_per_organ
+from model.preprocessing import IGNORED_LABEL, normalise, one_mask_per_organ
 
 POLY_POWER = 0.9
 
@@ -52,18 +52,26 @@ class SegmentationObjective:
         self._augment = augment
         self._side_weights: SideWeights = side_weights
 
-    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return augmented image, B x 3 x H x W in 0..1, and masks, B x K x H x W."""
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return augmented image, B x 3 x H x W in 0..1, masks, B x K x H x W, and ignored pixels.
+
+        The last are B x H x W, bool; None if the batch has none.
+        """
         image_BCHW, label_BHW = self._augment(
             normalise(batch.image_BCHW, self._window_hu),
             batch.label_BHW,
             batch.epoch,
             batch.position_B,
         )
-        return image_BCHW, one_mask_per_organ(label_BHW, self._num_organs)
+        ignored_BHW = label_BHW == IGNORED_LABEL if batch.has_ignored else None
+        return image_BCHW, one_mask_per_organ(label_BHW, self._num_organs), ignored_BHW
 
     def loss(
-        self, image_BCHW: Tensor, mask_BKHW: Tensor, annotated_BK: Tensor
+        self,
+        image_BCHW: Tensor,
+        mask_BKHW: Tensor,
+        ignored_BHW: Tensor | None,
+        annotated_BK: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, and its terms by name, detached: `total`, `focal`, `side1/focal`..."""
         output = self._network(image_BCHW)
@@ -71,6 +79,7 @@ class SegmentationObjective:
             output,
             mask_BKHW,
             annotated_BK,
+            ignored_BHW,
             terms=self._loss_terms,
             side_weights=self._side_weights,
         )

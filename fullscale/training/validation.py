@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fullscale.params import Params
 from fullscale.training.dataset import Batch
-from model.output import Output, organ_present, probabilities
+from model.output import Output, organ_present, organs_unknown, probabilities
 from model.overlap import dice_score, share
-from model.preprocessing import normalise, one_mask_per_organ
+from model.preprocessing import IGNORED_LABEL, normalise, one_mask_per_organ
 
 NUM_COUNTS = 8
 MIN_SHARE_WITHOUT_ORGAN = 0.15
@@ -39,17 +39,20 @@ def count_batch(
     Returns:
         int64, B x K x N: pixels in both masks, predicted, true; organ-free slices, those with a
         false positive; slices with a slice classifier, organ slices that it opens, organ-free
-        slices that it closes.
+        slices that it closes. Ignored pixels are in no mask, and a slice with some of them and
+        without the organ is none of these slices.
     """
-    predicted = probabilities(output) >= threshold
+    ignored_BHW = batch.label_BHW == IGNORED_LABEL
+    predicted = (probabilities(output) >= threshold) & ~ignored_BHW[:, None]
     num_organs = predicted.shape[1]
     true = one_mask_per_organ(batch.label_BHW, num_organs)
     predicted_BK, true_BK = predicted.sum(dim=(2, 3)), true.sum(dim=(2, 3))
-    free_BK = true_BK == 0
+    unknown_BK = organs_unknown(true_BK > 0, ignored_BHW)
+    free_BK = (true_BK == 0) & ~unknown_BK
     if output.organ_logits is None:
         has_classifier_BK = open_BK = closed_BK = torch.zeros_like(free_BK)
     else:
-        has_classifier_BK = torch.ones_like(free_BK)
+        has_classifier_BK = ~unknown_BK
         open_BK = organ_present(output.organ_logits)
         closed_BK = ~open_BK
     counts = [
@@ -59,7 +62,7 @@ def count_batch(
         free_BK,
         free_BK & (predicted_BK >= min_false_positive_px),
         has_classifier_BK,
-        ~free_BK & open_BK,
+        (true_BK > 0) & open_BK,
         free_BK & closed_BK,
     ]
     return torch.stack(counts, dim=-1) * batch.annotated_BK[..., None]

@@ -282,6 +282,39 @@ def test_unannotated_organ_changes_no_term_and_gets_no_gradient() -> None:
         torch.testing.assert_close(before, after)
 
 
+def test_ignored_pixels_change_no_term_and_get_no_gradient() -> None:
+    torch.manual_seed(2)
+    target = torch.rand(2, 1, 32, 32) > 0.5
+    ignored = torch.zeros(2, 32, 32, dtype=torch.bool)
+    ignored[0, :16] = True
+    target[0, :, :16] = False
+    logits = torch.randn(2, 1, 32, 32, requires_grad=True)
+    loss = total_loss(Output([logits], None), target, None, ignored)
+    loss.total.backward()
+    assert not logits.grad[0, 0, :16].any()
+    assert (logits.grad[0, 0, 16:] != 0).all()
+    assert (logits.grad[1] != 0).all()
+    other = logits.detach().clone()
+    other[0, :, :16] = 3
+    again = total_loss(Output([other], None), target, None, ignored)
+    assert scalars(again) == scalars(loss)
+    right = torch.where(target, 40.0, -40.0)
+    right[0, :, :16] = 40
+    assert total_loss(Output([right], None), target, None, ignored).total < 1e-6
+
+
+def test_classifier_learns_nothing_from_a_slice_that_may_hold_the_organ() -> None:
+    target = torch.zeros(2, 2, 32, 32)
+    target[0, 0, :4] = 1
+    ignored = torch.zeros(2, 32, 32, dtype=torch.bool)
+    ignored[0, 20] = True
+    scores = torch.randn(2, 2, 2, requires_grad=True)
+    total_loss(Output([torch.zeros(2, 2, 32, 32)], scores), target, None, ignored).total.backward()
+    assert scores.grad[0, 0].any()  # drawn, so known
+    assert not scores.grad[0, 1].any()
+    assert scores.grad[1].any(dim=-1).all()
+
+
 def test_masked_loss_is_the_mean_over_what_is_annotated() -> None:
     target = torch.rand(2, 2, 32, 32) > 0.5
     logits, scores = torch.randn(2, 2, 32, 32), torch.randn(2, 2, 2)

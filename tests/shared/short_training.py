@@ -83,17 +83,20 @@ def main(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     for step in range(NUM_STEPS):
         batch = draw_batch(generator, len(params.organs))
-        image_BCHW, mask_BKHW = objective.prepare(batch)
+        image_BCHW, mask_BKHW, ignored_BHW = objective.prepare(batch)
         seed_step(seed, 0, step, 0, 0)
         loss, _ = objective.loss(
-            image_BCHW.contiguous(memory_format=torch.channels_last), mask_BKHW, batch.annotated_BK
+            image_BCHW.contiguous(memory_format=torch.channels_last),
+            mask_BKHW,
+            ignored_BHW,
+            batch.annotated_BK,
         )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), params.train.gradient_clip_norm)
         optimizer.step()
         optimizer.zero_grad()
     print("weights", digest(network.state_dict().values()))
-    print("augmentation", digest(augmented.prepare(batch)))
+    print("augmentation", digest(augmented.prepare(batch)[:2]))
 
 
 if __name__ == "__main__":

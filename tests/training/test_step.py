@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from fullscale.training.dataset import (
 )
 from fullscale.training.epoch_order import EpochOrder
 from fullscale.training.step import SegmentationObjective, learning_rate, make_optimizer, seed_step
+from model.preprocessing import IGNORED_LABEL
 
 
 @pytest.fixture
@@ -113,3 +116,23 @@ def test_what_torch_draws_depends_on_seed_and_key_alone():
     assert drawn[0] != drawn[1]
     seed_step(6, 0, 1, 2)
     assert torch.rand(3).tolist() != drawn[0]
+
+
+def test_wholly_ignored_slices_teach_nothing(objective, network, tiny_store):
+    batch = first_batch(tiny_store, ["case_00"])
+    assert not batch.has_ignored
+    assert objective.prepare(batch)[2] is None
+    image_BCHW, mask_BKHW, _ = objective.prepare(batch)
+    ignored_BHW = torch.ones_like(batch.label_BHW, dtype=torch.bool)
+    none_BKHW = torch.zeros_like(mask_BKHW)
+    objective.loss(image_BCHW, none_BKHW, ignored_BHW, batch.annotated_BK)[0].backward()
+    assert all(not each.grad.any() for each in network.parameters() if each.grad is not None)
+
+
+def test_ignored_pixels_of_slices_reach_the_loss(objective, tiny_store):
+    batch = first_batch(tiny_store, ["case_00"])
+    label_BHW = torch.full_like(batch.label_BHW, IGNORED_LABEL)
+    ignored = replace(batch, label_BHW=label_BHW, has_ignored=True)
+    _, mask_BKHW, ignored_BHW = objective.prepare(ignored)
+    assert not mask_BKHW.any()
+    assert ignored_BHW.float().mean() > 0.5  # background comes in from outside

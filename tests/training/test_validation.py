@@ -138,3 +138,12 @@ def test_classifier_that_leaves_slices_open_is_a_warning():
     warning = warn_of_classifier(metrics, organs)
     assert "less than half of the validation slices without liver (13%); raise train" in warning
     assert warn_of_classifier(metrics, organs[1:]) is None
+
+
+def test_ignored_pixels_and_slices_that_nobody_judged_count_nowhere(batch, output):
+    batch.label_BHW[0, 0, 0] = 255  # in both masks before
+    batch.label_BHW[1, 3, :2] = 255  # of the three wrong pixels
+    classified = Output(output.logits, torch.tensor([[[0.0, 1.0]] * 2] * 3))
+    counts = count_batch(classified, batch, 0.5, 1)
+    assert counts[0, 0].tolist() == [1, 1, 3, 0, 0, 1, 1, 0]
+    assert counts[1, 0].tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
