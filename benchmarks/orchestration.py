@@ -135,7 +135,7 @@ def measure_flow(folder: Path, rounds: int) -> dict[str, list[float]]:
     home = clone(folder / "server")
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
-    server = [sys.executable, "-m", "flows.prefect_server", "--port", str(port)]
+    server = [sys.executable, "-m", "flows.servers.prefect_server", "--port", str(port)]
     origin = {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}"}
     with running(server, home, own_environment(home, **origin), f"{api}/health"):
         for turn in range(rounds):

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from flows.service_settings import DEFAULTS
+from flows.servers.service_settings import DEFAULTS
 from fullscale.params import Params
 from fullscale.runtime.errors import EX_TEMPFAIL
 from fullscale.runtime.markdown import format_table

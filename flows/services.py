@@ -24,7 +24,7 @@ from types import FrameType
 
 import psutil
 
-from flows.service_settings import (
+from flows.servers.service_settings import (
     Service,
     Services,
     SettingsError,
@@ -216,7 +216,7 @@ def set_up(services: Services) -> None:
     """
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
-            bind_to_parent([sys.executable, "-m", "flows.deployments"]),
+            bind_to_parent([sys.executable, "-m", "flows.servers.deployments"]),
             env=dict(services.environment),
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -1,6 +1,7 @@
 """Watch the inbox: make a data version of scans that landed, and announce it.
 
-`python -m flows.watch_inbox` checks once. flows/watcher.py starts the deployment when scans arrive.
+`python -m flows.watch_inbox` checks once. flows/servers/watcher.py starts the deployment when scans
+arrive.
 """
 
 from __future__ import annotations

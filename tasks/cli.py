@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from fullscale.runtime.console import report_errors, track
-from tasks import doctor, plan, status
+from tasks.commands import doctor, plan, status
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -345,7 +345,7 @@ def adopt(
     branch: Annotated[str, typer.Argument(help="Branch of a retraining, retrain/DATE-DATA.")],
 ) -> None:
     """Merge the branch of a retraining, and bring scans and networks up to it."""
-    from tasks.adopt import adopt as run
+    from tasks.commands.adopt import adopt as run
 
     for line in run(Path(), branch):
         typer.echo(f"adopt: {line}")
@@ -373,8 +373,8 @@ def score(
     from fullscale.serving.model_lookup import default_model, find_model
     from fullscale.tracking.store import default_store
     from fullscale.workspace import open_workspace
-    from tasks.score import PAGE, open_cohort, publish, write_scores
-    from tasks.score import score as run
+    from tasks.commands.score import PAGE, open_cohort, publish, write_scores
+    from tasks.commands.score import score as run
 
     root = Path()
     workspace = open_workspace(root)
@@ -612,7 +612,7 @@ def import_checkpoint(
 
     from fullscale.params import SliceParams
     from fullscale.runtime.errors import StageError, shorten
-    from tasks.import_checkpoint import import_checkpoint as run
+    from tasks.commands.import_checkpoint import import_checkpoint as run
 
     try:
         slicing = SliceParams(

@@ -11,7 +11,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL
 
-from flows.deployments import (
+from flows.devices import LIMIT
+from flows.events import EVENT, RESOURCE_ID, RETRAINING, WANTED
+from flows.servers.deployments import (
     LOST_AFTER_S,
     LOST_RUN,
     DeploymentError,
@@ -21,10 +23,8 @@ from flows.deployments import (
     set_up,
     stalled_run_automation,
 )
-from flows.devices import LIMIT
-from flows.events import EVENT, RESOURCE_ID, RETRAINING, WANTED
-from flows.project_folder import ProjectFolderError, enter_project
-from flows.service_settings import POOL, plan_services
+from flows.servers.project_folder import ProjectFolderError, enter_project
+from flows.servers.service_settings import POOL, plan_services
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "prefect.yaml").read_text()

@@ -23,7 +23,7 @@ OWN = ("http://127.0.0.1:4200", "http://ct.example.org:4200")
 # the database in a second thread, and left a cursor in the garbage.
 SCRIPT = """
 import gc, sqlite3, sys, threading, time
-from flows.prefect_server import PAUSE_S, collect_in_thread
+from flows.servers.prefect_server import PAUSE_S, collect_in_thread
 
 path, way = sys.argv[1:]
 collect_in_thread() if way == "thread" else gc.disable()
@@ -71,7 +71,7 @@ import asyncio, sys
 from prefect.server.database.configurations import AioSqliteConfiguration
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
-from flows.prefect_server import take_turns
+from flows.servers.prefect_server import take_turns
 
 path, way = sys.argv[1:]
 if way == "turns":
@@ -112,7 +112,9 @@ def test_transactions_that_read_first_take_turns(tmp_path: Path, way: str, told:
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     """Return a client of an application that answers its own addresses alone."""
-    from flows.prefect_server import OwnAddressOnly  # it loads Prefect's server, for seconds
+    from flows.servers.prefect_server import (
+        OwnAddressOnly,  # it loads Prefect's server, for seconds
+    )
 
     async def answer(request: object) -> PlainTextResponse:
         return PlainTextResponse("content")
@@ -160,7 +162,7 @@ def test_server_answers_its_own_addresses_alone(
 
 def test_options_are_those_of_prefects_own_command() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "flows.prefect_server", "--help"],
+        [sys.executable, "-m", "flows.servers.prefect_server", "--help"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -7,7 +7,7 @@ import os
 import pytest
 from running_services import free_port
 
-from flows.service_settings import Service
+from flows.servers.service_settings import Service
 from flows.services import RunningService, ServiceError, wait_until_ready
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from prefect.settings.models.server import ServerSettings
 
-from flows.service_settings import (
+from flows.servers.service_settings import (
     SettingsError,
     check_credentials,
     plan_services,

@@ -12,7 +12,7 @@ from cohorts import write_nnunet
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.states import Completed
 
-from flows.watcher import look_into_inbox
+from flows.servers.watcher import look_into_inbox
 from fullscale.versioning.data_version import find_unannounced, mark_announced
 from tasks.receive import InboxWatch, receive
 

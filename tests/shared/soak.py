@@ -44,7 +44,7 @@ TARGETS = {
     "trainer": (("-m tasks.train ",), 4),
     "another stage": (tuple(f"-m tasks.{name}" for name in ("slice", "evaluate", "register")), 3),
     "dvc": (("/dvc ",), 3),
-    "Prefect's server": (("flows.prefect_server",), 1),
+    "Prefect's server": (("flows.servers.prefect_server",), 1),
     "MLflow's server": (("mlflow server",), 1),
     "all services": ((), 1),
 }

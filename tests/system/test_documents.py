@@ -264,8 +264,8 @@ def test_design_lists_every_module_of_every_room():
     table = design.partition("<!-- rooms -->\n")[2].partition("<!-- end of rooms -->")[0]
     rows = re.findall(r"^\| ([a-z/]+) \| .* \| (.*) \|$", table, flags=re.M)[1:]
     shown = {room: set(modules.split(", ")) for room, modules in rows}
-    rooms = [ROOT / name for name in ("flows", "tasks", "model", "fullscale")]
-    rooms += [path.parent for path in (ROOT / "fullscale").glob("*/__init__.py")]
+    tops = [ROOT / name for name in ("flows", "tasks", "model", "fullscale")]
+    rooms = [path.parent for top in tops for path in top.rglob("__init__.py")]
     there = {
         room.relative_to(ROOT).as_posix(): {
             path.stem for path in room.glob("*.py") if path.stem != "__init__"

@@ -55,7 +55,7 @@ def test_killed_worker_leaves_a_crashed_run_a_free_device_and_no_orphan(services
 
 def test_run_survives_a_restart_of_its_server(services):
     run_id, *_ = services.start_training(UNTIL_GO)
-    (server,) = services.find("flows.prefect_server")
+    (server,) = services.find("flows.servers.prefect_server")
     server.kill()
     assert wait_until(lambda: services.state(run_id) == "", 10)
     assert wait_until(lambda: services.state(run_id) == "Running", 60), services.log()

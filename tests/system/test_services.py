@@ -28,7 +28,7 @@ from running_services import (
 )
 from watching import wait_until
 
-from flows.deployments import lost_run_automation, stalled_run_automation
+from flows.servers.deployments import lost_run_automation, stalled_run_automation
 from fullscale.runtime.processes import stage_environment
 from fullscale.tracking.store import Store, connect
 

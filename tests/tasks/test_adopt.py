@@ -10,7 +10,7 @@ from fullscale.versioning.data_version import commit_data, open_newest, restore_
 from fullscale.versioning.git import commit_paths, find_commit, git, run_program
 from fullscale.versioning.provenance import read_data_version, warn_of_uncommitted_data
 from fullscale.versioning.retraining import publish
-from tasks.adopt import adopt
+from tasks.commands.adopt import adopt
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ import pytest
 from project import ROOT
 from typer.testing import CliRunner
 
-from flows.service_settings import plan_services
-from tasks import doctor
+from flows.servers.service_settings import plan_services
 from tasks.cli import app
+from tasks.commands import doctor
 
 GIB = 2**30
 

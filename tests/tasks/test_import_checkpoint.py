@@ -16,8 +16,8 @@ from fullscale.serving.model_lookup import find_model
 from fullscale.workspace import open_workspace
 from model.official import OFFICIAL
 from tasks.cli import app
+from tasks.commands.import_checkpoint import import_checkpoint, parse_organs
 from tasks.export import export
-from tasks.import_checkpoint import import_checkpoint, parse_organs
 from tasks.register import ensure_run
 
 CGM = "unet3plus_ds_cgm"

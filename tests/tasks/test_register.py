@@ -61,6 +61,7 @@ from fullscale.tracking.store import WEIGHTS_TAG, use_tracking_uri
 from fullscale.training.history import write_history
 from fullscale.versioning.provenance import Provenance, digest_test_set
 from fullscale.workspace import open_workspace
+from tasks.commands.score import CohortScores, publish
 from tasks.register import (
     LIBRARIES,
     PACKAGES,
@@ -70,7 +71,6 @@ from tasks.register import (
     register,
     score_champion,
 )
-from tasks.score import CohortScores, publish
 
 PROVENANCE = Provenance(git_commit="c" * 40, data_version="d" * 32 + ".dir")
 TEST_CASES = ["case_00", "case_01", "case_06"]

@@ -12,7 +12,15 @@ from fullscale.prediction.segmentation import Model
 from fullscale.runtime.errors import StageError
 from fullscale.scans.cohort import read_cohort
 from fullscale.workspace import open_workspace
-from tasks.score import CASES, ORGANS, PAGE, leave_out_known, open_cohort, score, write_scores
+from tasks.commands.score import (
+    CASES,
+    ORGANS,
+    PAGE,
+    leave_out_known,
+    open_cohort,
+    score,
+    write_scores,
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from fullscale.tracking.registry import CHALLENGER, CHAMPION
 from tasks.cli import app
-from tasks.status import describe, read_status
+from tasks.commands.status import describe, read_status
 
 VERSION = {"version": "3", "verdict": "pass", "data_version": "ab" * 16, "git_commit": "cd" * 20}
 FACTS = {

@@ -1,7 +1,7 @@
 """Create or update work pool, limits, deployments and automations on a Prefect server.
 
-`python -m flows.deployments` needs no input and may be run again at any time: it creates what is
-missing, and changes only what is defined otherwise than when it was applied last.
+`python -m flows.servers.deployments` needs no input and may be run again at any time: it creates
+what is missing, and changes only what is defined otherwise than when it was applied last.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from prefect.variables import Variable
 from prefect.workers.process import ProcessWorker
 
 from flows.devices import LIMIT
-from flows.service_settings import POOL
+from flows.servers.service_settings import POOL
 from fullscale.runtime.processes import bind_to_parent
 
 LOST_RUN = "run without a sign of life"
@@ -39,7 +39,7 @@ STALLED_RUN = "run that did not start"
 # A worker needs some seconds from taking a run to its first line; a starved machine, minutes.
 STALLED_AFTER_S = 300
 APPLIED_VARIABLE = "fullscale_applied"
-FORMER_SCHEDULES = ("watch",)  # of watch-inbox, which flows/watcher.py starts instead
+FORMER_SCHEDULES = ("watch",)  # of watch-inbox, which flows/servers/watcher.py starts instead
 
 
 class DeploymentError(Exception):

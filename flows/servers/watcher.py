@@ -1,6 +1,6 @@
 """Look again and again whether there is work, so that idle minutes leave no runs behind.
 
-`python -m flows.watcher` starts a run of `watch-inbox` when the inbox has something new.
+`python -m flows.servers.watcher` starts a run of `watch-inbox` when the inbox has something new.
 `make services` runs it beside the worker.
 """
 

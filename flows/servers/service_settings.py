@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows import project_folder
+from flows.servers import project_folder
 from fullscale.runtime.files import write_atomically
 from fullscale.runtime.processes import LOOPBACK, MLFLOW_PORT, PREFECT_PORT, stage_environment
 from fullscale.tracking.locations import (
@@ -151,7 +151,7 @@ def plan_services(root: Path, environment: Mapping[str, str]) -> Services:
         servers=tuple(servers),
         workers=(
             Service("worker", tuple(command), client),
-            Service("watcher", (sys.executable, "-m", "flows.watcher"), client),
+            Service("watcher", (sys.executable, "-m", "flows.servers.watcher"), client),
         ),
         environment=client,
     )
@@ -231,7 +231,7 @@ def _plan_prefect(everyone: Mapping[str, str], host: str, port: int) -> Service:
     health_url = f"http://{LOOPBACK[0]}:{port}/api/health"
     return Service(
         "prefect",
-        (sys.executable, "-m", "flows.prefect_server", *options),
+        (sys.executable, "-m", "flows.servers.prefect_server", *options),
         environment,
         port,
         "FULLSCALE_PREFECT_PORT",

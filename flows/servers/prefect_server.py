@@ -1,6 +1,7 @@
 """Prefect's server, closed to other sites' pages, and without waits and errors of SQLite.
 
-`python -m flows.prefect_server OPTIONS` is `prefect server start OPTIONS` with three changes.
+`python -m flows.servers.prefect_server OPTIONS` is `prefect server start OPTIONS` with three
+changes.
 
 Prefect answers requests for any host, from the pages of any site, and its API starts programs. So
 any page that is open in a browser on this machine could start one. Here a request needs the
