@@ -22,6 +22,7 @@ setup: $(READY)  ## make the virtual environment with pinned dependencies
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments: install its venv module (Debian, Ubuntu: apt-get install python3-venv)"; exit 1; }
 	@test ! -L $(VENV) || { echo "error: $(VENV) is a link, and what it leads to would be emptied: remove the link"; exit 1; }
 	$(PYTHON) -m venv $(if $(wildcard $(READY)),,--clear) $(VENV)
 	pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,dask,auth,onnx,postgres,s3]'
