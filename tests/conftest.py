@@ -16,13 +16,14 @@ from filelock import FileLock
 from project import ROOT, Project, copy_project, write_published
 from quick_project import make_quick_project
 from repository import make_repository
-from tiny import CASES, TINY, changed, make_store
+from tiny import CASES, TINY, changed
 
 from fullscale.ingestion.ingest import ingest
 from fullscale.params import Params
 from fullscale.runtime.console import configure_logging
 from fullscale.scans.cohort import read_cohort
 from fullscale.scans.slice_store import SliceStore
+from fullscale.tracking.store import Store, connect, sqlite_store
 from tasks.slice import slice_cohort
 
 # Tests run side by side, one to a core: more threads each would be in one another's way, and cost
@@ -58,6 +59,7 @@ LEFT_FILES = pytest.StashKey[list[str]]()
 MEMORY_DISK = Path("/dev/shm")  # noqa: S108 - pytest makes a private folder in it
 MEMORY_DISK_BYTES = 6 * 2**30
 FAST = "not slow"
+STORE_DATABASE = "mlflow.db"
 SLOW_FILE = re.compile(r"^pytestmark = \[?pytest\.mark\.slow", re.M)
 FIRST_OUTPUT = "first_output.txt"
 """What `dvc repro` printed when the reproduced project was made, next to the project."""
@@ -265,15 +267,26 @@ def tiny_store(tiny_data, tiny_params, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def mlflow_store(tmp_path_factory):
-    """A real tracking store, made once because a new database takes seconds."""
-    return make_store(tmp_path_factory.mktemp("tracking") / "mlruns")
+def store_template(build_once):
+    """The folder of a real tracking store without runs: a new database takes most of a second."""
+    return build_once("store", lambda folder: connect(sqlite_store(folder / STORE_DATABASE)))
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(store_template, tmp_path_factory):
+    """A real tracking store that the tests of a process share."""
+    return copy_store(store_template, tmp_path_factory.mktemp("tracking") / "mlruns")
 
 
 @pytest.fixture
-def empty_store(tmp_path):
+def empty_store(store_template, tmp_path):
     """A real tracking store that no one has used."""
-    return make_store(tmp_path / "mlruns")
+    return copy_store(store_template, tmp_path / "mlruns")
+
+
+def copy_store(template: Path, folder: Path) -> Store:
+    """Copy a tracking store: its database holds no path of its own."""
+    return sqlite_store(shutil.copytree(template, folder) / STORE_DATABASE)
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import yaml
 from project import ROOT
-
-from fullscale.tracking.store import Store, sqlite_store
 
 TINY = {
     "organs": {"liver": [1], "spleen": [2]},  # ids: a network is described without a cohort
@@ -39,8 +36,3 @@ def changed(changes: dict, base: dict | None = None) -> dict:
         else:
             content[section] = values
     return content
-
-
-def make_store(folder: Path) -> Store:
-    folder.mkdir()
-    return sqlite_store(folder / "mlflow.db")

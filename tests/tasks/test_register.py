@@ -96,10 +96,10 @@ def add_network(root, name, params, cohort, seed, dice):
     (reports / "summary.json").write_text(json.dumps(summary))
 
 
-@pytest.fixture
-def project(tmp_path, tiny_params, tiny_cohort, tiny_data):
-    """A project whose UNet 3+ is said to score 0.9 and whose UNet 0.8."""
-    root = tmp_path / "project"
+@pytest.fixture(scope="module")
+def project_template(tmp_path_factory, tiny_params, tiny_cohort, tiny_data):
+    """A project whose UNet 3+ is said to score 0.9 and whose UNet 0.8; for copying alone."""
+    root = tmp_path_factory.mktemp("register") / "project"
     add_network(root, "unet3plus", tiny_params, tiny_cohort, seed=0, dice=0.9)
     add_network(root, "unet", tiny_params, tiny_cohort, seed=1, dice=0.8)
     shutil.copytree(tiny_data, root / "data")
@@ -108,6 +108,12 @@ def project(tmp_path, tiny_params, tiny_cohort, tiny_data):
             ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__")
         )
     return root
+
+
+@pytest.fixture
+def project(project_template, tmp_path):
+    """A copy of that project for one test."""
+    return shutil.copytree(project_template, tmp_path / "project")
 
 
 def run_stage(project, params, store):
