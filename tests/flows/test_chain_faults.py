@@ -24,7 +24,7 @@ from webhook import Receiver, open_receiver, save_webhook
 from flows import retrain as retraining
 from flows import stages
 from flows.notify import ENVIRONMENT
-from flows.retrain import NOTHING, retrain
+from flows.retrain import retrain
 from flows.stages import TransientError
 from flows.watch_inbox import watch_inbox
 from fullscale.tracking.registry import CHALLENGER
@@ -33,7 +33,6 @@ from fullscale.versioning.data_version import open_newest
 from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
 from fullscale.versioning.provenance import parse_data_version, read_data_version
 from fullscale.versioning.retraining import (
-    MAX_FAILURES,
     PENDING_FILE,
     list_pending,
     mark_pending,
@@ -120,16 +119,11 @@ def own_checkout(root: Path) -> list[str]:
 
 @pytest.fixture
 def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Retrains a project until a step begins, of whose turns the first few may pass."""
+    """Retrains a project until a step begins."""
 
-    def retrain_until(root: Path, step: str, num_passing: int = 0) -> None:
-        work, turns = getattr(retraining, step), []
-
-        def stop(*arguments: object) -> object:
-            turns.append(step)
-            if len(turns) > num_passing:
-                raise KilledError
-            return work(*arguments)
+    def retrain_until(root: Path, step: str) -> None:
+        def stop(*arguments: object, **more: object) -> None:
+            raise KilledError
 
         with monkeypatch.context() as context:
             context.setattr(retraining, step, stop)
@@ -162,26 +156,19 @@ def test_what_is_registered_gets_its_branch_and_message_whenever_the_run_is_kill
     assert list_pending(root) == [version.tags["fullscale.git_commit"]]
     assert find_commit(root, SCANS_BRANCH) != version.tags["fullscale.git_commit"]
 
-    # The first is published without being trained again; then the second is trained on.
+    # The first is published without being trained again, and told of; then comes the second.
     kill_at(root, "notify")
     assert branch_versions(root) == [first]
     assert receiver.received == []
-    kill_at(root, "notify_result", num_passing=1)
+    kill_at(root, "run_stages")
     (message,) = receiver.received
+    assert message["text"].startswith("Retraining: ")
     assert f"Scans: data version {first}" in message["text"]
-    assert sorted(branch_versions(root)) == sorted([first, second])
-
-    assert retrain(root) == NOTHING
-    assert len(receiver.received) == 2
-    told = receiver.received[-1]["text"]
-    assert told.startswith("Retraining: ")
-    assert f"Scans: data version {second}" in told
-    assert f"Branch: {newest_branch(root)}\n" in told
-    assert retrain(root) == NOTHING
-    assert len(receiver.received) == 2
+    assert f"Branch: {newest_branch(root)}\n" in message["text"]
     assert list_pending(root) == []
+    assert read_data_version(root / CHECKOUT) == second
     runs = client.search_runs([client.get_experiment_by_name("fullscale").experiment_id])
-    assert sorted(run.info.run_name for run in runs) == sorted(["unet-0", "unet3plus-0"] * 2)
+    assert sorted(run.info.run_name for run in runs) == ["unet-0", "unet3plus-0"]
     assert own_checkout(root) == before
 
 
@@ -200,10 +187,7 @@ def test_results_that_cannot_be_made_again_do_not_hold_up_newer_scans(
     assert f"the results of {broken[:8]} are not published" in caplog.text
     assert "slice.colour: unknown key" in caplog.text
     assert len(branch_versions(root)) == 1
-    for _ in range(MAX_FAILURES - 1):
-        assert list_pending(root) == [broken]
-        assert retrain(root) == NOTHING
-    assert list_pending(root) == []
+    assert list_pending(root) == [broken]  # until it failed often enough
     assert len(receiver.received) == 1
 
 

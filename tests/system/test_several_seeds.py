@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,9 +32,10 @@ MODEL = "models:/fullscale-organs@champion"
 
 
 @pytest.fixture(scope="module")
-def project(quick_template, tmp_path_factory) -> Project:
-    """A small project that trained both networks with two seeds, and registered an ensemble."""
-    project = copy_project(quick_template, tmp_path_factory.mktemp("ensemble"))
+def project(reproduced_template, tmp_path_factory) -> Project:
+    """A small project that trained both networks with a second seed, and registered an ensemble."""
+    project = copy_project(reproduced_template, tmp_path_factory.mktemp("ensemble"))
+    shutil.rmtree(project.root / "mlruns")
     set_seeds(project, SEEDS)
     project.run("git", "commit", "--all", "--quiet", "--message", "Two seeds")
     project.output = project.run("dvc", "repro")
@@ -77,9 +79,9 @@ def read_json(path):
 
 
 def test_each_seed_is_a_training_of_its_own(project):
-    for network in NETWORKS:
-        for seed in SEEDS:
-            assert f"Running stage 'train@{network}-{seed}'" in project.output
+    # Stage split looks at the fold of each seed, and writes what it wrote before.
+    stages = [line for line in project.output.splitlines() if "Running stage 'train" in line]
+    assert sorted(stages) == [f"Running stage 'train@{network}-1':" for network in NETWORKS]
     folders = [project.root / "artifacts/train/unet" / str(seed) for seed in SEEDS]
     assert digest_weights(folders[:1]) != digest_weights(folders[1:])
     client = mlflow.MlflowClient(f"sqlite:///{project.root}/mlruns/mlflow.db")
@@ -193,17 +195,6 @@ def test_server_answers_with_the_same_mask(project, scan, predicted, tmp_path):
     gate = read_json(project.root / "reports/gate.json")
     model = json.loads(found["statistics"])["model"]
     assert (model["version"], model["weights_sha256"]) == ("1", gate["weights_sha256"])
-
-
-def test_another_seed_trains_nothing_but_itself(project):
-    set_seeds(project, (*SEEDS, 2))
-    try:
-        planned = project.run("dvc", "repro", "--dry", "train")
-    finally:
-        set_seeds(project, SEEDS)
-    # Stage split looks at the fold of each seed, and writes what it wrote before.
-    stages = [line for line in planned.splitlines() if line.startswith("Running stage 'train")]
-    assert sorted(stages) == [f"Running stage 'train@{network}-2':" for network in NETWORKS]
 
 
 def test_best_seed_alone_can_be_registered(project, tmp_path):

@@ -15,10 +15,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 def test_scans_that_land_while_processes_are_killed_become_a_challenger(tmp_path: Path) -> None:
     soak = Soak(tmp_path, seed=1, log=tmp_path / "soak.log")
-    kinds = ("good", "truncated", "good", "no label map")
-    summary = soak.run(35, kill_every_s=12, kinds=kinds)
-    assert summary["cases landed"] == 2
-    assert (summary["files accepted"], summary["files quarantined"]) == (4, 4)
+    summary = soak.run(25, kill_every_s=10, kinds=("good", "truncated", "no label map"))
+    assert summary["cases landed"] == 1
+    assert (summary["files accepted"], summary["files quarantined"]) == (2, 4)
     assert summary["retrainings published"]["pass"] >= 1
     assert summary["versions registered"] >= 1  # one of which is the challenger, as soak verifies
     killed = [number for what, number in summary.items() if what.startswith("killed: ")]
