@@ -128,6 +128,7 @@ def rescale(project, name, dice):
     pd.read_csv(path).assign(dice=dice).to_csv(path, index=False)
 
 
+@pytest.mark.slow
 def test_pass_registers_first_version_with_both_aliases(project, tiny_params, empty_store):
     content, version = run_stage(project, tiny_params, empty_store)
     assert content["status"] == "pass"
