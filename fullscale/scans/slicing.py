@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from fullscale.scans.checks import BODY_HU
 from fullscale.scans.trunk import find_trunk
-from fullscale.scans.volume import Volume
 
 # SciPy is imported where it is used: it is slow to import, and reading a grid does not need it.
+# Nor does it need nibabel, which `Volume` loads.
 if TYPE_CHECKING:
     from scipy import sparse
+
+    from fullscale.scans.volume import Volume
 
 AIR_HU = -1000
 

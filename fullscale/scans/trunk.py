@@ -10,14 +10,16 @@ opening whose radius is a share of the trunk's own depth: it fits children and a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fullscale.scans.checks import BODY_HU, failure
-from fullscale.scans.geometry import coarse_steps
-from fullscale.scans.volume import Volume
+
+# nibabel is slow to import, and a training only reads grids that were made before.
+if TYPE_CHECKING:
+    from fullscale.scans.volume import Volume
 
 _SLICE_STEP_MM = 8.0  # slices closer than this are skipped
 _THIN_MM = 8.0  # sheets of a table are thinner, the chest's wall is not
@@ -52,6 +54,8 @@ def find_trunk(scan: Volume, body_threshold_hu: float = BODY_HU) -> Trunk:
     Raises:
         ScanError: no part of the scan is above the threshold, thin sheets aside.
     """
+    from fullscale.scans.geometry import coarse_steps
+
     _, rows, columns = coarse_steps(scan.spacing_mm)
     row_mm, column_mm = scan.spacing_mm[1] * rows.step, scan.spacing_mm[2] * columns.step
     every = max(1, round(_SLICE_STEP_MM / scan.spacing_mm[0]))

@@ -15,17 +15,17 @@ pytestmark = pytest.mark.slow
 HEAVY = {
     "torch", "torch._dynamo", "lightning_fabric", "kornia", "mlflow", "prefect", "dvc", "sklearn",
     "scipy.ndimage", "pandas", "matplotlib", "highdicom", "onnx", "onnxruntime", "fastapi",
-    "sqlalchemy", "dask",
+    "sqlalchemy", "dask", "nibabel",
 }  # fmt: skip
 ALLOWED = {
     "tasks.cli": set(),
-    "tasks.slice": {"pandas"},
+    "tasks.slice": {"pandas", "nibabel"},
     "tasks.split": {"pandas"},
     "tasks.train": {"torch", "pandas"},
-    "tasks.evaluate": {"torch", "pandas", "scipy.ndimage"},
-    "tasks.register": {"torch", "pandas", "scipy.ndimage"},
-    "tasks.receive": {"scipy.ndimage"},
-    "flows.watch_inbox": {"prefect", "scipy.ndimage"},
+    "tasks.evaluate": {"torch", "pandas", "scipy.ndimage", "nibabel"},
+    "tasks.register": {"torch", "pandas", "scipy.ndimage", "nibabel"},
+    "tasks.receive": {"scipy.ndimage", "nibabel"},
+    "flows.watch_inbox": {"prefect", "scipy.ndimage", "nibabel"},
     "flows.promote_check": {"prefect"},
 }
 """The heavy modules that importing a module may load."""
