@@ -35,7 +35,7 @@ from fullscale.patient_split import cases_of, read_split, split_of_seed
 from fullscale.runtime.console import report_errors
 from fullscale.runtime.cpu_kernels import fix_cpu_kernels
 from fullscale.runtime.files import save_picture
-from fullscale.scans.cohort import Case, Cohort, read_cohort
+from fullscale.scans.cohort import IGNORED_ID, Case, Cohort, read_cohort
 from fullscale.versioning.provenance import digest_test_set
 from fullscale.workspace import parse_evaluate_command
 
@@ -59,7 +59,8 @@ def draw_case(predictor: Predictor, case: Case, cohort: Cohort, heading: str, pa
     organs = predictor.description.organs
     shown = cohort.annotated_organs(case, organs)
     truth_KZYX = np.stack([np.isin(labels.values_ZYX, organs[organ]) for organ in shown])
-    predicted_KZYX = np.stack([found.masks[organ] for organ in shown])
+    judged_ZYX = labels.values_ZYX != IGNORED_ID
+    predicted_KZYX = np.stack([found.masks[organ] & judged_ZYX for organ in shown])
     chosen = choose_slices([truth_KZYX, predicted_KZYX])
     figure = draw_slices(
         scan.values_ZYX[chosen],

@@ -43,6 +43,7 @@ class ReliabilityCurve:
         probability_ZYX: NDArray[np.float32],
         true_ZYX: Mask,
         spacing_mm: Sequence[float],
+        judged_ZYX: Mask | None = None,
     ) -> None:
         """Count one scan; a scan without the organ adds nothing.
 
@@ -50,6 +51,7 @@ class ReliabilityCurve:
             probability_ZYX: in [0, 1]; a bin includes its lower end, the last bin both ends.
             true_ZYX: boolean mask of the annotation, same shape.
             spacing_mm: distance of voxels along Z, Y, X.
+            judged_ZYX: False in voxels that nobody judged, which do not count; None if all were.
 
         Raises:
             ValueError: shapes differ.
@@ -63,12 +65,16 @@ class ReliabilityCurve:
         if box is None:
             return
         num_bins = len(self.num_voxels_N)
-        for probability_YX, true_YX in zip(probability_ZYX[box], true_ZYX[box], strict=True):
-            values = probability_YX.ravel().astype(np.float64)
+        if judged_ZYX is None:
+            judged_ZYX = np.ones_like(true_ZYX)
+        for probability_YX, true_YX, judged_YX in zip(
+            probability_ZYX[box], true_ZYX[box], judged_ZYX[box], strict=True
+        ):
+            values = probability_YX[judged_YX].astype(np.float64)
             bins = np.clip((values * num_bins).astype(np.int64), 0, num_bins - 1)
             self.num_voxels_N += np.bincount(bins, minlength=num_bins)
             self.probability_sum_N += np.bincount(bins, values, num_bins)
-            self.num_true_N += np.bincount(bins[true_YX.ravel()], minlength=num_bins)
+            self.num_true_N += np.bincount(bins[true_YX[judged_YX]], minlength=num_bins)
 
     @property
     def num_voxels(self) -> int:

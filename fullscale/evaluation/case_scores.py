@@ -13,6 +13,7 @@ import numpy as np
 
 from fullscale.evaluation.metrics import score_classifier, score_overlap, score_physical
 from fullscale.prediction.components import Mask, largest_component
+from fullscale.scans.cohort import IGNORED_ID
 from fullscale.scans.volume import Volume, read_image, read_labels
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ def score_case(
     """Score every annotated organ of a case on the label map that users get.
 
     Where the probabilities of two organs overlap, the more probable one has the voxel, as in a
-    label map that `fullscale predict` writes: both come from `Predictor.to_labels`.
+    label map that `fullscale predict` writes: both come from `Predictor.to_labels`. Voxels that
+    nobody judged count neither as prediction nor as truth, and slices with such voxels and without
+    the organ are not organ-free.
 
     Args:
         predictor: a network ready to segment.
@@ -91,24 +94,27 @@ def score_case(
             for gating, suffix in VARIANTS.items()
             if gating != predictor.gate
         }
+    judged_ZYX = labels.values_ZYX != IGNORED_ID
     rows = []
     for organ in cohort.annotated_organs(case, organs):
         label_id = predictor.description.organs[organ][0]
         true_ZYX = np.isin(labels.values_ZYX, organs[organ])
         predicted_ZYX = label_ZYX == label_id
         row: ScoreRow = {"case": case.name, "patient": case.patient, "organ": organ}
-        row |= score_mask(predicted_ZYX, true_ZYX, spacing_mm, min_mm2)
+        truth = true_ZYX, spacing_mm, min_mm2, judged_ZYX
+        row |= score_mask(predicted_ZYX & judged_ZYX, *truth)
         open_Z = found.open_slices(organ, predictor.gate)
         if open_Z is not None:
-            row |= asdict(score_classifier(open_Z, true_ZYX))
+            known_Z = judged_ZYX.all(axis=(1, 2)) | true_ZYX.any(axis=(1, 2))
+            row |= asdict(score_classifier(open_Z[known_Z], true_ZYX[known_Z]))
         for suffix, variant_ZYX in variants.items():
-            other = asdict(score_overlap(variant_ZYX == label_id, true_ZYX, spacing_mm, min_mm2))
+            other = asdict(score_overlap((variant_ZYX == label_id) & judged_ZYX, *truth))
             row |= add_suffix({name: other[name] for name in ABLATED}, suffix)
         if settings.largest_component:
-            cleaned = score_mask(largest_component(predicted_ZYX), true_ZYX, spacing_mm, min_mm2)
+            cleaned = score_mask(largest_component(predicted_ZYX) & judged_ZYX, *truth)
             row |= add_suffix(cleaned, CLEANED)
         if calibration is not None:
-            calibration[organ].add(found.restore(organ), true_ZYX, spacing_mm)
+            calibration[organ].add(found.restore(organ), true_ZYX, spacing_mm, judged_ZYX)
         rows.append(row)
     return rows
 
@@ -128,9 +134,10 @@ def score_mask(
     true_ZYX: Mask,
     spacing_mm: tuple[float, float, float],
     min_false_positive_mm2: float,
+    judged_ZYX: Mask,
 ) -> ScoreRow:
     """Return Dice, IoU, the fields of `PhysicalScores`, both false-positive rates, all counts."""
-    overlap = score_overlap(predicted_ZYX, true_ZYX, spacing_mm, min_false_positive_mm2)
+    overlap = score_overlap(predicted_ZYX, true_ZYX, spacing_mm, min_false_positive_mm2, judged_ZYX)
     return {
         "dice": overlap.dice,
         "iou": overlap.iou,

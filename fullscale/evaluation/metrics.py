@@ -1,8 +1,9 @@
 """Scores of a predicted mask against the truth, for one organ of one scan on the scan's own grid.
 
-Z slices, Y X pixels; masks are boolean. If prediction and truth are both empty, Dice and IoU are 1,
-and distances and volume NaN. If only one of them holds the organ, it is missed or hallucinated:
-Dice, IoU and surface Dice are 0, and distances are the scan's diagonal.
+Z slices, Y X pixels; masks are boolean, and hold no voxel that nobody judged. If prediction and
+truth are both empty, Dice and IoU are 1, and distances and volume NaN. If only one of them holds
+the organ, it is missed or hallucinated: Dice, IoU and surface Dice are 0, and distances are the
+scan's diagonal.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class OverlapScores:
         num_true_voxels: voxels of the organ in the truth.
         num_predicted_voxels: voxels of the organ in the prediction.
         num_organ_slices: slices in which the truth holds the organ.
-        num_free_slices: slices in which the truth does not hold the organ.
+        num_free_slices: slices in which the truth does not hold the organ, and that were judged
+            whole.
         num_near_free_slices: those of them within `NEAR_MM` of a slice that holds it, where the
             annotation's own end is uncertain.
         num_remote_free_slices: all others of them; all slices of an organ-free scan.
@@ -42,7 +44,7 @@ class OverlapScores:
         num_near_false_positive_slices: those of them that are near.
         num_remote_false_positive_slices: those of them that are remote.
         num_false_positive_voxels: predicted voxels outside the organ.
-        num_free_voxels: voxels outside the organ.
+        num_free_voxels: judged voxels outside the organ.
     """
 
     dice: float
@@ -117,6 +119,7 @@ def score_overlap(
     true_ZYX: Mask,
     spacing_mm: Sequence[float],
     min_false_positive_mm2: float,
+    judged_ZYX: Mask | None = None,
 ) -> OverlapScores:
     """Count voxels and slices.
 
@@ -126,6 +129,7 @@ def score_overlap(
         spacing_mm: distance of voxels along Z, Y, X.
         min_false_positive_mm2: area of predicted pixels that makes an organ-free slice a false
             positive, above 0.
+        judged_ZYX: False in voxels that nobody judged; None if all were.
 
     Raises:
         ValueError: shapes differ.
@@ -140,7 +144,11 @@ def score_overlap(
     is_empty = num_predicted == num_true == 0
     pixel_mm2 = spacing_mm[1] * spacing_mm[2]
     free_Z = true_Z == 0
-    near_Z = free_Z & (_distance_mm(~free_Z, spacing_mm[0]) <= NEAR_MM + ROUNDING_MM)
+    num_judged = true_ZYX.size
+    if judged_ZYX is not None:
+        free_Z &= judged_ZYX.all(axis=(1, 2))
+        num_judged = int(np.count_nonzero(judged_ZYX))
+    near_Z = free_Z & (_distance_mm(true_Z > 0, spacing_mm[0]) <= NEAR_MM + ROUNDING_MM)
     false_positive_Z = free_Z & (predicted_Z * pixel_mm2 >= min_false_positive_mm2)
     return OverlapScores(
         dice=1.0 if is_empty else dice_score(overlap, num_predicted, num_true),
@@ -155,7 +163,7 @@ def score_overlap(
         num_near_false_positive_slices=int(np.count_nonzero(false_positive_Z & near_Z)),
         num_remote_false_positive_slices=int(np.count_nonzero(false_positive_Z & ~near_Z)),
         num_false_positive_voxels=num_predicted - overlap,
-        num_free_voxels=true_ZYX.size - num_true,
+        num_free_voxels=num_judged - num_true,
     )
 
 

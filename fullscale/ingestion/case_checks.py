@@ -6,14 +6,14 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fullscale.ingestion.label_seams import find_seam
-from fullscale.ingestion.source import SourceCase
+from fullscale.ingestion.source import SourceCase, without_ignored
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.anatomy import check_axes, check_slices, check_values
 from fullscale.scans.checks import MIN_SLICES, Finding
@@ -107,13 +107,15 @@ def inspect_case(
         result.findings.append(Finding.from_error(case.name, error))
         return result
     counts = _count_ids(result.labels)
+    ids_ZYX = without_ignored(result.labels.values_ZYX, case.ignored)
+    drawn = replace(result.labels, values_ZYX=ids_ZYX)
     result.facts = _measure_facts(result.scan, counts, case, labels)
     found = [
         *_check_scan(result.scan),
-        *check_axes(result.scan, result.labels, labels),
+        *check_axes(result.scan, drawn, labels),
         *_check_ids(counts, case, labels),
-        *_check_interpolated(result.labels),
-        *_check_mirrored(result.scan, result.labels),
+        *_check_interpolated(drawn),
+        *_check_mirrored(result.scan, drawn),
         *_check_text(result.scan, result.labels),
     ]
     found += [*case.doubts, *result.labels.doubts]
@@ -239,11 +241,10 @@ def _check_scan(scan: Volume) -> Found:
 
 def _check_ids(counts: NDArray[np.int64], case: SourceCase, labels: Mapping[str, int]) -> Found:
     name_of = {label_id: name for name, label_id in labels.items()}
-    present = [int(label_id) for label_id in np.flatnonzero(counts) if label_id]
-    if case.ignored in present:
+    present = [int(i) for i in np.flatnonzero(counts) if i not in (0, case.ignored)]
+    if case.ignored and counts[case.ignored]:
         share = counts[case.ignored] / counts.sum()
         yield "label_ignored", f"{share:.1%} of the voxels with the id {case.ignored}"
-        return
     if unknown := [label_id for label_id in present if label_id not in name_of]:
         yield "label_unknown", f"ids {unknown[:10]}; named are {sorted(name_of)}"
         return
@@ -252,7 +253,7 @@ def _check_ids(counts: NDArray[np.int64], case: SourceCase, labels: Mapping[str,
         yield "label_not_annotated", f"{', '.join(extra)}; annotated are {list(case.annotated)}"
     if not any(counts[labels[name]] for name in case.annotated):
         yield "label_empty", f"no voxel of {', '.join(case.annotated) or 'any organ'}"
-    if (share := 1 - counts[0] / counts.sum()) > MAX_LABEL_SHARE:
+    if (share := counts[present].sum() / counts.sum()) > MAX_LABEL_SHARE:
         yield "label_full", f"{share:.0%} of the voxels labelled"
 
 

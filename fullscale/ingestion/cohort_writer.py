@@ -16,6 +16,8 @@ from fullscale.runtime.files import write_json
 from fullscale.scans.checks import Finding, failure
 from fullscale.scans.cohort import (
     FILE_ENDING,
+    IGNORE,
+    IGNORED_ID,
     Case,
     Cohort,
     image_path,
@@ -287,11 +289,12 @@ class CohortWriter:
             key: _join_texts(kept.get(key, ""), getattr(self.source, key))
             for key in ("name", "licence", "reference")
         }
+        marks = IGNORE in kept.get("labels", {}) or any(case.ignored for case in self.source.cases)
         return {
             **kept,
             **joined,
             "channel_names": {"0": "CT"},
-            "labels": self.labels,
+            "labels": self.labels | ({IGNORE: IGNORED_ID} if marks else {}),
             "numTraining": len(self.cases),
             "file_ending": FILE_ENDING,
         }

@@ -36,6 +36,7 @@ from fullscale.scans.checks import Finding, failure
 from fullscale.scans.cohort import (
     BACKGROUND,
     FILE_ENDING,
+    IGNORED_ID,
     Case,
     Cohort,
     check_annotated,
@@ -165,7 +166,7 @@ def _prepare(
     image, label = (incoming / f"{uuid4().hex}{FILE_ENDING}" for _ in range(2))
     geometry = result.scan.geometry
     write_volume(image, geometry.to_own_grid(result.scan.values_ZYX), geometry.own_affine)
-    new_labels = _map_ids(result.labels, source.labels, labels)
+    new_labels = _map_ids(result.labels, source.labels, labels, case.ignored)
     write_volume(label, geometry.to_own_grid(new_labels), geometry.own_affine)
     return replace(
         checked,
@@ -182,17 +183,22 @@ def _source_digest(case: SourceCase, source: Source, labels: dict[str, int]) -> 
     for path in case.files:
         digest.update(checksum(path).encode())
     mapping = sorted((value, labels[name]) for name, value in source.labels.items())
+    mapping += [(case.ignored, IGNORED_ID)] if case.ignored else []
     digest.update(repr((case.patient, case.annotated, mapping)).encode())
     return digest.hexdigest()
 
 
-def _map_ids(labels: Volume, source: dict[str, int], cohort: dict[str, int]) -> NDArray[np.uint8]:
+def _map_ids(
+    labels: Volume, source: dict[str, int], cohort: dict[str, int], ignored: int
+) -> NDArray[np.uint8]:
     """Return the label map (Z, Y, X) with the cohort's ids instead of the source's."""
-    new_id = np.zeros(256, dtype=np.uint8)
-    for name, value in source.items():
-        new_id[value] = cohort[name]
-    if all(new_id[value] == value for value in source.values()):
+    new_ids = {value: cohort[name] for name, value in source.items()}
+    if ignored:
+        new_ids[ignored] = IGNORED_ID
+    if all(new == value for value, new in new_ids.items()):
         return labels.values_ZYX
+    new_id = np.zeros(256, dtype=np.uint8)
+    new_id[list(new_ids)] = list(new_ids.values())
     return np.asarray(new_id[labels.values_ZYX])
 
 
@@ -222,7 +228,7 @@ def _merge_labels(
     merged = dict(labels)
     for name in sorted(added, key=lambda key: added[key]):
         merged.setdefault(name, len(merged))
-    if len(merged) > 256:
+    if len(merged) > IGNORED_ID:
         raise failure("labels_too_many", f"{len(merged) - 1} labels in all")
     moved = {name: (value, merged[name]) for name, value in added.items() if merged[name] != value}
     return merged, moved

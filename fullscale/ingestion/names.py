@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 
-from fullscale.scans.cohort import CASE_NAME, safe_name
+from fullscale.scans.cohort import CASE_NAME
 
 _DIGEST_CHARS = 8
 _READABLE_CHARS = 64 - 1 - _DIGEST_CHARS
@@ -28,3 +29,8 @@ def name_case(text: str) -> str:
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     readable = safe_name(plain)[:_READABLE_CHARS] or "case"
     return f"{readable}_{digest[:_DIGEST_CHARS]}"
+
+
+def safe_name(text: str) -> str:
+    """Return a case name made from the name of a folder or file; it may be empty."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-")[:64]

@@ -205,6 +205,7 @@ def _from_dataset(
     spelled = {label_key(name): name for name in labels}
     if len(spelled) < len(labels):
         raise failure("dataset_json", f"{path} with two spellings of one label: {list(labels)}")
+    ignored = _ignored_id(path, dataset, labels)
     _check_modality(path, dataset)
     if not pairs and not refused.cases:
         raise failure("file_missing", f"{folder} without a scan")
@@ -220,7 +221,7 @@ def _from_dataset(
             refused.add(name, error, (image, label))
             continue
         case = nifti_case(name, row.get("patient", ""), annotated, image, label)
-        cases.append(replace(case, doubts=doubts, ignored=_ignored_id(dataset)))
+        cases.append(replace(case, doubts=doubts, ignored=ignored))
     return Source(
         layout,
         str(dataset.get("name", folder.name)),
@@ -239,12 +240,21 @@ def _from_dataset(
     )
 
 
-def _ignored_id(dataset: Mapping[str, Any]) -> int:
-    """Return the id by which nnU-Net marks voxels that nobody judged; 0 if there is none."""
+def _ignored_id(path: Path, dataset: Mapping[str, Any], labels: Mapping[str, int]) -> int:
+    """Return the id by which nnU-Net marks voxels that nobody judged; 0 if there is none.
+
+    Raises:
+        ScanError: it is no id, or that of a label.
+    """
     for name, value in dataset["labels"].items():
         if IGNORE in (name, value):
-            marked = value if name == IGNORE else name
-            return int(marked) if str(marked).isdigit() else 0
+            marked = str(value if name == IGNORE else name)
+            free = {str(i) for i in range(1, 256) if i not in labels.values()}
+            if marked not in free:
+                raise failure(
+                    "dataset_json", f"{path} with {marked} for {IGNORE}, no id of its own"
+                )
+            return int(marked)
     return 0
 
 

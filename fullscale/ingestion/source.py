@@ -16,6 +16,7 @@ from fullscale.ingestion.names import name_case
 from fullscale.label_names import label_key
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import Finding, failure
+from fullscale.scans.cohort import IGNORED_ID
 from fullscale.scans.geometry import check_aligned
 from fullscale.scans.volume import READ_ERRORS, Volume, open_nifti, read_image, read_labels
 
@@ -177,6 +178,16 @@ def check_mask_values(values: Iterable[int], name: str) -> None:
     """
     if len(drawn := sorted({value for value in values if value})) > 1:
         raise failure("mask_values", f"{name}: {', '.join(str(value) for value in drawn[:10])}")
+
+
+def without_ignored(ids_ZYX: NDArray[np.uint8], ignored: int = IGNORED_ID) -> NDArray[np.uint8]:
+    """Return a label map with background in place of the voxels that nobody judged.
+
+    Args:
+        ids_ZYX: label ids.
+        ignored: id of these voxels; 0 if there are none.
+    """
+    return np.where(ids_ZYX == ignored, np.uint8(0), ids_ZYX)
 
 
 def rename_labels(source: Source, known: Iterable[str]) -> Source:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fullscale.ingestion.case_checks import CrossChecks, Facts, inspect_case
 from fullscale.ingestion.layouts import read_source
-from fullscale.ingestion.source import SourceCase
+from fullscale.ingestion.source import SourceCase, without_ignored
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import Finding
 from fullscale.scans.cohort import checksum, is_cohort, read_cohort
@@ -171,19 +171,19 @@ def validate(
     return ValidationReport(str(folder), source.layout, source.labels, tuple(rows), source.findings)
 
 
-def draw_thumbnail(scan: Volume, labels: Volume) -> bytes:
+def draw_thumbnail(scan: Volume, ids_ZYX: NDArray[np.uint8]) -> bytes:
     """Draw the axial slice with most labelled voxels, or the middle slice if no voxel is labelled.
 
     Args:
         scan: HU, canonical orientation.
-        labels: label ids on the same grid.
+        ids_ZYX: label ids on the same grid.
 
     Returns:
         PNG with true proportions, the longer side `THUMBNAIL_SIZE_PX` pixels.
     """
     from PIL import Image
 
-    counts = [int(np.count_nonzero(plane)) for plane in labels.values_ZYX]
+    counts = [int(np.count_nonzero(plane)) for plane in ids_ZYX]
     z = int(np.argmax(counts)) if any(counts) else len(counts) // 2
     low, high = THUMBNAIL_WINDOW_HU
     grey = (scan.values_ZYX[z].astype(np.float32).clip(low, high) - low) / (high - low) * 255
@@ -191,7 +191,7 @@ def draw_thumbnail(scan: Volume, labels: Volume) -> bytes:
     picture = Image.fromarray(grey.astype(np.uint8)).resize(
         (width, height), Image.Resampling.BILINEAR
     )
-    ids = Image.fromarray(np.ascontiguousarray(labels.values_ZYX[z])).resize(
+    ids = Image.fromarray(np.ascontiguousarray(ids_ZYX[z])).resize(
         (width, height), Image.Resampling.NEAREST
     )
     pixels = np.repeat(np.asarray(picture)[..., None], 3, axis=2)
@@ -230,7 +230,8 @@ def _check_case(
     result = inspect_case(case, labels, strict=strict, accepted=accepted)
     thumbnail = None
     if with_thumbnail and result.scan is not None and result.labels is not None:
-        thumbnail = draw_thumbnail(result.scan, result.labels)
+        ids_ZYX = without_ignored(result.labels.values_ZYX, case.ignored)
+        thumbnail = draw_thumbnail(result.scan, ids_ZYX)
     findings = (*result.findings, *_check_checksums(case, checksums))
     return CaseRow(case.name, case.patient, findings, result.facts, thumbnail)
 

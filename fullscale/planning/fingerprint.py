@@ -26,7 +26,7 @@ from fullscale.params import ParamsSection
 from fullscale.runtime.errors import StageError, shorten
 from fullscale.runtime.files import read_json_or_empty, write_atomically
 from fullscale.scans.checks import BODY_HU
-from fullscale.scans.cohort import Case, Cohort
+from fullscale.scans.cohort import IGNORED_ID, Case, Cohort
 from fullscale.scans.geometry import Geometry, check_aligned
 from fullscale.scans.parallel import Compute, map_cases
 from fullscale.scans.trunk import find_trunk
@@ -293,7 +293,8 @@ def _measure_case(
     known = facts[case.name]
     trunk = find_trunk(scan, body_threshold_hu)
     masks = {name: np.isin(labels.values_ZYX, organs[name]) for name in known.annotated}
-    any_Z = np.zeros(len(scan.values_ZYX), dtype=bool)
+    # Where something was not judged, an organ may be.
+    any_Z = (labels.values_ZYX == IGNORED_ID).any(axis=(1, 2))
     for mask_ZYX in masks.values():
         any_Z |= mask_ZYX.any(axis=(1, 2))
     measured = known.model_copy(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fullscale.ingestion.source import without_ignored
 from fullscale.ingestion.validate import draw_thumbnail
 from fullscale.planning.fingerprint import PERCENTILES, CaseFacts, Fingerprint, OrganFacts
 from fullscale.reporting.overlays import Gallery
@@ -70,7 +71,9 @@ def write_page(reports: Path, fingerprint: Fingerprint, cohort: Cohort) -> None:
         Picture(
             "data:image/png;base64,"
             + base64.b64encode(
-                draw_thumbnail(read_image(case.image), read_labels(case.label))
+                draw_thumbnail(
+                    read_image(case.image), without_ignored(read_labels(case.label).values_ZYX)
+                )
             ).decode("ascii"),
             f"Slice of {case.name} with most labelled voxels, labels outlined",
             case.name,

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fullscale.ingestion.source import without_ignored
 from fullscale.params import Params
 from fullscale.planning.machine import Machine
 from fullscale.prediction.network_files import build, describe_network
@@ -131,7 +132,7 @@ def measuring_scan(case: Case) -> Iterator[Case]:
         ScanError: a file cannot be read.
     """
     scan, labels = read_image(case.image), read_labels(case.label)
-    labelled = np.flatnonzero(labels.values_ZYX.any(axis=(1, 2)))
+    labelled = np.flatnonzero(without_ignored(labels.values_ZYX).any(axis=(1, 2)))
     num_slices = len(labels.values_ZYX)
     middle = int(labelled[len(labelled) // 2]) if labelled.size else num_slices // 2
     first = max(0, min(middle - NUM_SLICES // 2, num_slices - NUM_SLICES))

@@ -24,7 +24,7 @@ from fullscale.reporting.results import Results
 from fullscale.reporting.style import Picture, to_png_uri
 from fullscale.runtime.console import track
 from fullscale.runtime.errors import StageError
-from fullscale.scans.cohort import Case, Cohort, is_cohort, read_cohort
+from fullscale.scans.cohort import IGNORED_ID, Case, Cohort, is_cohort, read_cohort
 from fullscale.scans.slice_outlines import OutlineStyle, draw_outlined_slice
 
 if TYPE_CHECKING:
@@ -118,10 +118,11 @@ def draw_gallery(
     organs = predictors[0].description.organs
     shown = cohort.annotated_organs(case, organs)
     truth_KZYX = np.stack([np.isin(labels.values_ZYX, organs[organ]) for organ in shown])
+    judged_ZYX = labels.values_ZYX != IGNORED_ID
     masks = [truth_KZYX]
     for predictor in predictors:
         found = predictor.segment(scan).masks
-        masks.append(np.stack([found[organ] for organ in shown]))
+        masks.append(np.stack([found[organ] & judged_ZYX for organ in shown]))
     any_ZYX: Mask = np.asarray(np.concatenate(masks).any(axis=0))
     _, spacing_y_mm, spacing_x_mm = scan.spacing_mm
     box = crop(any_ZYX, (spacing_y_mm, spacing_x_mm))

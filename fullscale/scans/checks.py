@@ -131,7 +131,7 @@ _TABLE = (
         "labels_too_many",
         "refused",
         "There are more labels than a label map can hold",
-        "at most 255 labels in the whole cohort",
+        "at most 254 labels in the whole cohort, with ids from 1 to 254",
         "leave out labels that are not trained, or begin another cohort",
     ),
     Check(
@@ -335,11 +335,11 @@ _TABLE = (
     ),
     Check(
         "label_ignored",
-        "refused",
+        "note",
         "The label has voxels that nobody judged, nnU-Net's `ignore`",
-        "every voxel of a scan judged for the organs that the case annotates",
-        "cut scan and label to the slices without such voxels, or draw the organs there; an organ "
-        "that was not drawn at all is left out of the column `annotated` of cases.csv instead",
+        "every voxel judged for the organs that the case annotates",
+        "nothing to do: these voxels count neither in the loss nor in scores; an organ that was "
+        "not drawn at all is left out of the column `annotated` of cases.csv instead",
     ),
     Check(
         "few_slices",

@@ -23,8 +23,8 @@ from fullscale.runtime.files import file_sha256, write_atomically
 from fullscale.scans.checks import failure
 
 BACKGROUND = "background"
-IGNORE = "ignore"
-"""Key under `labels` by which nnU-Net marks voxels that nobody judged."""
+IGNORE, IGNORED_ID = "ignore", 255
+"""Voxels that nobody judged: nnU-Net's name for them under `labels`, and their id in a cohort."""
 FILE_ENDING = ".nii.gz"
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SCAN_ENDING = re.compile(r"(_0000)?\.(nii(\.gz)?|nrrd|nhdr|mha|mhd|hdr|img)$", re.IGNORECASE)
@@ -154,6 +154,8 @@ def read_cohort(root: Path) -> Cohort:
         raise failure("not_a_cohort", f"{root} without {' and '.join(missing)}")
     dataset = read_json(root / "dataset.json")
     labels = parse_labels(root / "dataset.json", dataset)
+    if IGNORED_ID in labels.values():
+        raise failure("labels_too_many", f"{root / 'dataset.json'} with a label {IGNORED_ID}")
     cases = []
     for row in _read_table(root / "cases.csv", COLUMNS[:6]):
         name = check_case_name(row["case"])
@@ -392,8 +394,3 @@ def _read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
             ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise failure("cases_csv", f"{path}: {error}") from error
-
-
-def safe_name(text: str) -> str:
-    """Return a case name made from the name of a folder or file; it may be empty."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-")[:64]

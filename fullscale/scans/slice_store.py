@@ -5,7 +5,8 @@
                                and training_only if any case has that flag
     <root>/index.csv           one row per slice: case, patient, z, pixels of each organ
     <root>/<case>/image.npy    int16 (Z, H, W), HU within the window
-    <root>/<case>/label.npy    uint8 (Z, H, W), 0 background, then the organs from 1
+    <root>/<case>/label.npy    uint8 (Z, H, W), 0 background, then the organs from 1; 255 where
+                               nobody judged
     <root>/<case>/case.json    patient, annotated organs, grid, checksums, lost voxels
 
 A pixel count is empty if the case does not annotate the organ. `slice_writer` writes the store.
@@ -41,7 +42,8 @@ class SlicedCase:
         patient: identifier of the patient.
         annotated: organs annotated in this case.
         image: int16 (Z, H, W), HU, memory-mapped.
-        label: uint8 (Z, H, W), 0 background, then organs from 1, memory-mapped.
+        label: uint8 (Z, H, W), 0 background, then organs from 1, `IGNORED_ID` where nobody judged;
+            memory-mapped.
         grid: maps slices back to the scan.
         num_lost: for each organ, its voxels of the scan outside the slices.
     """

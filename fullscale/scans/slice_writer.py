@@ -263,9 +263,7 @@ def _slice_rows(
     table = pd.DataFrame(
         {"case": content["case"], "patient": content["patient"], "z": range(len(label_ZHW))}
     )
-    counts = np.stack(
-        [np.bincount(pixels.ravel(), minlength=len(organs) + 1) for pixels in label_ZHW]
-    )
+    counts = np.stack([np.bincount(pixels.ravel(), minlength=256) for pixels in label_ZHW])
     for number, organ in enumerate(organs, start=1):
         column = pd.Series(counts[:, number], dtype="Int64")
         table[organ] = column if organ in content["annotated"] else column.mask(column >= 0)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullscale.scans.checks import BODY_HU
+from fullscale.scans.cohort import IGNORED_ID
 from fullscale.scans.trunk import find_trunk
 
 # SciPy is imported where it is used: it is slow to import, and reading a grid does not need it.
@@ -156,16 +157,17 @@ def slice_labels(
 ) -> tuple[NDArray[np.uint8], dict[str, int]]:
     """Resample a label map to the grid's slices.
 
-    A pixel gets the organ, or the background, that covers the largest part of it.
+    A pixel gets the organ, the background or "not judged", whichever covers the largest part of it.
 
     Args:
         labels_ZYX: label ids, canonical orientation.
         grid: result of `plan_grid` for the scan of this label map.
-        organs: label ids of each organ; other ids count as background.
+        organs: label ids of each organ; other ids but `IGNORED_ID` count as background.
 
     Returns:
-        uint8 (Z, H, W), 0 background, 1 for the first of `organs` and so on; and, for each organ,
-        the number of its voxels whose centre lies outside the canvas.
+        uint8 (Z, H, W), 0 background, 1 for the first of `organs` and so on, `IGNORED_ID` where
+        nobody judged; and, for each organ, the number of its voxels whose centre lies outside the
+        canvas.
 
     Raises:
         ValueError: two organs share a label id.
@@ -175,7 +177,7 @@ def slice_labels(
     rows, columns = grid.to_slices()
     on_canvas = np.ix_(*(_indices_on_canvas(*axis, grid.side_mm) for axis in grid._axes()))
     slices_ZHW = np.zeros((grid.shape_ZYX[0], grid.size_px, grid.size_px), dtype=np.uint8)
-    num_voxels = np.zeros(len(organs) + 1, dtype=np.int64)
+    num_voxels = np.zeros(len(index_of_id), dtype=np.int64)
     num_kept = np.zeros_like(num_voxels)
     for z, plane in enumerate(labels_ZYX):
         if not plane.any():
@@ -185,7 +187,7 @@ def slice_labels(
         num_kept += np.bincount(organ_plane[on_canvas].ravel(), minlength=len(num_voxels))
         most = np.zeros(slices_ZHW.shape[1:], dtype=np.float32)
         covered = np.zeros_like(most)
-        for index in range(1, len(organs) + 1):
+        for index in (*range(1, len(organs) + 1), IGNORED_ID):
             mask = organ_plane == index
             if not mask.any():
                 continue
@@ -194,7 +196,7 @@ def slice_labels(
             np.maximum(most, share, out=most)
             covered += share
         slices_ZHW[z][most <= 1 - covered] = 0
-    num_lost = (num_voxels - num_kept)[1:].tolist()
+    num_lost = (num_voxels - num_kept)[1 : len(organs) + 1].tolist()
     return slices_ZHW, dict(zip(organs, num_lost, strict=True))
 
 
@@ -276,12 +278,16 @@ def _indices_on_canvas(num: int, step_mm: float, start_mm: float, side_mm: float
 
 
 def _organ_index(organs: Mapping[str, Sequence[int]]) -> NDArray[np.uint8]:
-    """Return the index of the organ (from 1; 0 background) of each label id from 0 to 255."""
+    """Return the index of the organ (from 1; 0 background) of each label id from 0 to 254.
+
+    The id of voxels that nobody judged stays.
+    """
     index_of_id = np.zeros(256, dtype=np.uint8)
+    index_of_id[IGNORED_ID] = IGNORED_ID
     for index, (organ, label_ids) in enumerate(organs.items(), start=1):
         for label_id in label_ids:
-            if not 1 <= label_id <= 255:
-                raise ValueError(f"organ {organ}: label id {label_id}; expected 1 to 255")
+            if not 1 <= label_id < IGNORED_ID:
+                raise ValueError(f"organ {organ}: label id {label_id}; expected 1 to 254")
             if index_of_id[label_id]:
                 raise ValueError(f"label id {label_id} is given to two organs; {organ} is one")
             index_of_id[label_id] = index

@@ -16,6 +16,7 @@ from fullscale.evaluation.score_files import Summary
 from fullscale.evaluation.summary import score_cases, summarise
 from fullscale.formats.archives import open_source
 from fullscale.ingestion.ingest import ingest
+from fullscale.ingestion.names import safe_name
 from fullscale.label_names import resolve_organs
 from fullscale.patient_split import read_split
 from fullscale.reporting.model_card import add_external, make_model_page
@@ -23,7 +24,7 @@ from fullscale.reporting.page import render
 from fullscale.reporting.sections import cohort_section
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import write_atomically
-from fullscale.scans.cohort import Case, Cohort, is_cohort, read_cohort, safe_name
+from fullscale.scans.cohort import Case, Cohort, is_cohort, read_cohort
 from fullscale.tracking.registry import (
     add_external_scores,
     add_files,

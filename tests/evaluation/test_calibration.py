@@ -30,6 +30,14 @@ def test_curve_matches_hand_count():
     assert curve.expected_error == pytest.approx(expected)
 
 
+def test_curve_counts_judged_voxels_only():
+    whole, part = ReliabilityCurve(), ReliabilityCurve()
+    whole.add(volume(0.05, 0.12, 0.95), mask(0, 1, 1), SPACING_MM)
+    drawn, judged = mask(0, 0, 1, 0, 1), mask(1, 0, 1, 0, 1)
+    part.add(volume(0.05, 0.85, 0.12, 1.0, 0.95), drawn, SPACING_MM, judged)
+    assert part.rows() == whole.rows()
+
+
 def test_error_of_uncertain_voxels_leaves_the_certain_ones_out():
     curve = ReliabilityCurve()
     curve.add(volume(0.05, 0.1, 0.12, 0.85, 0.91, 1.0), mask(1, 1, 0, 1, 0, 1), SPACING_MM)

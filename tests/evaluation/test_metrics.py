@@ -117,6 +117,20 @@ def test_false_positives_next_to_the_organ_are_counted_apart(slice_mm, near_slic
     assert scores.num_remote_false_positive_slices == 6 - scores.num_near_false_positive_slices
 
 
+def test_what_nobody_judged_is_neither_organ_free_nor_counted():
+    judged = np.ones_like(TRUE)
+    judged[1, 1, 1] = judged[2, 1, 1] = False  # a slice with the organ, and one without
+    scores = score_overlap(PREDICTED & judged, TRUE, SPACING_MM, 4, judged)
+    assert (scores.num_organ_slices, scores.num_free_slices) == (2, 1)
+    assert (scores.num_near_free_slices, scores.num_false_positive_slices) == (1, 0)
+    assert (scores.num_false_positive_voxels, scores.num_free_voxels) == (3, 9)
+    nothing = np.zeros_like(TRUE)
+    scores = score_overlap(nothing, nothing, SPACING_MM, 4, judged_ZYX=nothing)
+    assert (scores.num_free_slices, scores.num_free_voxels) == (0, 0)
+    assert math.isnan(scores.slice_fpr)
+    assert math.isnan(scores.voxel_fpr)
+
+
 def test_rates_without_free_slices_are_not_numbers():
     true = masks("#./..")
     scores = score_overlap(true, true, SPACING_MM, 1)

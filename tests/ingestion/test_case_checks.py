@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from bodies import LABELS, lps_affine, make_body, turn
-from scipy.ndimage import zoom
+from scipy.ndimage import binary_dilation, zoom
 
 from fullscale.ingestion.case_checks import CrossChecks, inspect_case
 from fullscale.ingestion.source import SourceCase
@@ -117,6 +119,17 @@ def test_accept_takes_refusals_of_judgement_only():
 def test_inspect_case_refuses_unknown_ids(body):
     hu, labels = body
     assert codes(hu, np.where(labels == 2, 7, labels)) == ["label_unknown"]
+
+
+@pytest.mark.parametrize("around", [1, 40], ids=["a rim around the organs", "nearly everything"])
+def test_inspect_case_judges_the_organs_without_ignored_voxels(body, around):
+    """A rim of another id would be a seam, and a labelled volume a label that is full."""
+    hu, labels = body
+    near = binary_dilation(labels > 0, np.ones((1, 3, 3)), around)
+    case = as_case(hu, np.where(near & (labels == 0), 3, labels))
+    seen = inspect_case(replace(case, ignored=3), IDS)
+    assert [finding.code for finding in seen.findings] == ["label_ignored"]
+    assert seen.facts.organ_ml == inspect_case(as_case(hu, labels), IDS).facts.organ_ml
 
 
 def test_inspect_case_warns_of_an_empty_label(body):

@@ -25,13 +25,14 @@ from cohorts import (
     write_series,
     write_totalsegmentator,
 )
-from test_layouts import WRITERS
+from test_layouts import WRITERS, leave_unjudged
 
 from fullscale.ingestion.cohort_writer import IngestOptions
 from fullscale.ingestion.ingest import ingest
+from fullscale.ingestion.validate import validate
 from fullscale.runtime.errors import ScanError
 from fullscale.runtime.files import file_sha256
-from fullscale.scans.cohort import image_path, label_path, read_cohort
+from fullscale.scans.cohort import IGNORED_ID, image_path, label_path, read_cohort
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,6 +80,28 @@ def test_ingest_gives_the_same_bytes_again_and_for_any_number_of_workers(tmp_pat
     ingest(source, tmp_path / "first/data")
     ingest(source, tmp_path / "second/data", num_workers=2)
     assert tree(tmp_path / "first/data") == tree(tmp_path / "second/data")
+
+
+def test_ingest_keeps_the_voxels_that_nobody_judged(tmp_path):
+    """Under one id, whatever id they have in a source, so that later labels find theirs free."""
+    source = write_nnunet(tmp_path / "in", 1)
+    path = source / "labelsTr/case_00.nii.gz"
+    leave_unjudged(path, 3)
+    write_dataset_json(source, labels={"background": 0, "liver": 1, "spleen": 2, "ignore": 3})
+    report = ingest(source, tmp_path / "data")
+    assert [finding.code for finding in report.warnings] == ["label_ignored"]
+    ingest(write_lits(tmp_path / "lits"), tmp_path / "data")
+    cohort = read_cohort(tmp_path / "data")
+    assert cohort.labels == {"background": 0, "liver": 1, "spleen": 2, "tumour": 3}
+    dataset = json.loads((tmp_path / "data/dataset.json").read_text())
+    assert dataset["labels"] == {**cohort.labels, "ignore": IGNORED_ID}
+    given, kept = (np.asarray(nib.load(each).dataobj) for each in (path, cohort.cases[0].label))
+    np.testing.assert_array_equal(kept, np.where(given == 3, IGNORED_ID, given))
+    assert ingest(source, tmp_path / "data").skipped == ["case_00"]
+    assert not validate(tmp_path / "data").num_refused
+    again = ingest(tmp_path / "data", tmp_path / "copy/data")
+    assert len(again.accepted) == len(cohort.cases)
+    assert read_cohort(tmp_path / "copy/data").cases[0].label_sha256 == cohort.cases[0].label_sha256
 
 
 def test_ingest_again_skips_what_is_there(tmp_path):

@@ -26,9 +26,9 @@ from scipy.ndimage import gaussian_filter
 
 from fullscale.ingestion.case_checks import inspect_case
 from fullscale.ingestion.layouts import LAYOUTS, read_source
+from fullscale.ingestion.names import safe_name
 from fullscale.ingestion.source import paint_masks
 from fullscale.runtime.errors import ScanError
-from fullscale.scans.cohort import safe_name
 
 WRITERS = {
     "msd": write_msd,
@@ -829,6 +829,13 @@ def test_regions_without_a_fitting_order_are_refused(tmp_path, order):
         read_source(tmp_path)
 
 
+def leave_unjudged(path, marked):
+    """Give the uppermost quarter of a label map, whose third axis runs to the head, another id."""
+    values = np.asarray(nib.load(path).dataobj).copy()
+    values[..., 12:] = marked
+    nib.save(nib.Nifti1Image(values, nib.load(path).affine), path)
+
+
 @pytest.mark.parametrize(
     "labels",
     [
@@ -837,24 +844,24 @@ def test_regions_without_a_fitting_order_are_refused(tmp_path, order):
     ],
     ids=["by name", "by id"],
 )
-def test_voxels_to_ignore_refuse_their_case_until_it_is_cut_to_the_others(tmp_path, labels):
+def test_voxels_to_ignore_are_told_with_their_share(tmp_path, labels):
     write_nnunet(tmp_path, 2)
     write_dataset_json(tmp_path, labels=labels)
-    path = tmp_path / "labelsTr/case_00.nii.gz"  # its third axis runs to the head
-    values = np.asarray(nib.load(path).dataobj).copy()
-    values[..., 12:] = 3
-    nib.save(nib.Nifti1Image(values, nib.load(path).affine), path)
+    leave_unjudged(tmp_path / "labelsTr/case_00.nii.gz", 3)
     source = read_source(tmp_path)
     assert source.labels == {"liver": 1, "spleen": 2}
     first, second = (inspect_case(case, source.labels) for case in source.cases)
-    assert [finding.code for finding in first.findings] == ["label_ignored"]
+    assert [(f.code, f.severity) for f in first.findings] == [("label_ignored", "note")]
     assert first.findings[0].found == "25.0% of the voxels with the id 3"
-    assert not second.is_refused
-    for each in (path, tmp_path / "imagesTr/case_00_0000.nii.gz"):
-        image = nib.load(each)
-        kept = np.asarray(image.dataobj)[..., :12]
-        nib.save(nib.Nifti1Image(kept, image.affine), each)
-    assert not inspect_case(read_source(tmp_path).cases[0], source.labels).is_refused
+    assert not second.findings
+
+
+@pytest.mark.parametrize("marked", [0, 2, 256, -1, [3], "x"])
+def test_voxels_to_ignore_have_an_id_of_their_own(tmp_path, marked):
+    write_nnunet(tmp_path, 1)
+    write_dataset_json(tmp_path, labels={**LABELS, "ignore": marked})
+    with pytest.raises(ScanError, match="dataset_json"):
+        read_source(tmp_path)
 
 
 def test_overlap_names_who_lost_voxels_to_whom(tmp_path):

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from bodies import lps_affine, make_body, save_nifti, turn
-from cohorts import SPACING_MM, write_chaos, write_nnunet
+from bodies import LABELS, lps_affine, make_body, save_nifti, turn
+from cohorts import ORIENTATIONS, SPACING_MM, write_chaos, write_dataset_json, write_nnunet
 from PIL import Image
 
 from fullscale.ingestion.html_report import render_html
@@ -184,10 +184,23 @@ def test_thumbnail_has_true_proportions_and_outlines():
     labels[6, 10:30, 20:60] = 1
     own, affine = turn(hu, lps_affine(hu.shape, spacing_mm), "LPS")
     geometry = Geometry(own.shape, affine)
-    picture = Image.open(io.BytesIO(draw_thumbnail(Volume(hu, geometry), Volume(labels, geometry))))
+    picture = Image.open(io.BytesIO(draw_thumbnail(Volume(hu, geometry), labels)))
     assert picture.size == (round(THUMBNAIL_SIZE_PX * 80 / 100), THUMBNAIL_SIZE_PX)
     pixels = np.asarray(picture)
     red = (pixels == COLOURS[0]).all(axis=-1)
     assert 0 < red.sum() < 0.2 * red.size
     grey = round((40 + 160) / 400 * 255)
     assert abs(int(pixels[THUMBNAIL_SIZE_PX // 2 - 20, 80, 0]) - grey) <= 1
+
+
+def test_picture_leaves_out_what_nobody_judged(tmp_path):
+    source = write_nnunet(tmp_path, 2)
+    write_dataset_json(source, labels={**LABELS, "ignore": 3})
+    _, labels = make_body(seed=1)
+    ignored = np.where((labels == 0) & (np.arange(16) % 2 == 0)[:, None, None], 3, labels)
+    path = source / "labelsTr/case_01.nii.gz"
+    before = validate(source, with_thumbnails=True).rows[1]
+    save_nifti(path, ignored.astype(np.uint8), SPACING_MM, ORIENTATIONS[1])
+    after = validate(source, with_thumbnails=True).rows[1]
+    assert [finding.code for finding in after.findings] == ["label_ignored"]
+    assert after.thumbnail == before.thumbnail

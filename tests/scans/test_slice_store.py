@@ -3,13 +3,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from cohorts import write_nnunet
 
 from fullscale.ingestion.ingest import ingest
 from fullscale.runtime.errors import ScanError
-from fullscale.scans.cohort import read_cohort
+from fullscale.runtime.files import file_sha256
+from fullscale.scans.cohort import IGNORED_ID, read_cohort
 from fullscale.scans.slice_store import SliceStore
 from fullscale.scans.slice_writer import SliceRecipe, slices_key, write_case, write_tables
 
@@ -50,6 +53,28 @@ def test_store_loads_a_case_with_its_way_back(store, cohort):
     assert not sliced.image.flags.writeable
     about = json.loads((store.root / "case_01/case.json").read_text())
     assert about["image_sha256"] == cohort.cases[1].image_sha256
+
+
+def test_store_counts_organs_beside_what_nobody_judged(cohort, tmp_path):
+    case = cohort.cases[0]
+    drawn = nib.load(case.label)
+    values = np.asarray(drawn.dataobj).copy()
+    values[..., ::2] = IGNORED_ID
+    path = tmp_path / "label.nii.gz"
+    nib.save(nib.Nifti1Image(values, drawn.affine), path)
+    sparse = replace(case, name="sparse", label=path, label_sha256=file_sha256(path))
+    for each in (case, sparse):
+        write_case(tmp_path / "s", each, ("liver", "spleen"), RECIPE)
+    write_tables(tmp_path / "s", [case.name, "sparse"], RECIPE)
+    store = SliceStore(tmp_path / "s")
+    index = store.index.set_index(["case", "z"])
+    whole, part = index.loc[case.name], index.loc["sparse"]
+    label_ZHW = store.load("sparse").label
+    judged_Z = (label_ZHW != IGNORED_ID).all(axis=(1, 2))
+    assert 0 < judged_Z.sum() < len(judged_Z)
+    pd.testing.assert_frame_equal(whole[judged_Z], part[judged_Z])
+    assert not part.loc[~judged_Z, ["liver", "spleen"]].to_numpy().any()
+    assert set(np.unique(label_ZHW[~judged_Z])) <= {0, IGNORED_ID}  # 0 is beyond the scan
 
 
 def test_store_of_an_unknown_case_is_refused(store):

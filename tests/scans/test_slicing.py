@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_volume import ALL_CODES
 
+from fullscale.scans.cohort import IGNORED_ID
 from fullscale.scans.geometry import Geometry
 from fullscale.scans.slicing import AIR_HU, Grid, plan_grid, restore, slice_image, slice_labels
 from fullscale.scans.volume import Volume, read_image, read_labels
@@ -131,6 +132,24 @@ def test_slice_labels_gives_a_pixel_to_who_covers_most_of_it():
     sliced, _ = slice_labels(labels, whole_image_grid(40, 20), ORGANS)
     np.testing.assert_array_equal(sliced[0, 10, :10], 1)
     np.testing.assert_array_equal(sliced[0, 10, 11:], 2)
+
+
+def test_slice_labels_marks_pixels_that_were_mostly_not_judged():
+    labels = np.ones((3, 40, 40), np.uint8)
+    labels[:, :, 21:] = IGNORED_ID
+    labels[:, :, 30:] = 7  # no organ
+    sliced, num_lost = slice_labels(labels, whole_image_grid(40, 20), ORGANS)
+    row = sliced[0, 10]
+    assert (row[:10] == 1).all()
+    assert (row[11:14] == IGNORED_ID).all()
+    assert not row[16:].any()
+    assert num_lost == {"liver": 0, "spleen": 0}
+
+
+def test_slice_labels_of_an_organ_with_the_id_of_ignored_voxels_is_refused():
+    labels = np.zeros((3, 20, 20), np.uint8)
+    with pytest.raises(ValueError, match="liver: label id 255; expected 1 to 254"):
+        slice_labels(labels, whole_image_grid(20, 20), {"liver": (255,)})
 
 
 def test_restore_is_the_hand_computed_average_and_zero_outside():

@@ -1,5 +1,5 @@
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,8 @@ from fullscale.prediction.network_files import Trained, build, describe_network
 from fullscale.prediction.predictor import Predictor, Slab
 from fullscale.prediction.segmentation import segment_scan
 from fullscale.runtime.errors import StageError
-from fullscale.scans.volume import read_image, read_labels
+from fullscale.scans.cohort import IGNORED_ID
+from fullscale.scans.volume import read_image, read_labels, write_volume
 from model.output import gate_weights
 from tasks.evaluate import draw_case
 
@@ -158,6 +159,40 @@ def test_perfect_prediction_is_perfect_in_every_score(score_drawn):
     summary = summarise(scores, ORGANS)
     assert summary["test/dice"] == summary["test/dice/liver"] == 1
     assert summary["test/slice_fpr/spleen"] == 0
+
+
+def test_what_nobody_judged_changes_no_score(tiny_cohort, predictor, tmp_path):
+    """Errors of the prediction where nobody judged; the same scores as of a perfect prediction."""
+    case = tiny_cohort.cases[0]
+    labels = read_labels(case.label)
+    ignored = np.zeros(labels.values_ZYX.shape, dtype=bool)
+    ignored[:3] = ignored[7] = True
+    sparse = np.where(ignored, IGNORED_ID, labels.values_ZYX)
+    path = tmp_path / "label.nii.gz"
+    write_volume(path, labels.to_own_grid(sparse), labels.geometry.own_affine)
+    cohort = replace(tiny_cohort, cases=(replace(case, label=path),))
+    curves = {organ: ReliabilityCurve() for organ in ORGANS}
+
+    def everywhere(organ, mask):
+        return mask | (ignored if organ == "liver" else False)
+
+    annotator = Annotator(predictor, cohort, everywhere, opens_predicted_slices)
+    settings = SETTINGS.model_copy(
+        update={"ablate_slice_classifier": True, "largest_component": True}
+    )
+    scores = score_cases(annotator, cohort.cases, cohort, settings, curves)
+    num_judged = np.count_nonzero(~ignored)
+    for row in scores.to_dict("records"):
+        true = sparse == ("liver", "spleen").index(row["organ"]) + 1
+        assert row["num_true_voxels"] == np.count_nonzero(true)
+        assert row["num_free_voxels"] == num_judged - np.count_nonzero(true)
+        num_organ_slices = np.count_nonzero(true.any(axis=(1, 2)))
+        assert row["num_organ_slices"] == num_organ_slices
+        assert row["num_free_slices"] == len(true) - 4 - num_organ_slices
+        assert (row["dice"], row["hd95_mm"], row["volume_difference_ml"]) == (1, 0, 0)
+        assert row["dice_no_classifier"] == row["dice_cleaned"] == 1
+        assert row["num_false_positive_slices"] == row["num_false_openings"] == 0
+    assert not any(curve.expected_error for curve in curves.values())
 
 
 def test_only_annotated_organs_are_scored(score_drawn):
