@@ -367,9 +367,9 @@ def score(
     device: Device = "auto",
 ) -> None:
     """Score a model on other patients than those in data/: CSV, HTML, and the version's page."""
+    from fullscale.ingestion.names import safe_name
     from fullscale.prediction.predictor import pick_device
     from fullscale.runtime.cpu_kernels import fix_cpu_kernels
-    from fullscale.scans.cohort import safe_name
     from fullscale.serving.model_lookup import default_model, find_model
     from fullscale.tracking.store import default_store
     from fullscale.workspace import open_workspace

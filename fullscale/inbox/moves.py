@@ -17,8 +17,9 @@ from fullscale.inbox.inbox import (
     Inbox,
     InboxFile,
 )
+from fullscale.ingestion.names import safe_name
 from fullscale.runtime.files import write_json
-from fullscale.scans.cohort import CASE_NAME, safe_name
+from fullscale.scans.cohort import CASE_NAME
 
 logger = logging.getLogger(__name__)
 

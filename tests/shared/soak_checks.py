@@ -13,10 +13,11 @@ from deliveries import ACCEPTED, QUARANTINED, WAITING, Sent
 from project import Project
 from quick_project import REMOTE
 
+from fullscale.ingestion.names import safe_name
 from fullscale.params import load_params
 from fullscale.patient_split import is_test_patient
 from fullscale.runtime.files import file_sha256
-from fullscale.scans.cohort import Case, read_cohort, safe_name
+from fullscale.scans.cohort import Case, read_cohort
 from fullscale.tracking.registry import CHALLENGER
 from fullscale.tracking.store import Store, use_tracking_uri
 from fullscale.versioning.git import SCANS_BRANCH, git

