@@ -1,25 +1,20 @@
 from __future__ import annotations
 
 import numpy as np
-import pydicom
 import pytest
 from bodies import make_body
-from cohorts import SPACING_MM, write_series
+from cohorts import SPACING_MM, save_structure_set, structure_set, write_series
 from matplotlib.path import Path as Polygon
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
 from fullscale.formats.rtstruct import (
-    Region,
-    Slices,
     fill_contours,
-    make_structure_set,
     trace_contours,
 )
 from fullscale.ingestion.ingest import ingest
 from fullscale.ingestion.layouts import read_source
 from fullscale.runtime.errors import ScanError
-from fullscale.scans.dicom import order_series
 
 SHAPE = (33, 27)
 
@@ -91,25 +86,6 @@ def made(tmp_path):
     return tmp_path, hu, labels
 
 
-def structure_set(folder, names=("liver", "spleen"), labels=None):
-    """Return the structure set of a series and of label ids 1, 2, ... (Z, Y, X)."""
-    order = order_series(sorted((folder / "subject/ct").iterdir()), "subject")
-    slices = Slices(
-        pydicom.dcmread(order.files[0]),
-        order.instance_uids,
-        order.frames,
-        np.diag([-1.0, -1.0, 1.0, 1.0]) @ order.geometry.own_affine,
-    )
-    labels = make_body()[1] if labels is None else labels
-    own = order.geometry.to_own_grid(labels)
-    regions = [Region(name, (9, 9, 9), own == k) for k, name in enumerate(names, start=1)]
-    return make_structure_set(slices, regions, maker="model", version="1")
-
-
-def save(folder, made, name="subject/plan.dcm"):
-    made.save_as(folder / name, enforce_file_format=True)
-
-
 def contour_data(structure_set, region=0):
     return structure_set.ROIContourSequence[region].ContourSequence
 
@@ -123,7 +99,7 @@ def load(folder):
 
 def test_structure_set_is_read_as_it_was_written(made):
     folder, hu, labels = made
-    save(folder, structure_set(folder))
+    save_structure_set(folder, structure_set(folder))
     source, case, scan, found = load(folder)
     assert case.annotated == ("liver", "spleen")
     np.testing.assert_array_equal(scan.values_ZYX, hu)
@@ -143,7 +119,7 @@ def test_contour_in_millimetres_holds_the_voxels_whose_centres_lie_in_it(made):
     (*_, last) = contour_data(whole)
     last.ContourData = [f"{v:.2f}" for x, y in corners for v in (x, y, z)]
     whole.ROIContourSequence[0].ContourSequence = [last]
-    save(folder, whole)
+    save_structure_set(folder, whole)
     source, _, _, found = load(folder)
     expected = np.zeros_like(labels, dtype=bool)
     expected[5, 8:12, 10:16] = True
@@ -153,7 +129,7 @@ def test_contour_in_millimetres_holds_the_voxels_whose_centres_lie_in_it(made):
 
 def test_region_without_contour_is_not_annotated_and_told_of(made):
     folder, _, _ = made
-    save(folder, structure_set(folder, ("liver", "spleen", "heart")))
+    save_structure_set(folder, structure_set(folder, ("liver", "spleen", "heart")))
     _, case, _, _ = load(folder)
     assert case.annotated == ("liver", "spleen")
     assert ("region_empty", "heart of plan.dcm") in case.doubts
@@ -161,7 +137,7 @@ def test_region_without_contour_is_not_annotated_and_told_of(made):
 
 def test_structure_set_without_contours_is_left_out_and_named(made):
     folder, _, labels = made
-    save(folder, structure_set(folder, labels=np.zeros_like(labels)))
+    save_structure_set(folder, structure_set(folder, labels=np.zeros_like(labels)))
     source = read_source(folder)
     assert source.cases == ()
     told = [
@@ -173,7 +149,7 @@ def test_structure_set_without_contours_is_left_out_and_named(made):
 
 def test_region_with_the_name_of_a_number_is_refused(made):
     folder, _, _ = made
-    save(folder, structure_set(folder, ("ROI_1", "spleen")))
+    save_structure_set(folder, structure_set(folder, ("ROI_1", "spleen")))
     ((_, error),) = read_source(folder).refused
     assert error.code == "segment_unnamed"
 
@@ -182,7 +158,7 @@ def test_structure_set_without_a_series_finds_it_by_the_frame_of_reference(made)
     folder, _, labels = made
     whole = structure_set(folder)
     del whole.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence
-    save(folder, whole)
+    save_structure_set(folder, whole)
     _, _, _, found = load(folder)
     np.testing.assert_array_equal(found.values_ZYX > 0, labels > 0)
 
@@ -224,6 +200,6 @@ def test_contours_that_give_no_voxels_refuse_the_case(made, spoil, found):
     folder, _, _ = made
     whole = structure_set(folder)
     spoil(whole)
-    save(folder, whole)
+    save_structure_set(folder, whole)
     with pytest.raises(ScanError, match=f"^contour: found .*{found}"):
         read_source(folder).cases[0].load()

@@ -641,13 +641,9 @@ def test_totalsegmentator_masks_in_two_spellings_are_one_organ(tmp_path):
     assert [case.annotated for case in source.cases] == [("Liver", "spleen"), ("Liver",)]
 
 
-def remove_json(folder):
-    write_nnunet(folder, 1)
-    (folder / "dataset.json").unlink()
-
-
 def remove_json_below(folder):
-    remove_json(folder / "Dataset001")
+    write_nnunet(folder / "Dataset001", 1)
+    (folder / "Dataset001/dataset.json").unlink()
 
 
 def write_plan(folder):
@@ -655,39 +651,16 @@ def write_plan(folder):
     write_series(folder, make_body()[0][:1], **kind)
 
 
-def pack(folder):
-    """Leave an archive in place of each folder of a case of 3D-IRCADb."""
-    write_ircadb(folder, 1)
-    for path in list((folder / "3Dircadb1.1").iterdir()):
-        shutil.make_archive(str(path), "zip", path.parent, path.name)
-        shutil.rmtree(path)
-
-
-def name_a_part(folder):
-    write_totalsegmentator(folder.parent)
-    (folder.parent / "s0000").rename(folder)
-
-
-def write_region(folder):
-    write_nnunet(folder, 1)
-    write_dataset_json(folder, labels={"background": 0, "whole": [1, 2], "spleen": 2})
-
-
 @pytest.mark.parametrize(
     ("write", "code", "found", "cure"),
     [
-        (remove_json, "dataset_json_missing", "without dataset.json", "write dataset.json"),
         (remove_json_below, "dataset_json_missing", "Dataset001", "write dataset.json"),
-        (lambda folder: write_nnunet(folder / "A"), "folder_above", "nnunet in", "that folder"),
-        (lambda folder: write_lits(folder.parent), "source_missing", "no folder", "correct"),
         (
             lambda folder: write_chaos(folder / "A/B", 1),
             "folder_above",
             "chaos in .*A",
             "that fold",
         ),
-        (name_a_part, "folder_below", "layout totalsegmentator", "the folder above"),
-        (pack, "still_packed", r"3Dircadb1\.1/MASKS_DICOM\.zip, .*PATIENT_DICOM\.zip", "unpack"),
         (write_plan, "layout_unknown", "modality RTPLAN", "DICOM SEG"),
         (
             lambda f: save_nifti(f / "Doe.Jane.nii", make_body()[0], SPACING_MM),
@@ -695,7 +668,6 @@ def write_region(folder):
             r"files \*\.nii;",
             "as nnunet",
         ),
-        (write_region, "label_regions", "regions .*whole", "organs in params.yaml"),
     ],
 )
 def test_messages_of_sources_tell_what_is_wrong_and_what_to_do(tmp_path, write, code, found, cure):

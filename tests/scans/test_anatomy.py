@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from bodies import lps_affine, make_body
+from bodies import TRUNK_MM, TRUNK_SHAPE, lps_affine, make_trunk
 
 from fullscale.phantom.contrast import draw_contrast
 from fullscale.phantom.scanner import build_body, draw_acquisition, simulate
@@ -12,26 +12,14 @@ from fullscale.scans.anatomy import check_axes, read_signs
 from fullscale.scans.geometry import Geometry
 from fullscale.scans.volume import Volume
 
-SHAPE, SPACING_MM = (40, 40, 48), (6.0, 7.0, 7.0)
 NAMED = {"liver": 1, "spleen": 2}
 CODES = ("axis", "axis", "liver_on_left")
 FLIPS = list(product((False, True), repeat=3))
 
 
-def as_volume(values_ZYX, spacing_mm=SPACING_MM):
+def as_volume(values_ZYX, spacing_mm=TRUNK_MM):
     values = np.ascontiguousarray(values_ZYX)
     return Volume(values, Geometry(values.shape[::-1], lps_affine(values.shape, spacing_mm)))
-
-
-def make_trunk(lungs=True):
-    """Return HU and labels of a body with bowel gas in front, lungs in the upper third or none."""
-    hu, labels = make_body(SHAPE, SPACING_MM)
-    hu[8:14, 10:13, 20:30] = -1000
-    if lungs:
-        labels[28:] = 0
-        hu[28:, 13:28, 11:37] = -850
-        hu[28:, 13:25, 22:34] = 45  # the heart, left of the middle
-    return hu, labels
 
 
 def flip(values_ZYX, flips):
@@ -176,7 +164,7 @@ def test_body_cut_along_another_axis_is_the_only_sign(phantom, axes):
 
 @pytest.mark.parametrize("hu", [-1000, 40])
 def test_scan_without_anatomy_has_no_signs(hu):
-    assert swapped(np.full(SHAPE, hu, dtype=np.int16)) == {}
+    assert swapped(np.full(TRUNK_SHAPE, hu, dtype=np.int16)) == {}
 
 
 def test_reading_signs_changes_nothing():

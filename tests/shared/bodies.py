@@ -10,6 +10,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
 ORGANS = {"liver": (1,), "spleen": (2,)}
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
+TRUNK_SHAPE, TRUNK_MM = (40, 40, 48), (6.0, 7.0, 7.0)
 
 
 def make_body(shape_ZYX=(16, 40, 48), spacing_mm=(8.0, 7.0, 7.0), seed=0):
@@ -35,6 +36,17 @@ def make_body(shape_ZYX=(16, 40, 48), spacing_mm=(8.0, 7.0, 7.0), seed=0):
     hu[ball((0, 0.5 * extent[1], 0), (1e6, 0.15 * extent[1], 0.12 * extent[2]))] = 500
     hu += rng.normal(0, 8, shape_ZYX)
     return np.rint(hu).clip(-1024, 3000).astype(np.int16), labels
+
+
+def make_trunk(lungs=True):
+    """Return HU and labels of a body with bowel gas in front, lungs in the upper third or none."""
+    hu, labels = make_body(TRUNK_SHAPE, TRUNK_MM)
+    hu[8:14, 10:13, 20:30] = -1000
+    if lungs:
+        labels[28:] = 0
+        hu[28:, 13:28, 11:37] = -850
+        hu[28:, 13:25, 22:34] = 45  # the heart, left of the middle
+    return hu, labels
 
 
 def lps_affine(shape_ZYX, spacing_mm, origin_mm=(120.0, 90.0, -40.0)):

@@ -13,6 +13,9 @@ from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from fullscale.formats.rtstruct import Region, Slices, make_structure_set
+from fullscale.scans.dicom import order_series
+
 SPACING_MM = (8.0, 7.0, 7.0)
 ORIENTATIONS = ("LPS", "RAS", "LAS", "PSR")
 
@@ -210,3 +213,22 @@ def write_seg(path: Path, series: Path, masks, names=("Liver", "Spleen"), kind="
         device_serial_number="1",
     )
     segmentation.save_as(path)
+
+
+def structure_set(folder, names=("liver", "spleen"), labels=None):
+    """Return the structure set of the series subject/ct and of label ids 1, 2, ... (Z, Y, X)."""
+    order = order_series(sorted((folder / "subject/ct").iterdir()), "subject")
+    slices = Slices(
+        pydicom.dcmread(order.files[0]),
+        order.instance_uids,
+        order.frames,
+        np.diag([-1.0, -1.0, 1.0, 1.0]) @ order.geometry.own_affine,
+    )
+    labels = make_body()[1] if labels is None else labels
+    own = order.geometry.to_own_grid(labels)
+    regions = [Region(name, (9, 9, 9), own == k) for k, name in enumerate(names, start=1)]
+    return make_structure_set(slices, regions, maker="model", version="1")
+
+
+def save_structure_set(folder, made, name="subject/plan.dcm"):
+    made.save_as(folder / name, enforce_file_format=True)
