@@ -46,6 +46,14 @@ def label_key(text: str) -> str:
     return re.sub(r"[\s_-]+", "_", unicodedata.normalize("NFKC", text).casefold()).strip("_")
 
 
+def label_name(text: str) -> str:
+    """Return the name of a file or folder as that of a label.
+
+    Blanks are single, and none are around the name; ";" separates names in cases.csv.
+    """
+    return " ".join(text.replace(";", " ").split())
+
+
 def resolve_organs(
     organs: Mapping[str, Sequence[int | str]], labels: Mapping[str, int]
 ) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ def open_source(source: Path) -> Iterator[Path]:
         source: a .zip file, another file, or a folder.
 
     Raises:
-        StageError: the zip is damaged, encrypted, or larger than the free disk.
+        StageError: the zip is damaged, encrypted, larger than the free disk, or has a name twice.
     """
     if source.suffix.lower() != ".zip" or not source.is_file():
         yield source
@@ -62,8 +63,17 @@ def _unpack(source: Path, folder: Path) -> None:
                     f"{max(0, free) / 1e9:.1f} GB to spare; unpack it elsewhere, and name the "
                     "folder"
                 )
-            archive.extractall(folder)
+            names = Counter(_use_slashes(member) for member in archive.infolist())
+            if twice := [name for name, count in names.items() if count > 1]:
+                raise StageError(f"{source} holds {twice[0]} twice; unpack it yourself")
+            archive.extractall(folder, archive.infolist())
     except _READ_ERRORS as error:
         raise StageError(
             f"{source} cannot be unpacked: {shorten(error)}; copy it again, or unpack it yourself"
         ) from error
+
+
+def _use_slashes(member: zipfile.ZipInfo) -> str:
+    """Put "/" where a program on Windows wrote a backslash between folders; return the new name."""
+    member.filename = member.filename.replace("\\", "/")
+    return member.filename

@@ -23,7 +23,7 @@ from fullscale.ingestion.source import (
     find_overlaps,
     paint_masks,
 )
-from fullscale.label_names import label_key
+from fullscale.label_names import label_key, label_name
 from fullscale.scans.checks import failure
 from fullscale.scans.dicom import SeriesOrder, dicom_files, order_series, read_header, read_series
 from fullscale.scans.volume import Volume
@@ -45,7 +45,7 @@ def read_ircadb(folder: Path) -> Source:
         found = defaultdict[str, list[Path]](list)
         for path in sorted(_unpacked(case / "MASKS_DICOM").iterdir()):
             if path.is_dir():
-                found[label_key(re.sub(r"[\s\d]+$", "", path.name))].append(path)
+                found[label_key(label_name(re.sub(r"[\s\d]+$", "", path.name)))].append(path)
         masks[case] = dict(found)
     names = sorted({organ for found in masks.values() for organ in found})
     labels = {organ: number for number, organ in enumerate(names, start=1)}

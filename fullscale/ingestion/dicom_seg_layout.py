@@ -33,6 +33,7 @@ from fullscale.label_names import label_key
 from fullscale.runtime.errors import ScanError
 from fullscale.runtime.files import file_sha256
 from fullscale.scans.checks import failure
+from fullscale.scans.cohort import BACKGROUND
 from fullscale.scans.dicom import (
     CT_CLASSES,
     SeriesOrder,
@@ -209,7 +210,7 @@ def _index_folder(folder: Path) -> _FolderIndex:
 def _add_segmentation(index: _FolderIndex, path: Path, header: pydicom.Dataset) -> None:
     try:
         uid = _find_series(index, header)
-        segments = _list_segments(header)
+        segments = [each for each in _list_segments(header) if each[0] != BACKGROUND]
     except READ_ERRORS as error:
         raise failure("unreadable", f"{path}: {error}") from error
     if not segments:

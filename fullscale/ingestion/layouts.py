@@ -13,6 +13,7 @@ from fullscale.ingestion.source import Source, SourceCase
 from fullscale.ingestion.unread import ARCHIVES, SCAN_ENDINGS, find_unread, may_be_scan
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import failure
+from fullscale.scans.cohort import IGNORE
 from fullscale.scans.dicom import read_header
 
 
@@ -131,6 +132,9 @@ def read_source(folder: Path, layout: str | None = None) -> Source:
         for candidate in known:
             if layout or candidate.matches(folder):
                 source = _refuse_second_names(candidate.read(folder))
+                if IGNORE in source.labels:
+                    found = f"{folder} with a label {IGNORE!r}: voxels that nobody judged"
+                    raise failure("segment_unnamed", found)
                 told, unread = find_unread(folder, source)
                 return replace(source, findings=(*source.findings, *told), unread=tuple(unread))
     raise _explain_unknown(folder)

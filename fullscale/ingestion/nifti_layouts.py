@@ -9,9 +9,10 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from fullscale.ingestion.source import Refused, Source, SourceCase, masks_case, nifti_case
-from fullscale.label_names import label_key
+from fullscale.label_names import label_key, label_name
 from fullscale.runtime.errors import ScanError
 from fullscale.scans.checks import Finding, failure
 from fullscale.scans.cohort import (
@@ -49,12 +50,13 @@ def read_msd(folder: Path) -> Source:
     found = list[tuple[Path, Path]]()
     refused = Refused()
     for entry in listed:
-        if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
+        parts = [entry.get(key) for key in ("image", "label")] if isinstance(entry, dict) else []
+        if not parts or not all(isinstance(part, str) for part in parts):
             raise failure("dataset_json", f"{folder / 'dataset.json'} with training entry {entry}")
         try:
-            image, label = (_within(folder, str(entry[key])) for key in ("image", "label"))
+            image, label = (_within(folder, part) for part in parts)
         except ScanError as error:
-            refused.add(_stem(Path(str(entry["label"]))), error, ())
+            refused.add(_stem(Path(parts[1])), error, ())
             continue
         if not image.is_file():
             # Old nnU-Net lists the name without the channel number that the file has.
@@ -96,7 +98,7 @@ def matches_nnunet(folder: Path) -> bool:
 def read_nnunet(folder: Path) -> Source:
     """Read the pairs of equal name in imagesTr and labelsTr; missing files are found later."""
     dataset = read_json(folder / "dataset.json")
-    ending = str(dataset.get("file_ending", ".nii.gz"))
+    ending = "." + str(dataset.get("file_ending") or "nii.gz").lstrip(".")
     images = _files_by_name(folder / "imagesTr", "_0000" + ending)
     labels = _files_by_name(folder / "labelsTr", ending)
     pairs: Pairs = {}
@@ -141,7 +143,7 @@ def read_lits(folder: Path) -> Source:
         licence="CC BY-NC-ND 4.0",
         reference="Bilic et al., The Liver Tumor Segmentation Benchmark (LiTS)",
         refused_files=tuple(refused.files),
-        left_out=refused.copies,
+        left_out=refused.left_out,
     )
 
 
@@ -156,15 +158,18 @@ def read_totalsegmentator(folder: Path) -> Source:
     Organs whose file names differ in letter case only are one organ.
     """
     masks: dict[Path, dict[str, list[Path]]] = {}
+    refused = Refused()
     for case in sorted(path for path in folder.glob("*") if path.is_dir()):
         if _ct_files(case) or (case / "segmentations").is_dir():
             found = masks.setdefault(case, {})
             for path in _visible(case / "segmentations"):
-                if _SCAN_FILE.search(path.name):
-                    found.setdefault(label_key(_stem(path)), []).append(path)
-    spelled = {label_key(_stem(path)): _stem(path) for path in _sorted_by_name(masks.values())}
+                if _organ(path) == BACKGROUND:
+                    refused.left_out[path] = "a mask of the background"
+                elif _SCAN_FILE.search(path.name):
+                    found.setdefault(label_key(_organ(path)), []).append(path)
+    spelled = {label_key(_organ(path)): _organ(path) for path in _sorted_by_name(masks.values())}
     labels = {organ: number for number, organ in enumerate(sorted(spelled.values()), start=1)}
-    cases, refused = list[SourceCase](), Refused()
+    cases = list[SourceCase]()
     for case, files in masks.items():
         images = refused.drop_copies(_ct_files(case))
         files = {key: refused.drop_copies(paths) for key, paths in files.items()}
@@ -183,7 +188,7 @@ def read_totalsegmentator(folder: Path) -> Source:
         tuple(cases),
         tuple(refused.cases),
         refused_files=tuple(refused.files),
-        left_out=refused.copies,
+        left_out=refused.left_out,
     )
 
 
@@ -215,7 +220,8 @@ def _from_dataset(
         try:
             row, doubts = table.take(name)
             listed = split_names(row["annotated"]) if row else tuple(labels)
-            annotated = tuple(spelled.get(label_key(organ), organ) for organ in listed)
+            named = (spelled.get(label_key(organ), organ) for organ in listed)
+            annotated = tuple(dict.fromkeys(named))
             check_annotated(name, annotated, {BACKGROUND: 0, **labels})
         except ScanError as error:
             refused.add(name, error, (image, label))
@@ -231,7 +237,7 @@ def _from_dataset(
         str(dataset.get("licence", dataset.get("license", ""))),
         str(dataset.get("reference", "")),
         refused_files=tuple(refused.files),
-        left_out=refused.copies,
+        left_out=refused.left_out,
         ignored_folders=("imagesTs", "labelsTs"),
         findings=(
             *table.find_unused({name for name, _ in refused.cases}),
@@ -265,8 +271,10 @@ def _tell_regions(
     name_of = {value: name for name, value in labels.items()}
     for name, value in dataset["labels"].items():
         if isinstance(value, list) and len(value) > 1:
-            parts = ", ".join(name_of[i] for i in sorted(value, key=lambda i: i != labels[name]))
-            yield Finding.from_check(folder.name, "label_region", f"{name}: [{parts}]")
+            own = " ".join(name.split())
+            ids = sorted((int(i) for i in value), key=lambda i: i != labels[own])
+            parts = ", ".join(name_of[i] for i in ids)
+            yield Finding.from_check(folder.name, "label_region", f"{own}: [{parts}]")
 
 
 class _PatientTable:
@@ -287,7 +295,7 @@ class _PatientTable:
         Raises:
             ScanError: the case has rows that contradict each other.
         """
-        alike = [key for key in self._left if key.casefold() == name.casefold()]
+        alike = [key for key in self._left if _plain(key) == _plain(name)]
         key = name if name in self._left or len(alike) != 1 else alike[0]
         rows = self._left.pop(key, [])
         if len(rows) > 1:
@@ -332,7 +340,8 @@ def _files_by_name(folder: Path, ending: str) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in _visible(folder):
         if path.name.lower().endswith(ending.lower()):
-            found.setdefault(path.name[: len(path.name) - len(ending)], []).append(path)
+            name = normalize("NFC", path.name[: len(path.name) - len(ending)])
+            found.setdefault(name, []).append(path)
     return found
 
 
@@ -350,13 +359,26 @@ def _stem(path: Path) -> str:
     return _SCAN_FILE.sub("", path.name)
 
 
+def _plain(name: str) -> str:
+    """Return a name without letter case, and with its accents as macOS and others agree."""
+    return normalize("NFC", name).casefold()
+
+
+def _organ(mask: Path) -> str:
+    return label_name(_stem(mask))
+
+
 def _within(folder: Path, name: str) -> Path:
-    """Return the path that a table names.
+    """Return the path that a table names, with the accents and the "/" that it has here.
+
+    Some programs on Windows write backslashes between folders.
 
     Raises:
         ScanError: it leaves the folder.
     """
-    path = folder / name
+    plain = name.replace("\\", "/")
+    forms = (name, *(normalize(form, plain) for form in ("NFC", "NFD")))
+    path = next((folder / each for each in forms if (folder / each).exists()), folder / name)
     # By name alone: a link in the folder may lead to another disk.
     if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
         raise failure("path_outside", f"the path {name!r}, which leaves {folder}")
@@ -367,7 +389,7 @@ def _lits_files(folder: Path, pattern: re.Pattern[str]) -> dict[int, list[Path]]
     """Return the files of each number."""
     found: dict[int, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
-        if match := pattern.fullmatch(path.name):
+        if not path.is_dir() and (match := pattern.fullmatch(path.name)):
             found.setdefault(int(match[1]), []).append(path)
     return found
 

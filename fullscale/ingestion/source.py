@@ -89,12 +89,12 @@ class Refused:
     Attributes:
         cases: case and reason.
         files: files of these cases.
-        copies: reason for each file that is left out because it is a copy of another.
+        left_out: reason for each file that is left out, such as a copy of another.
     """
 
     cases: list[tuple[str, ScanError]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
-    copies: dict[Path, str] = field(default_factory=dict)
+    left_out: dict[Path, str] = field(default_factory=dict)
 
     def add(self, name: str, error: ScanError, files: Iterable[Path]) -> None:
         """Refuse one case."""
@@ -112,7 +112,7 @@ class Refused:
         for path in paths:
             kept = first.setdefault(_content_sha256(path), path)
             if kept is not path:
-                self.copies[path] = f"a copy of {kept.name}"
+                self.left_out[path] = f"a copy of {kept.name}"
         return list(first.values())
 
 

@@ -253,10 +253,8 @@ def write_source_rows(folder: Path, rows: Iterable[Mapping[str, str]]) -> None:
 def _read_flag(root: Path, case: str, text: str) -> bool:
     """Parse a cell of the column training_only; an empty cell is False."""
     if text not in ("true", "false", ""):
-        raise failure(
-            "cases_csv",
-            f"{root / 'cases.csv'} with {TRAINING_ONLY} {text!r} for {case}, not true or false",
-        )
+        found = f"{root / 'cases.csv'} with {TRAINING_ONLY} {text!r} for {case}, not true or false"
+        raise failure("cases_csv", found)
     return text == "true"
 
 
@@ -277,11 +275,10 @@ def parse_labels(path: Path, dataset: dict[str, Any]) -> dict[str, int]:
     if any(isinstance(value, list | tuple) for value in found.values()):
         found = _name_regions(path, found, dataset.get("regions_class_order"))
     try:
-        if all(str(key).isdigit() for key in found):
-            pairs = [(" ".join(str(name).split()), int(key)) for key, name in found.items()]
-        else:
-            pairs = [(" ".join(str(name).split()), int(value)) for name, value in found.items()]
-    except (TypeError, ValueError):
+        by_id = all(str(key).isdigit() for key in found)
+        named = [(value, key) if by_id else (key, value) for key, value in found.items()]
+        pairs = [(" ".join(str(name).split()), _whole(value)) for name, value in named]
+    except (TypeError, ValueError, OverflowError):
         raise failure("dataset_json", f"{path} with labels {found}") from None
     labels = {name: value for name, value in pairs if value != 0}
     if len(labels) < sum(value != 0 for _, value in pairs):
@@ -306,15 +303,22 @@ def _name_regions(path: Path, found: dict[str, Any], order: Any) -> dict[str, An
     """
     named = {name: value for name, value in found.items() if name != BACKGROUND}
     told = f"{path} with regions {named}, regions_class_order {order}"
-    if not isinstance(order, list) or len(order) != len(named) or len(set(order)) < len(order):
+    try:
+        parts = [v if isinstance(v, list) else [v] for v in (*named.values(), order)]
+        *regions, ids = [[_whole(each) for each in values] for values in parts]
+    except (TypeError, ValueError, OverflowError):
+        raise failure("label_regions", told) from None
+    is_complete = len(regions) == len(ids) and {i for each in regions for i in each} == set(ids)
+    if not is_complete or any(i not in region for i, region in zip(ids, regions, strict=True)):
         raise failure("label_regions", told)
-    for (_, value), label_id in zip(named.items(), order, strict=True):
-        if label_id not in (value if isinstance(value, list | tuple) else [value]):
-            raise failure("label_regions", told)
-    ids = {i for value in named.values() for i in (value if isinstance(value, list) else [value])}
-    if ids != set(order):
-        raise failure("label_regions", told)
-    return {BACKGROUND: 0, **dict(zip(named, order, strict=True))}
+    return {BACKGROUND: 0, **dict(zip(named, ids, strict=True))}
+
+
+def _whole(value: Any) -> int:
+    """Return an id of dataset.json; raise an error of `int` or `float` if it is not whole."""
+    if int(value) != float(value):
+        raise ValueError(value)
+    return int(value)
 
 
 def check_annotated(case: str, annotated: Iterable[str], labels: dict[str, int]) -> None:
@@ -323,8 +327,7 @@ def check_annotated(case: str, annotated: Iterable[str], labels: dict[str, int])
     Raises:
         ScanError: a name is unknown, or is the background.
     """
-    unknown = [name for name in annotated if name not in labels or name == BACKGROUND]
-    if unknown:
+    if unknown := [name for name in annotated if name not in labels or name == BACKGROUND]:
         raise failure(
             "annotated_unknown", f"case {case} annotating {unknown}; labels are {list(labels)}"
         )
@@ -385,8 +388,8 @@ def _read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, restval="")
-            missing = [name for name in columns if name not in (reader.fieldnames or ())]
-            if missing:
+            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+            if missing := [name for name in columns if name not in reader.fieldnames]:
                 raise failure("cases_csv", f"{path} without columns {', '.join(missing)}")
             # DictReader collects surplus cells under the key None.
             return [

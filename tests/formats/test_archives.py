@@ -34,6 +34,27 @@ def test_names_in_a_zip_never_lead_out_of_it(tmp_path):
     assert not list(tmp_path.parent.glob("outside.nii"))
 
 
+def test_backslashes_in_a_zip_are_between_folders(tmp_path):
+    with zipfile.ZipFile(tmp_path / "case.zip", "w") as archive:
+        archive.writestr(zipfile.ZipInfo("top\\deep\\a.nii"), b"1")
+        archive.writestr(zipfile.ZipInfo("top\\b.nii"), b"2")
+    with open_source(tmp_path / "case.zip") as folder:
+        assert (folder / "deep/a.nii").read_bytes() == b"1"
+        assert (folder / "b.nii").read_bytes() == b"2"
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_zip_with_one_name_for_two_files_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "case.zip", "w") as archive:
+        archive.writestr("top/a.nii", b"1")
+        archive.writestr("top/a.nii", b"2")
+    with (
+        pytest.raises(StageError, match=r"holds top/a\.nii twice"),
+        open_source(tmp_path / "case.zip"),
+    ):
+        pass
+
+
 def test_a_damaged_zip_is_refused(tmp_path):
     (tmp_path / "case.zip").write_bytes(b"PK no zip")
     with (
