@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from fullscale.params import EvaluateParams
 from fullscale.prediction.network_files import Trained, build, describe_network
 from fullscale.prediction.predictor import Predictor, Slab
 from fullscale.prediction.segmentation import segment_scan
+from fullscale.reporting.overlays import draw_gallery
 from fullscale.runtime.errors import StageError
 from fullscale.scans.cohort import IGNORED_ID
 from fullscale.scans.volume import read_image, read_labels, write_volume
@@ -120,6 +122,9 @@ class Annotator(Predictor):
             }
         return Drawn(masks, present).gated(gating or self.gate)
 
+    def slabs(self, scan, progress=None):
+        return self.predict(scan).slabs()
+
 
 @pytest.fixture
 def score_drawn(predictor, tiny_cohort):
@@ -162,29 +167,39 @@ def test_perfect_prediction_is_perfect_in_every_score(score_drawn):
     assert summary["test/slice_fpr/spleen"] == 0
 
 
-def test_what_nobody_judged_changes_no_score(tiny_cohort, predictor, tmp_path):
-    """Errors of the prediction where nobody judged; the same scores as of a perfect prediction."""
+@pytest.fixture
+def partly_judged(predictor, tiny_cohort, tmp_path):
+    """A case with slices that nobody judged, all of which its prediction calls liver.
+
+    Elsewhere the prediction is perfect. The fixture is the predictor, the cohort of this case, its
+    label map and where nobody judged.
+    """
     case = tiny_cohort.cases[0]
     labels = read_labels(case.label)
     ignored = np.zeros(labels.values_ZYX.shape, dtype=bool)
     ignored[:3] = ignored[7] = True
-    sparse = np.where(ignored, IGNORED_ID, labels.values_ZYX)
+    partly = np.where(ignored, IGNORED_ID, labels.values_ZYX)
     path = tmp_path / "label.nii.gz"
-    write_volume(path, labels.to_own_grid(sparse), labels.geometry.own_affine)
+    write_volume(path, labels.to_own_grid(partly), labels.geometry.own_affine)
     cohort = replace(tiny_cohort, cases=(replace(case, label=path),))
-    curves = {organ: ReliabilityCurve() for organ in ORGANS}
 
     def everywhere(organ, mask):
         return mask | (ignored if organ == "liver" else False)
 
     annotator = Annotator(predictor, cohort, everywhere, opens_predicted_slices)
+    return annotator, cohort, partly, ignored
+
+
+def test_what_nobody_judged_changes_no_score(partly_judged):
+    annotator, cohort, partly, ignored = partly_judged
+    curves = {organ: ReliabilityCurve() for organ in ORGANS}
     settings = SETTINGS.model_copy(
         update={"ablate_slice_classifier": True, "largest_component": True}
     )
     scores = score_cases(annotator, cohort.cases, cohort, settings, curves)
     num_judged = np.count_nonzero(~ignored)
     for row in scores.to_dict("records"):
-        true = sparse == ("liver", "spleen").index(row["organ"]) + 1
+        true = partly == ("liver", "spleen").index(row["organ"]) + 1
         assert row["num_true_voxels"] == np.count_nonzero(true)
         assert row["num_free_voxels"] == num_judged - np.count_nonzero(true)
         num_organ_slices = np.count_nonzero(true.any(axis=(1, 2)))
@@ -195,6 +210,14 @@ def test_what_nobody_judged_changes_no_score(tiny_cohort, predictor, tmp_path):
         assert row["organ"] == "spleen" or row["dice_cleaned"] == 1  # joined where nobody judged
         assert row["num_false_positive_slices"] == row["num_false_openings"] == 0
     assert not any(curve.expected_error for curve in curves.values())
+
+
+def test_pictures_leave_out_what_nobody_judged(partly_judged):
+    annotator, cohort, _, _ = partly_judged
+    gallery = draw_gallery([annotator, annotator], cohort.cases[0], cohort, "a title")
+    for picture in gallery.pictures:
+        true, *predicted = re.findall(r"(?:truth|unet3plus) (\d+)", picture.alt)
+        assert predicted == [true, true]
 
 
 def test_slices_mark_what_nobody_judged_as_training_reads_it():
