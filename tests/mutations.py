@@ -178,7 +178,7 @@ MUTATIONS = (
     ),
     Mutation(
         "names of files are not made safe",
-        "fullscale/scans/cohort.py",
+        "fullscale/ingestion/names.py",
         'return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-")[:64]',
         "return text",
         "tests/scans/test_cohort.py tests/ingestion",
