@@ -266,7 +266,10 @@ def _contours(structure_set: pydicom.Dataset, number: int) -> Iterator[Array]:
             continue
         for contour in region.get("ContourSequence") or []:
             kind = str(contour.ContourGeometricType)
-            points = np.array(contour.ContourData, dtype=np.float64).reshape(-1, 3)
+            numbers = np.array(contour.ContourData or [], dtype=np.float64).ravel()
+            if len(numbers) % 3 or not np.isfinite(numbers).all():
+                raise ValueError(f"a contour of {len(numbers)} numbers, not x, y, z of each point")
+            points = numbers.reshape(-1, 3)
             if kind == "POINT":
                 continue
             if kind not in _CLOSED or len(points) < 3:

@@ -305,10 +305,10 @@ def _read_segment(path: Path, number: int, order: SeriesOrder) -> NDArray[np.boo
         return rtstruct.read_region(
             dataset, number, order.geometry.own_affine_lps, order.geometry.own_shape
         )
-    except ValueError as error:
-        raise failure("contour", f"{path}, region {number}: {error}") from error
     except ScanError:
         raise
+    except ValueError as error:
+        raise failure("contour", f"{path}, region {number}: {error}") from error
     except READ_ERRORS as error:
         raise failure("unreadable", f"{path}, region {number}: {error}") from error
 

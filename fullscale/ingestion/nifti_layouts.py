@@ -50,8 +50,9 @@ def read_msd(folder: Path) -> Source:
     found = list[tuple[Path, Path]]()
     refused = Refused()
     for entry in listed:
-        parts = [entry.get(key) for key in ("image", "label")] if isinstance(entry, dict) else []
-        if not parts or not all(isinstance(part, str) for part in parts):
+        told = [entry.get(key) for key in ("image", "label")] if isinstance(entry, dict) else []
+        parts = [part for part in told if isinstance(part, str)]
+        if len(parts) < 2:
             raise failure("dataset_json", f"{folder / 'dataset.json'} with training entry {entry}")
         try:
             image, label = (_within(folder, part) for part in parts)

@@ -149,8 +149,7 @@ def read_cohort(root: Path) -> Cohort:
     """
     if not root.is_dir():
         raise failure("data_missing", f"no folder {root}")
-    if not (root / "dataset.json").is_file() or not (root / "cases.csv").is_file():
-        missing = [n for n in ("dataset.json", "cases.csv") if not (root / n).is_file()]
+    if missing := [n for n in ("dataset.json", "cases.csv") if not (root / n).is_file()]:
         raise failure("not_a_cohort", f"{root} without {' and '.join(missing)}")
     dataset = read_json(root / "dataset.json")
     labels = parse_labels(root / "dataset.json", dataset)
@@ -387,10 +386,12 @@ def _read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, restval="")
+            reader = csv.DictReader(stream, restval="", strict=True)
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
-            if missing := [name for name in columns if name not in reader.fieldnames]:
-                raise failure("cases_csv", f"{path} without columns {', '.join(missing)}")
+            if wrong := [name for name in columns if reader.fieldnames.count(name) != 1]:
+                raise failure(
+                    "cases_csv", f"{path} without columns {', '.join(wrong)}, or with two"
+                )
             # DictReader collects surplus cells under the key None.
             return [
                 {key: value for key, value in row.items() if isinstance(key, str)} for row in reader

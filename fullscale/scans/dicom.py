@@ -272,6 +272,8 @@ class _Plane:
             if value is None:
                 raise failure("unreadable", f"{path} without {tag}")
         orientation = np.array(axes, dtype=np.float64)
+        if not np.allclose(np.linalg.norm(orientation.reshape(2, 3), axis=1), 1, atol=0.01):
+            raise failure("affine", f"{path} with ImageOrientationPatient {orientation.tolist()}")
         down, across = (float(step) for step in spacing)
         return cls(
             path,

@@ -147,6 +147,25 @@ def test_structure_set_without_contours_is_left_out_and_named(made):
     assert "plan.dcm" in told[0]
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS")
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (["1"] * 8, "of 8 numbers"),
+        (["nan"] * 9, "of 9 numbers"),
+        (None, "with 0 points"),
+        ("1", "1 n"),
+    ],
+)
+def test_contour_of_what_is_no_points_is_refused(made, data, found):
+    folder, _, _ = made
+    whole = structure_set(folder)
+    contour_data(whole)[0].ContourData = data
+    save_structure_set(folder, whole)
+    with pytest.raises(ScanError, match=f"^contour: .*{found}"):
+        read_source(folder).cases[0].load()
+
+
 def test_region_with_the_name_of_a_number_is_refused(made):
     folder, _, _ = made
     save_structure_set(folder, structure_set(folder, ("ROI_1", "spleen")))

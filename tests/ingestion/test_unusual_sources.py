@@ -101,6 +101,21 @@ def test_columns_of_cases_csv_may_be_in_capitals(tmp_path):
     assert (case.patient, case.annotated) == ("p1", ("liver", "spleen"))
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        'case,patient,annotated\ncase_00,"p1,liver;spleen\n',
+        "case,patient,annotated,Patient\ncase_00,p1,liver;spleen,p2\n",
+    ],
+    ids=["a quote that does not end", "a column twice"],
+)
+def test_cases_csv_that_can_be_read_in_two_ways_is_refused(tmp_path, table):
+    write_nnunet(tmp_path, 1)
+    (tmp_path / "cases.csv").write_text(table)
+    with pytest.raises(ScanError, match="cases_csv"):
+        read_source(tmp_path)
+
+
 @pytest.mark.parametrize(("name", "label"), [("liver;left", "liver left"), ("a  b ", "a b")])
 def test_names_of_masks_make_labels_that_cases_csv_can_hold(tmp_path, name, label):
     """A cohort with another label could never be read again."""
@@ -208,3 +223,31 @@ def test_pipes_are_named_and_never_opened(tmp_path):
     source = read_source(tmp_path)
     assert len(source.cases) == 1
     assert {path.name for path in source.unread} == {"pipe.dcm", "pipe"}
+
+
+def test_segmentation_of_slices_that_are_not_there_says_so(tmp_path):
+    write_dicom_seg(tmp_path, 1)
+    for path in sorted((tmp_path / "subject-1/ct").iterdir())[:2]:
+        path.unlink()
+    with pytest.raises(ScanError, match=r"^slices_missing: .* drawn on \d slices"):
+        read_source(tmp_path).cases[0].load()
+
+
+def test_segmentation_without_pixels_is_unreadable(tmp_path):
+    write_dicom_seg(tmp_path, 1)
+    path = tmp_path / "subject-1/seg.dcm"
+    ds = pydicom.dcmread(path)
+    del ds.PixelData
+    ds.save_as(path)
+    with pytest.raises(ScanError, match=r"^unreadable"):
+        read_source(tmp_path).cases[0].load()
+
+
+def test_series_without_directions_is_refused_for_its_header(tmp_path):
+    write_dicom_seg(tmp_path, 1)
+    for path in (tmp_path / "subject-1/ct").iterdir():
+        ds = pydicom.dcmread(path)
+        ds.ImageOrientationPatient = [0] * 6
+        ds.save_as(path)
+    with pytest.raises(ScanError, match=r"^affine: .* ImageOrientationPatient \[0\.0"):
+        read_source(tmp_path).cases[0].load()
