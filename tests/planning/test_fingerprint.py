@@ -1,5 +1,6 @@
 import json
 import time
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -16,8 +17,8 @@ from fullscale.planning.fingerprint import (
 )
 from fullscale.planning.fingerprint_page import PAGE, fingerprint_section, write_page
 from fullscale.runtime.errors import StageError
-from fullscale.scans.cohort import Case, Cohort
-from fullscale.scans.volume import read_image
+from fullscale.scans.cohort import IGNORED_ID, Case, Cohort
+from fullscale.scans.volume import read_image, read_labels, write_volume
 
 ORGANS = {"liver": (1,), "spleen": (2,)}
 
@@ -44,6 +45,18 @@ def test_fingerprint_holds_what_the_scans_measure(reading, tiny_cohort):
         liver.inside_hu, np.percentile(hu[labels == 1], PERCENTILES), atol=0.1
     )
     assert found.cases[5].organs.keys() == {"liver"}  # the spleen of case_06 was not drawn
+
+
+def test_slices_that_nobody_judged_are_not_organ_free(tiny_cohort, tmp_path):
+    case = tiny_cohort.cases[1]
+    labels = read_labels(case.label)
+    free_Z = ~labels.values_ZYX.any(axis=(1, 2))
+    ids_ZYX = labels.values_ZYX.copy()
+    ids_ZYX[np.flatnonzero(free_Z)[1:]] = IGNORED_ID
+    write_volume(tmp_path / "label.nii.gz", labels.to_own_grid(ids_ZYX), labels.geometry.own_affine)
+    cohort = replace(tiny_cohort, cases=(replace(case, label=tmp_path / "label.nii.gz"),))
+    (facts,) = measure_cohort(cohort, ORGANS, [], "abc.dir").fingerprint.measured
+    assert facts.num_organ_free == 1
 
 
 def test_surroundings_are_soft_tissue_within_a_centimetre(tmp_path):
