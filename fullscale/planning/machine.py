@@ -36,12 +36,14 @@ class Machine:
         memory_bytes: of the device that trains: free for a CPU, all of a GPU.
         gpu: name of the GPU; empty for a CPU.
         is_here: steps can be measured, because the device is in this machine.
+        load: programs that run in this machine, the mean of the last minute.
     """
 
     num_cores: int
     memory_bytes: int
     gpu: str = ""
     is_here: bool = True
+    load: float = 0.0
 
 
 def find_machine(gpu: str) -> Machine:
@@ -55,7 +57,8 @@ def find_machine(gpu: str) -> Machine:
         StageError: another word.
     """
     num_cores = len(os.sched_getaffinity(0))
-    here = Machine(num_cores, int(psutil.virtual_memory().available))
+    load = os.getloadavg()[0]
+    here = Machine(num_cores, int(psutil.virtual_memory().available), load=load)
     if gpu == "none":
         return here
     if gpu == "auto":
@@ -64,7 +67,7 @@ def find_machine(gpu: str) -> Machine:
         if not torch.cuda.is_available():
             return here
         found = torch.cuda.get_device_properties(0)
-        return Machine(num_cores, int(found.total_memory), found.name)
+        return Machine(num_cores, int(found.total_memory), found.name, load=load)
     if gpu.lower() not in GPU_MEMORY_GIB:
         raise StageError(
             f"--gpu {gpu!r} is none of auto, none, {', '.join(GPU_MEMORY_GIB)}; for another GPU "

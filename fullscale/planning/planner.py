@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ import pandas as pd
 
 from fullscale.label_names import resolve_organs
 from fullscale.params import Params
+from fullscale.patient_split import count_patients
 from fullscale.planning import rules
 from fullscale.planning.draft import Draft, Proposal, get_value
 from fullscale.planning.fingerprint import Fingerprint, Progress, Reading, measure_cohort
 from fullscale.planning.machine import Machine
-from fullscale.planning.split_rules import SplitChoice, choose_split, resolved_margin
-from fullscale.planning.training_planner import START_S, TrainingPlanner
+from fullscale.planning.split_rules import FRACTIONS, SplitChoice, choose_split, resolved_margin
+from fullscale.planning.step_time import measure_speed, measuring_scan
+from fullscale.planning.training_planner import START_S, Measure, TrainingPlanner
 from fullscale.runtime.errors import StageError
 from fullscale.scans.cohort import Cohort
 
@@ -32,16 +35,16 @@ class Plan:
     Attributes:
         proposals: in the order of params.yaml.
         stages: seconds of each stage; None if unknown.
+        impossible: what the cohort is too small for, and what that takes.
         unknown: what the plan cannot know.
         fingerprint: of the cohort.
-        params: with the values of the plan.
     """
 
     proposals: tuple[Proposal, ...]
     stages: dict[str, float | None]
+    impossible: tuple[str, ...]
     unknown: tuple[str, ...]
     fingerprint: Fingerprint
-    params: Params
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -49,7 +52,7 @@ class Plan:
         return {each.key: each.value for each in self.proposals if each.is_change}
 
 
-def make_plan(
+def plan_cohort(
     cohort: Cohort,
     data_version: str,
     params: Params,
@@ -58,7 +61,7 @@ def make_plan(
     hours: float,
     progress: Progress | None = None,
 ) -> Plan:
-    """Make a plan.
+    """Measure a cohort and training steps on it, and make a plan.
 
     Args:
         cohort: the scans.
@@ -74,9 +77,8 @@ def make_plan(
         StageError: there is no scan outside the test set, or no training fits time or memory.
     """
     organs = resolve_organs(params.organs, cohort.labels)
-    by_id = params.model_copy(update={"organs": organs})
     draft = Draft(params, mine)
-    split = _plan_split(draft, cohort, organs)
+    split = plan_split(draft, list_cases(cohort, organs))
     tested = split.table.loc[split.table["fold"].isin(["test", "unused"]), "case"]
     reading = measure_cohort(
         cohort,
@@ -88,17 +90,60 @@ def make_plan(
     )
     if not reading.fingerprint.cases:
         raise StageError("every case is in the test set, so nothing is left to plan by; add scans")
-    _plan_slices(draft, reading.fingerprint)
-    training = TrainingPlanner(draft, by_id, cohort, split, reading.fingerprint, machine, hours)
+    if not machine.is_here:
+        return make_plan(draft, split, reading, machine, hours, None)
+    first = reading.fingerprint.measured[0].case
+    with measuring_scan(next(case for case in cohort.cases if case.name == first)) as part:
+        measure = partial(measure_speed, case=part)
+        return make_plan(draft, split, reading, machine, hours, measure)
+
+
+def list_cases(cohort: Cohort, organs: Mapping[str, tuple[int, ...]]) -> pd.DataFrame:
+    """Return the table of cases that a split is chosen by, as `choose_split` takes it."""
+    return pd.DataFrame(
+        {
+            "case": [case.name for case in cohort.cases],
+            "patient": [case.patient for case in cohort.cases],
+            "annotated": [";".join(cohort.annotated_organs(c, organs)) for c in cohort.cases],
+            "training_only": [case.training_only for case in cohort.cases],
+        }
+    )
+
+
+def make_plan(
+    draft: Draft,
+    split: SplitChoice,
+    reading: Reading,
+    machine: Machine,
+    hours: float,
+    measure: Measure | None,
+) -> Plan:
+    """Make a plan of what was measured; the same measurements give the same plan.
+
+    Args:
+        draft: with the split, as `plan_split` leaves it.
+        split: of the patients.
+        reading: of the scans outside the test set, at least one.
+        machine: to train on.
+        hours: of all trainings of `dvc repro` together.
+        measure: returns the speed of a network; None if it cannot be known, so that epochs and
+            times are not planned.
+
+    Raises:
+        StageError: no training fits time or memory.
+    """
+    fingerprint = reading.fingerprint
+    _plan_slices(draft, fingerprint)
+    training = TrainingPlanner(draft, split, fingerprint, machine, hours, measure)
     training.plan()
     _plan_margins(draft, split)
-    order = list(_dotted(params.model_dump(mode="json", by_alias=True)))
+    order = list(_dotted(draft.params.model_dump(mode="json", by_alias=True)))
     return Plan(
         tuple(sorted(draft.proposals, key=lambda each: order.index(each.key))),
-        _stage_times(training, split, reading),
-        tuple(_unknown(reading.fingerprint, machine)),
-        reading.fingerprint,
-        draft.planned(),
+        {} if split.gap else _stage_times(training, split, reading),
+        tuple(_impossible(split, draft.params)),
+        tuple(_unknown(fingerprint, machine)),
+        fingerprint,
     )
 
 
@@ -110,37 +155,34 @@ def _dotted(content: Mapping[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _plan_split(draft: Draft, cohort: Cohort, organs: Mapping[str, tuple[int, ...]]) -> SplitChoice:
+def plan_split(draft: Draft, cases: pd.DataFrame) -> SplitChoice:
+    """Choose and propose the split of the patients.
+
+    Args:
+        draft: receives the proposals.
+        cases: as `list_cases` returns it.
+    """
     params = draft.params
-    cases = pd.DataFrame(
-        {
-            "case": [case.name for case in cohort.cases],
-            "patient": [case.patient for case in cohort.cases],
-            "annotated": [";".join(cohort.annotated_organs(c, organs)) for c in cohort.cases],
-            "training_only": [case.training_only for case in cohort.cases],
-        }
-    )
     own = {key.removeprefix("split.") for key in draft.mine if key.startswith("split.")}
     wanted = params.register_.min_patients
-    choice = choose_split(cases, list(organs), params.split, wanted, own)
+    choice = choose_split(cases, list(params.organs), params.split, wanted, own)
     if choice.gap is not None:
-        raise StageError(
-            f"no split of these patients has all it needs: there is no {choice.gap}; try another "
-            "split.salt, or add scans"
-        )
-    before, after = params.split.test_fraction, choice.params.test_fraction
-    kept = "kept" if before == after else "another test set: verdicts before do not compare"
-    few = f"; a verdict needs {wanted}" if choice.num_test < wanted else ""
-    num_val = int(choice.table.loc[choice.table["fold"] == "val", "patient"].nunique())
+        for key in ("split.test_fraction", "split.folds", "split.val_fold"):
+            draft.propose(key, get_value(params, key), f"kept: there is no {choice.gap}")
+        return choice
+    if choice.params.salt != params.split.salt:
+        draft.propose("split.salt", choice.params.salt, "with the present one a set lacks an organ")
+    before, after = params.split, choice.params
+    is_kept = (before.salt, before.test_fraction) == (after.salt, after.test_fraction)
+    kept = "kept" if is_kept else "another test set: verdicts before do not compare"
     draft.propose(
         "split.test_fraction",
-        after,
-        f"{choice.num_test} test patients of the rarest organ{few}; {kept}",
+        after.test_fraction,
+        f"{choice.num_test} test patients of the rarest organ; {kept}",
     )
-    draft.propose("split.folds", choice.params.folds, f"{num_val} patients validate")
-    draft.propose(
-        "split.val_fold", choice.params.val_fold, "lacks no organ, in training or validation"
-    )
+    num_val = count_patients(choice.table, "val")
+    draft.propose("split.folds", after.folds, f"{num_val} patients validate")
+    draft.propose("split.val_fold", after.val_fold, "lacks no organ, in training or validation")
     return choice
 
 
@@ -203,6 +245,23 @@ def _stage_times(
     return {**stages, "register": 20.0}
 
 
+def _impossible(split: SplitChoice, params: Params) -> Iterator[str]:
+    """Yield what the patients are too few for, in sentences without their full stop."""
+    wanted = params.register_.min_patients
+    if split.gap is not None:
+        yield (
+            f"a training: there is no {split.gap}, whatever the split. Training, validation and "
+            "test need a patient each, and training and validation one of every organ: add scans. "
+            "All scans were opened, as if they were for training; plan again when there are more"
+        )
+    if split.num_test < wanted:
+        yield (
+            f"a verdict: it needs {wanted} test patients of every organ (register.min_patients), "
+            f"so about {math.ceil(wanted / FRACTIONS[-1])} patients or more; training and scores "
+            "need no verdict"
+        )
+
+
 def _unknown(fingerprint: Fingerprint, machine: Machine) -> list[str]:
     """Return what a plan cannot know, in sentences without their full stop."""
     found = []
@@ -212,18 +271,18 @@ def _unknown(fingerprint: Fingerprint, machine: Machine) -> list[str]:
             f"voxels of {measured} of {num_cases} scans were read: another one may be larger or "
             "have other HU"
         )
+    if fingerprint.num_tested:
+        found.append(f"scans of test patients: none of these {fingerprint.num_tested} was opened")
     found += [
-        f"the {fingerprint.num_tested} scans of test patients were not opened",
         "contrast phase, and whether annotations are right, stand in no header",
         "which Dice these values reach: only training tells",
     ]
     if machine.is_here:
-        busy = os.getloadavg()[0]
         found.append(
             "times hold on this machine at rest"
-            if busy < machine.num_cores
-            else f"{busy:.0f} programs ran on {machine.num_cores} cores while steps were measured, "
-            "so times are too long: plan again on a machine at rest"
+            if machine.load < machine.num_cores
+            else f"{machine.load:.0f} programs ran on {machine.num_cores} cores before steps were "
+            "measured, so times are too long: plan again on a machine at rest"
         )
     else:
         found.append(

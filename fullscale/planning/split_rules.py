@@ -14,7 +14,8 @@ import pandas as pd
 
 from fullscale.evaluation.paired import is_reachable, one_sided_level
 from fullscale.params import RegisterParams, SplitParams
-from fullscale.patient_split import count_patients, find_gap, split_cases
+from fullscale.patient_split import FOLDS as SETS
+from fullscale.patient_split import NUM_SALTS, count_patients, find_gap, split_cases
 
 LOW_FRACTION, HIGH_FRACTION = 0.2, 0.35
 """Shares of test patients that are kept if they are there and give enough patients."""
@@ -35,7 +36,8 @@ class SplitChoice:
     Attributes:
         params: the section split, with the chosen values.
         table: columns case, patient, fold_index, fold.
-        gap: what the split lacks, so that stage split would refuse it; None if nothing.
+        gap: what every split lacks, so that stage split refuses them all, and all cases are in
+            the training set of the table; None if nothing.
         num_test: the smallest number of test patients of an organ.
     """
 
@@ -52,10 +54,11 @@ def choose_split(
     min_patients: int,
     mine: Collection[str] = (),
 ) -> SplitChoice:
-    """Choose test fraction, number of folds and validation fold; the salt stays.
+    """Choose test fraction, number of folds and validation fold.
 
     The present fraction is kept where it is usual and gives enough test patients, because another
-    one makes another test set. Otherwise the smallest one that gives enough is taken.
+    one makes another test set. Otherwise the smallest one that gives enough is taken. So few
+    patients that every fraction lacks something get another salt.
 
     Args:
         cases: columns case, patient, annotated (organs, ";"-separated) and training_only.
@@ -64,14 +67,18 @@ def choose_split(
         min_patients: `register.min_patients`.
         mine: keys of the section that may not change, such as "folds".
     """
-    choices = [
-        _divide(cases, organs, present, fraction, mine) for fraction in _fractions(present, mine)
-    ]
-    for wanted in (max(min_patients, WANTED_PATIENTS), min_patients, 1):
-        for choice in choices:
-            if choice.gap is None and choice.num_test >= wanted:
-                return choice
-    return choices[0]
+    for salted in _salts(cases, organs, present, mine):
+        choices = [
+            _divide(cases, organs, salted, fraction, mine) for fraction in _fractions(salted, mine)
+        ]
+        for wanted in (max(min_patients, WANTED_PATIENTS), min_patients, 1, 0):
+            for choice in choices:
+                if choice.gap is None and choice.num_test >= wanted:
+                    return choice
+    table = split_cases(cases, present)
+    if (gap := find_gap(table, cases, organs)) is None:
+        return SplitChoice(present, table, None, _count_tested(table, cases, organs))
+    return SplitChoice(present, table.assign(fold="train"), gap, 0)
 
 
 def resolved_margin(num_test: int, register: RegisterParams) -> float | None:
@@ -87,6 +94,20 @@ def resolved_margin(num_test: int, register: RegisterParams) -> float | None:
         return None
     half = float(stats.t.ppf(1 - level, num_test - 1)) * DICE_SPREAD / math.sqrt(num_test)
     return round(math.ceil(half / MARGIN_STEP - 1e-9) * MARGIN_STEP, 3)
+
+
+def _salts(
+    cases: pd.DataFrame, organs: Sequence[str], present: SplitParams, mine: Collection[str]
+) -> Iterator[SplitParams]:
+    """Yield the settings with the present salt, then with others, named as stage split does."""
+    yield present
+    drawn = [set(text.split(";")) for text in cases.groupby("patient")["annotated"].agg(";".join)]
+    fewest = min(sum(organ in each for each in drawn) for organ in organs)
+    # Training and validation need a patient of every organ, and each set a patient.
+    if "salt" in mine or present.test_patients or len(drawn) < len(SETS) or fewest < 2:
+        return
+    for number in range(2, NUM_SALTS + 2):
+        yield present.model_copy(update={"salt": f"{present.salt}-{number}"})
 
 
 def _fractions(present: SplitParams, mine: Collection[str]) -> list[float]:

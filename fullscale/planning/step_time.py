@@ -149,7 +149,7 @@ def measuring_scan(case: Case) -> Iterator[Case]:
         )
 
 
-def measure_speed(name: str, params: Params, case: Case, batch_size: int) -> Speed:
+def measure_speed(name: str, params: Params, batch_size: int, case: Case) -> Speed:
     """Train a network for `MEASURED_S` seconds and return the seconds of a slice, by wall clock.
 
     The first step is left out: it prepares kernels and memory.
@@ -157,8 +157,8 @@ def measure_speed(name: str, params: Params, case: Case, batch_size: int) -> Spe
     Args:
         name: one of params.networks.
         params: with label ids; sizes, recipe and augmentation are those to measure.
-        case: a few slices, as `measuring_scan` yields them.
         batch_size: slices in a step that is measured.
+        case: a few slices, as `measuring_scan` yields them.
     """
     train = params.train.model_copy(
         update={

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -14,17 +14,12 @@ from fullscale.planning.fingerprint import Fingerprint
 from fullscale.planning.machine import Machine
 from fullscale.planning.rules import Length, Rung
 from fullscale.planning.split_rules import SplitChoice
-from fullscale.planning.step_time import (
-    Memory,
-    Speed,
-    count_memory,
-    measure_speed,
-    measuring_scan,
-)
+from fullscale.planning.step_time import Memory, Speed, count_memory
 from fullscale.runtime.errors import StageError
-from fullscale.scans.cohort import Case, Cohort
 from fullscale.training.epoch_order import auto_slices_per_epoch
 
+Measure = Callable[[str, Params, int], Speed]
+"""Returns the speed of a network, given its name, the parameters and the slices in a step."""
 START_S = 15.0
 """Time of a training outside its steps: start, pictures, delivery to MLflow."""
 MEASURED_STEP_S = 1.0
@@ -39,14 +34,14 @@ class TrainingPlanner:
     def __init__(
         self,
         draft: Draft,
-        by_id: Params,
-        cohort: Cohort,
         split: SplitChoice,
         fingerprint: Fingerprint,
         machine: Machine,
         hours: float,
+        measure: Measure | None,
     ) -> None:
-        self._draft, self._by_id, self._cohort = draft, by_id, cohort
+        self._draft, self._measure = draft, measure
+        self._by_id = draft.params.model_copy(update={"organs": fingerprint.organs})
         self._fingerprint, self._machine, self._hours = fingerprint, machine, hours
         fold = split.table.set_index("case")["fold"]
         self._train = [case for case in fingerprint.cases if fold[case.case] == "train"]
@@ -95,7 +90,9 @@ class TrainingPlanner:
     def _climb(self, ladder: list[Rung]) -> tuple[Rung, dict[str, Memory]]:
         """Return the dearest rung that fits time and memory, and the memory it takes."""
         while True:
-            rung = self._fastest_enough(ladder) if self._machine.is_here else ladder[-1]
+            rung = (
+                ladder[-1] if self._measure is None else self._fastest_enough(ladder, self._measure)
+            )
             memory = {name: count_memory(name, self._sized(rung)) for name in self._by_id.networks}
             if all(each.largest_part(self._machine, 1) for each in memory.values()):
                 return rung, memory
@@ -106,21 +103,18 @@ class TrainingPlanner:
                     "plan; end other programs, or take a machine with more memory"
                 )
 
-    def _fastest_enough(self, ladder: list[Rung]) -> Rung:
+    def _fastest_enough(self, ladder: list[Rung], measure: Measure) -> Rung:
         """Return the dearest rung whose trainings fit the time, by steps measured at its size."""
-        first = self._fingerprint.measured[0].case
-        case = next(case for case in self._cohort.cases if case.name == first)
-        with measuring_scan(case) as part:
-            rung = ladder[0]
-            while rung not in self._speeds:
-                self._speeds[rung] = self._measure(rung, part)
-                fitting = [each for each in ladder if self._fit(each) is not None]
-                if not fitting:
-                    self._refuse_time(ladder[0])
-                rung = fitting[-1]
+        rung = ladder[0]
+        while rung not in self._speeds:
+            self._speeds[rung] = self._measure_rung(rung, measure)
+            fitting = [each for each in ladder if self._fit(each) is not None]
+            if not fitting:
+                self._refuse_time(ladder[0])
+            rung = fitting[-1]
         return rung
 
-    def _measure(self, rung: Rung, part: Case) -> dict[str, Speed]:
+    def _measure_rung(self, rung: Rung, measure: Measure) -> dict[str, Speed]:
         params, speeds = self._sized(rung), {}
         known = self._speed_at(rung)
         for name in params.networks:
@@ -129,7 +123,7 @@ class TrainingPlanner:
                 known and num_slices > 1 and num_slices * known[name].training_s > MEASURED_STEP_S
             ):
                 num_slices //= 2
-            speeds[name] = measure_speed(name, params, part, num_slices)
+            speeds[name] = measure(name, params, num_slices)
         return speeds
 
     def _speed_at(self, rung: Rung) -> dict[str, Speed]:
@@ -217,7 +211,7 @@ class TrainingPlanner:
     def _propose_training(self, ladder: list[Rung]) -> None:
         draft, rung = self._draft, self.rung
         seeds = get_value(draft.params, "seeds")
-        if not self._machine.is_here:
+        if self._measure is None:
             seeds_reason = "kept: the time of a step is not known"
             draft.propose("seeds", seeds, seeds_reason)
         else:

@@ -84,7 +84,7 @@ def plan(workspace: Workspace, data: Path, gpu: str, hours: float) -> Plan:
     from fullscale.planning.fingerprint_page import write_page
     from fullscale.planning.machine import find_machine
     from fullscale.planning.params_file import find_mine
-    from fullscale.planning.planner import make_plan
+    from fullscale.planning.planner import plan_cohort
     from fullscale.runtime.cpu_kernels import fix_cpu_kernels
     from fullscale.runtime.startup import keep_freed_memory
     from fullscale.scans.cohort import read_cohort
@@ -100,7 +100,7 @@ def plan(workspace: Workspace, data: Path, gpu: str, hours: float) -> Plan:
     data_version = "none"
     if is_versioned and workspace.data.with_suffix(".dvc").is_file():
         data_version = read_data_version(workspace.root)
-    made = make_plan(cohort, data_version, params, mine, find_machine(gpu), hours, track)
+    made = plan_cohort(cohort, data_version, params, mine, find_machine(gpu), hours, track)
     if is_versioned:
         write_fingerprint(workspace.reports / NAME, made.fingerprint)
         write_page(workspace.reports, made.fingerprint, cohort)
@@ -127,8 +127,9 @@ def describe(plan: Plan) -> Iterator[str]:
     for stage, seconds in plan.stages.items():
         yield f"{stage}: {'not known' if seconds is None else f'about {_duration(seconds)}'}"
     total = [seconds for seconds in plan.stages.values() if seconds is not None]
-    if len(total) == len(plan.stages):
+    if total and len(total) == len(plan.stages):
         yield f"all stages, one after the other: about {_duration(sum(total))}"
+    yield from (f"not possible: {text}" for text in plan.impossible)
     yield from (f"not known: {text}" for text in plan.unknown)
 
 
