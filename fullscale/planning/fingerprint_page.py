@@ -8,17 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from fullscale.ingestion.source import without_ignored
-from fullscale.ingestion.validate import draw_thumbnail
-from fullscale.planning.fingerprint import PERCENTILES, CaseFacts, Fingerprint, OrganFacts
+from fullscale.planning.fingerprint import (
+    PERCENTILES,
+    CaseFacts,
+    Fingerprint,
+    OrganFacts,
+    Reading,
+)
 from fullscale.reporting.overlays import Gallery
 from fullscale.reporting.page import render
 from fullscale.reporting.sections import ReportSection
 from fullscale.reporting.style import INK, SERIES_STYLES, Picture, new_chart, to_svg_uri
 from fullscale.reporting.tables import Table
 from fullscale.runtime.files import write_atomically
-from fullscale.scans.cohort import Cohort
-from fullscale.scans.volume import read_image, read_labels
 
 PAGE = "fingerprint.html"
 MAX_PICTURES = 12
@@ -52,38 +54,28 @@ def fingerprint_section(fingerprint: Fingerprint | None, data_version: str) -> R
     )
 
 
-def write_page(reports: Path, fingerprint: Fingerprint, cohort: Cohort) -> None:
+def write_page(reports: Path, reading: Reading, title: str) -> None:
     """Write the page, with pictures of some of the measured scans.
 
     Args:
         reports: folder of the page.
-        fingerprint: of the cohort.
-        cohort: gives the scans.
-
-    Raises:
-        ScanError: a scan cannot be read.
+        reading: the fingerprint and the pictures.
+        title: name of the cohort.
     """
+    fingerprint, names = reading.fingerprint, list(reading.pictures)
     section = fingerprint_section(fingerprint, fingerprint.data_version)
-    measured = [case.case for case in fingerprint.measured]
-    places = np.linspace(0, len(measured) - 1, min(MAX_PICTURES, len(measured))).round()
-    shown = {measured[int(place)] for place in places}
+    places = np.linspace(0, len(names) - 1, min(MAX_PICTURES, len(names))).round()
     pictures = tuple(
         Picture(
-            "data:image/png;base64,"
-            + base64.b64encode(
-                draw_thumbnail(
-                    read_image(case.image), without_ignored(read_labels(case.label).values_ZYX)
-                )
-            ).decode("ascii"),
-            f"Slice of {case.name} with most labelled voxels, labels outlined",
-            case.name,
+            "data:image/png;base64," + base64.b64encode(reading.pictures[name]).decode("ascii"),
+            f"Slice of {name} with most labelled voxels, labels outlined",
+            name,
         )
-        for case in cohort.cases
-        if case.name in shown
+        for name in (names[int(place)] for place in places)
     )
     scans = ReportSection("scans", "Scans", galleries=(Gallery("Outside the test set", pictures),))
     headline = f"{fingerprint.num_cases} scans: of {fingerprint.num_patients} patients"
-    page = render([section, scans], f"Fingerprint of {cohort.name}", [], "none", headline)
+    page = render([section, scans], f"Fingerprint of {title}", [], "none", headline)
     write_atomically(reports / PAGE, page)
 
 

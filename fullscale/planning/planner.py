@@ -37,14 +37,14 @@ class Plan:
         stages: seconds of each stage; None if unknown.
         impossible: what the cohort is too small for, and what that takes.
         unknown: what the plan cannot know.
-        fingerprint: of the cohort.
+        reading: of the cohort; has its fingerprint.
     """
 
     proposals: tuple[Proposal, ...]
     stages: dict[str, float | None]
     impossible: tuple[str, ...]
     unknown: tuple[str, ...]
-    fingerprint: Fingerprint
+    reading: Reading
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -79,11 +79,10 @@ def plan_cohort(
     organs = resolve_organs(params.organs, cohort.labels)
     draft = Draft(params, mine)
     split = plan_split(draft, list_cases(cohort, organs))
-    tested = split.table.loc[split.table["fold"].isin(["test", "unused"]), "case"]
     reading = measure_cohort(
         cohort,
         organs,
-        tested,
+        list_tested(split),
         data_version,
         body_threshold_hu=params.slice.body_threshold_hu,
         progress=progress,
@@ -108,6 +107,12 @@ def list_cases(cohort: Cohort, organs: Mapping[str, tuple[int, ...]]) -> pd.Data
             "training_only": [case.training_only for case in cohort.cases],
         }
     )
+
+
+def list_tested(split: SplitChoice) -> list[str]:
+    """Return the cases of test patients, which a plan may not look at."""
+    tested = split.table["fold"].isin(["test", "unused"])
+    return [str(case) for case in split.table.loc[tested, "case"]]
 
 
 def make_plan(
@@ -143,7 +148,7 @@ def make_plan(
         {} if split.gap else _stage_times(training, split, reading),
         tuple(_impossible(split, draft.params)),
         tuple(_unknown(fingerprint, machine)),
-        fingerprint,
+        reading,
     )
 
 
@@ -250,9 +255,9 @@ def _impossible(split: SplitChoice, params: Params) -> Iterator[str]:
     wanted = params.register_.min_patients
     if split.gap is not None:
         yield (
-            f"a training: there is no {split.gap}, whatever the split. Training, validation and "
-            "test need a patient each, and training and validation one of every organ: add scans. "
-            "All scans were opened, as if they were for training; plan again when there are more"
+            f"a training: there is no {split.gap}, and no other split has all that it needs: a "
+            "patient each for training, validation and test, and one of every organ in training "
+            "and in validation. Add scans, then plan again; this plan takes all for training"
         )
     if split.num_test < wanted:
         yield (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -71,14 +71,13 @@ def choose_split(
         choices = [
             _divide(cases, organs, salted, fraction, mine) for fraction in _fractions(salted, mine)
         ]
+        choices.append(_choice(cases, organs, salted))
         for wanted in (max(min_patients, WANTED_PATIENTS), min_patients, 1, 0):
             for choice in choices:
                 if choice.gap is None and choice.num_test >= wanted:
                     return choice
-    table = split_cases(cases, present)
-    if (gap := find_gap(table, cases, organs)) is None:
-        return SplitChoice(present, table, None, _count_tested(table, cases, organs))
-    return SplitChoice(present, table.assign(fold="train"), gap, 0)
+    found = _choice(cases, organs, present)
+    return replace(found, table=found.table.assign(fold="train"), num_test=0)
 
 
 def resolved_margin(num_test: int, register: RegisterParams) -> float | None:
@@ -131,18 +130,22 @@ def _divide(
     table = split_cases(cases, changed)
     others = table.loc[table["fold"].isin(["train", "val"]), "patient"].nunique()
     for folds, val_fold in _folds(others, present, mine):
-        params = changed.model_copy(update={"folds": folds, "val_fold": val_fold})
-        table = split_cases(cases, params)
-        choice = SplitChoice(
-            params, table, find_gap(table, cases, organs), _count_tested(table, cases, organs)
+        choice = _choice(
+            cases, organs, changed.model_copy(update={"folds": folds, "val_fold": val_fold})
         )
         few = min(MIN_VAL_PATIENTS, others // 4)
-        if choice.gap is None and count_patients(table, "val") >= few:
+        if choice.gap is None and count_patients(choice.table, "val") >= few:
             return choice
         if first is None or (first.gap is not None and choice.gap is None):
             first = choice
     assert first is not None  # noqa: S101 - there are always two folds
     return first
+
+
+def _choice(cases: pd.DataFrame, organs: Sequence[str], params: SplitParams) -> SplitChoice:
+    table = split_cases(cases, params)
+    gap, num_test = find_gap(table, cases, organs), _count_tested(table, cases, organs)
+    return SplitChoice(params, table, gap, num_test)
 
 
 def _folds(

@@ -102,8 +102,8 @@ def plan(workspace: Workspace, data: Path, gpu: str, hours: float) -> Plan:
         data_version = read_data_version(workspace.root)
     made = plan_cohort(cohort, data_version, params, mine, find_machine(gpu), hours, track)
     if is_versioned:
-        write_fingerprint(workspace.reports / NAME, made.fingerprint)
-        write_page(workspace.reports, made.fingerprint, cohort)
+        write_fingerprint(workspace.reports / NAME, made.reading.fingerprint)
+        write_page(workspace.reports, made.reading, cohort.name)
     return made
 
 
@@ -117,8 +117,8 @@ def make_table(plan: Plan) -> Table:
         table.add_column(heading, no_wrap=True)
     table.add_column("reason")
     for each in plan.proposals:
-        value = _plain(each.value) if each.is_change else "as now"
-        table.add_row(each.key, _plain(each.before), value, each.reason)
+        value = plain(each.value) if each.is_change else "as now"
+        table.add_row(each.key, plain(each.before), value, each.reason)
     return table
 
 
@@ -133,9 +133,10 @@ def describe(plan: Plan) -> Iterator[str]:
     yield from (f"not known: {text}" for text in plan.unknown)
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """Return a parameter's value as the table shows it."""
     if isinstance(value, list):
-        return f"[{', '.join(_plain(each) for each in value)}]"
+        return f"[{', '.join(plain(each) for each in value)}]"
     if value is None:
         return "null"
     return f"{value:g}" if isinstance(value, float) else str(value)

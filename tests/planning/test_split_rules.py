@@ -63,8 +63,29 @@ def test_keys_of_the_user_stay():
     assert choice.params == mine
 
 
-def test_split_that_cannot_be_made_says_what_it_lacks():
-    assert choose_split(cohort(1), ORGANS, settings(), 6).gap is not None
+@pytest.mark.parametrize("num_patients", [1, 2])
+def test_split_that_cannot_be_made_says_what_it_lacks_and_trains_on_all(num_patients):
+    choice = choose_split(cohort(num_patients), ORGANS, settings(), 6)
+    assert choice.gap is not None
+    assert choice.params == settings()
+    assert set(choice.table["fold"]) == {"train"}
+
+
+def test_organ_of_one_patient_leaves_no_split():
+    cases = cohort(30)
+    cases.loc[1:, "annotated"] = "liver"
+    assert choose_split(cases, ORGANS, settings(), 6).gap.endswith("spleen is annotated")
+
+
+@pytest.mark.parametrize(("salt", "chosen"), [("a", "a-2"), ("c", "c")])
+def test_few_patients_get_another_salt_where_the_present_one_leaves_a_set_empty(salt, chosen):
+    choice = choose_split(cohort(3), ORGANS, settings(salt=salt), 6)
+    assert (choice.gap, choice.params.salt) == (None, chosen)
+    assert sorted(choice.table["fold"]) == ["test", "train", "val"]
+
+
+def test_salt_of_the_user_stays():
+    assert choose_split(cohort(3), ORGANS, settings(salt="a"), 6, {"salt"}).gap is not None
 
 
 @pytest.mark.parametrize(
