@@ -16,7 +16,7 @@ from flows.notify import chosen_block, notify
 from flows.run_log import add_library_lines
 from flows.stages import RETRY_DELAYS_S, RETRY_JITTER
 from fullscale.params import load_params
-from fullscale.tracking.registry import CHAMPION, Registered, find_alias
+from fullscale.tracking.registry import CHAMPION, Registered, find_alias, mark_champion
 from fullscale.tracking.store import Store, default_store
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ class ChampionObservation:
 
 @task(task_run_name="champion", retry_jitter_factor=RETRY_JITTER)
 def find_champion(store: Store, model_name: str) -> Registered | None:
-    """Return the champion; retried if the registry does not answer."""
-    return find_alias(store, model_name, CHAMPION)
+    """Return the champion, tagged as such; retried if the registry does not answer."""
+    found = find_alias(store, model_name, CHAMPION)
+    return None if found is None else mark_champion(store, found)
 
 
 @flow(name="promote-check", log_prints=True)

@@ -49,10 +49,9 @@ from fullscale.versioning.retraining import (
     push_branches,
     read_commit_message,
 )
-from fullscale.versioning.worktree import open_checkout
+from fullscale.versioning.worktree import RETRAIN, open_checkout
 from fullscale.workspace import open_workspace
 
-CHECKOUT = "retrain"
 GIT_REMOTE_VARIABLE = "FULLSCALE_GIT_REMOTE"
 # Absent from versions that train a network once, whose parameters and outputs have other names.
 LAYOUT_FILE = "model/ensemble.py"
@@ -137,7 +136,7 @@ def retrain_once(
     root: Path, reason: str, block: str | None, code_branch: str | None
 ) -> RetrainResult:
     """Retrain on the newest scans and code, if anything changed; call it in a flow."""
-    with open_newest(root, CHECKOUT, code_branch) as folder:
+    with open_newest(root, RETRAIN, code_branch) as folder:
         return bring_up_to_date(root, folder, reason, block)
 
 
@@ -170,12 +169,12 @@ def publish_pending(root: Path, block: str | None, code_branch: str | None) -> N
     if not pending:
         return
     logger = get_run_logger()
-    with open_newest(root, CHECKOUT, code_branch) as folder:
+    with open_newest(root, RETRAIN, code_branch) as folder:
         newest = git(folder, "rev-parse", "HEAD")
     for commit in pending:
         if commit == newest:
             continue
-        with open_checkout(root, CHECKOUT, commit) as folder:
+        with open_checkout(root, RETRAIN, commit) as folder:
             if commit not in list_pending(root):  # another run published it while this one waited
                 continue
             reason = f"a run on {commit[:8]} ended before its results were published"

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from fullscale.runtime.console import report_errors, track
-from tasks import doctor, plan, status
+from tasks import doctor, gc, plan, status
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -209,6 +209,7 @@ def ingest(
 app.command("plan", rich_help_panel=SCANS)(plan.command)
 app.command("doctor", rich_help_panel=RESULTS)(doctor.command)
 app.command("status", rich_help_panel=RESULTS)(status.command)
+app.command("gc", rich_help_panel=RESULTS)(gc.command)
 
 
 @app.command(rich_help_panel=RESULTS)

@@ -8,7 +8,8 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ TEST_SET_TAG, VERDICT_TAG = "fullscale.test_set", "fullscale.verdict"
 RESULTS_TAG = "fullscale.results_sha256"
 FILES_TAG = "fullscale.files_sha256"
 COMMIT_TAG, DATA_VERSION_TAG = "fullscale.git_commit", "fullscale.data_version"
+CHAMPION_TAG = "fullscale.champion_since"
+"""When a version was first seen as champion; what was one is never removed."""
 EXTERNAL_TAG = "fullscale.external"
 """Followed by "." and the name of a cohort: a version's scores on it, as JSON."""
 _WRITTEN_BY_DOWNLOAD = "registered_model_meta"
@@ -162,6 +165,17 @@ def announce(store: Store, model_name: str, version: str, tags: Mapping[str, str
     client.set_registered_model_alias(model_name, CHALLENGER, version)
     if find_alias(store, model_name, CHAMPION) is None:
         client.set_registered_model_alias(model_name, CHAMPION, version)
+        mark_champion(store, Registered(model_name, version, {}))
+
+
+def mark_champion(store: Store, version: Registered) -> Registered:
+    """Tag a version as champion since now, unless it has the tag; return it with the tag."""
+    if CHAMPION_TAG in version.tags:
+        return version
+    client, _ = connect(store)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    client.set_model_version_tag(version.name, version.version, CHAMPION_TAG, now)
+    return replace(version, tags={**version.tags, CHAMPION_TAG: now})
 
 
 def describe_version(

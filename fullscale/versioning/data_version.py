@@ -123,6 +123,17 @@ def restore_data(folder: Path) -> None:
         run_program(["dvc", "--wait-for-lock", "pull", "--force", "data.dvc"], folder)
 
 
+def read_remote(folder: Path) -> str:
+    """Return folder or URL of the default DVC remote; "" if there is none.
+
+    Raises:
+        StageError: DVC fails.
+    """
+    lines = run_program(["dvc", "config", "--list"], folder).splitlines()
+    values = dict(line.split("=", 1) for line in lines if "=" in line)
+    return values.get(f"remote.{values.get('core.remote')}.url", "")  # paths are absolute here
+
+
 def is_remote_in_git(folder: Path, root: Path) -> bool:
     """Return whether a worktree's default DVC remote is a folder inside the project.
 
@@ -135,10 +146,7 @@ def is_remote_in_git(folder: Path, root: Path) -> bool:
     Raises:
         StageError: DVC fails.
     """
-    lines = run_program(["dvc", "config", "--list"], folder).splitlines()
-    values = dict(line.split("=", 1) for line in lines if "=" in line)
-    url = values.get(f"remote.{values.get('core.remote')}.url", "")  # paths are absolute here
-    return Path(url).is_relative_to(root.resolve())
+    return Path(read_remote(folder)).is_relative_to(root.resolve())
 
 
 def commit_data(folder: Path, cases: Sequence[str], num_quarantined: int) -> str:
