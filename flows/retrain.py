@@ -33,6 +33,7 @@ from fullscale.evaluation.score_files import read_verdict
 from fullscale.params import load_params
 from fullscale.reporting.text_summary import registry_line, verdict_lines
 from fullscale.runtime.errors import StageError
+from fullscale.tracking.pages import models_url
 from fullscale.tracking.store import Store, connect, default_store
 from fullscale.versioning.data_version import Announcement, is_remote_in_git, open_newest
 from fullscale.versioning.git import CODE_VARIABLE, SCANS_BRANCH, find_commit, git
@@ -281,7 +282,7 @@ def notify_result(root: Path, branch: str, block: str | None) -> None:
     """Send the commit message of a retraining's branch to the notification block, if one is set."""
     subject, body = read_commit_message(root, branch)
     where = f"Look at {branch} in {root}, at the Prefect run, and at MLflow "
-    where += f"({default_store(root).uri})."
+    where += f"({models_url(default_store(root).uri)})."
     status = subject.rpartition(": ")[2]
     notify(block, f"Retraining: {status}", "\n".join([body, f"Branch: {branch}", where]))
 

@@ -17,10 +17,10 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectException
 
 from flows.events import any_run, due_soon
-from fullscale.inbox.inbox import SETTLE_S
+from fullscale.inbox.inbox import SETTLE_S, make_inbox
 from fullscale.runtime.console import configure_logging
 from fullscale.runtime.errors import StageError
-from tasks.receive import InboxWatch, find_inbox
+from tasks.receive import InboxWatch
 
 INTERVAL_VARIABLE = "FULLSCALE_WATCH_INTERVAL_S"
 WATCH_INBOX = "watch-inbox"
@@ -36,7 +36,7 @@ def look_into_inbox(client: SyncPrefectClient, watch: InboxWatch) -> UUID | None
     deployment = client.read_deployment_by_name(f"{WATCH_INBOX}/{WATCH_INBOX}")
     if deployment.paused or find_unfinished(client, WATCH_INBOX):
         return None
-    inbox = deployment.parameters.get("inbox") or find_inbox(watch.root, os.environ)
+    inbox = deployment.parameters.get("inbox") or make_inbox(watch.root, os.environ)
     try:
         if not watch.has_news(inbox, deployment.parameters.get("settle_s", SETTLE_S)):
             return None

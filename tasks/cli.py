@@ -76,6 +76,9 @@ def sample(
     seed: Annotated[
         int, typer.Option(help="Random seed. The same seed writes the same files.")
     ] = 0,
+    prefix: Annotated[
+        str, typer.Option(help="Beginning of the names, to put samples of several seeds together.")
+    ] = "phantom",
     full_size: Annotated[
         bool,
         typer.Option(
@@ -92,6 +95,7 @@ def sample(
         cases,
         seed,
         full_size=full_size,
+        prefix=prefix,
         progress=lambda done, total: typer.echo(f"sample: {done}/{total}"),
     )
     typer.echo(f"sample: {len(names)} scans in {folder}")

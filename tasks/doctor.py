@@ -181,8 +181,9 @@ def check_git(root: Path) -> Line:
 
     try:
         commit = git(root, "rev-parse", "--short", "HEAD")
-    except StageError:
-        return Line("git", "no repository with a commit", "clone the project, or `git init` it")
+    except StageError as error:
+        cure = "clone the project, or commit to it; a message of git may name another remedy"
+        return Line("git", str(error), cure)
     changed = len(git(root, "status", "--porcelain", "--untracked-files=no").splitlines())
     found = f"commit {commit}, {changed} changed files"
     for key in ("user.name", "user.email"):

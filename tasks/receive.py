@@ -9,14 +9,14 @@ next run finishes the planned moves and recognises pairs that the data already h
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from fullscale.inbox.arrivals import list_arrivals
-from fullscale.inbox.inbox import INBOX_VARIABLE, LOCK, WORK_DIR, Inbox, inbox_url
+from fullscale.inbox.inbox import LOCK, WORK_DIR, Inbox
 from fullscale.inbox.moves import has_planned_moves, make_moves, plan_moves
 from fullscale.inbox.pair_ingest import IngestResult, ingest_ready_pairs
 from fullscale.runtime.locks import acquire_lock
@@ -69,20 +69,6 @@ class InboxResult:
     def names(self, status: str) -> list[str]:
         """Return the names of the cases with a status."""
         return [entry.case for entry in self.cases if entry.status == status]
-
-
-def find_inbox(root: Path, environment: Mapping[str, str]) -> str:
-    """Return folder or URL of the inbox: FULLSCALE_INBOX, or inbox/ of the project, which is made.
-
-    Args:
-        root: the project.
-        environment: variables.
-    """
-    url = inbox_url(root, environment)
-    if not environment.get(INBOX_VARIABLE):
-        for folder in ("imagesTr", "labelsTr"):
-            Path(url, folder).mkdir(parents=True, exist_ok=True)
-    return url
 
 
 class InboxWatch:

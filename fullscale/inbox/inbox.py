@@ -63,6 +63,15 @@ def inbox_url(root: Path, environment: Mapping[str, str]) -> str:
     return environment.get(INBOX_VARIABLE) or str(root / "inbox")
 
 
+def make_inbox(root: Path, environment: Mapping[str, str]) -> str:
+    """Make the folders of a project's own inbox, and return what `inbox_url` does."""
+    url = inbox_url(root, environment)
+    if not environment.get(INBOX_VARIABLE):
+        for folder in ("imagesTr", "labelsTr"):
+            Path(url, folder).mkdir(parents=True, exist_ok=True)
+    return url
+
+
 class Inbox:
     """List, read and move the files of an inbox in a folder or an object store.
 

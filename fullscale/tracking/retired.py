@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fullscale.tracking.errors import translate_mlflow_errors
 from fullscale.tracking.generated_text import is_ours
-from fullscale.tracking.registry import CHAMPION_TAG, EXTERNAL_TAG
+from fullscale.tracking.registry import EXTERNAL_TAG, list_champions
 from fullscale.tracking.store import Store, connect, use_tracking_uri
 
 if TYPE_CHECKING:
@@ -60,8 +60,12 @@ def find_retired(store: Store, model_name: str, num_kept: int) -> list[RetiredVe
         every = list(_list_versions(client))
         known = [each for each in every if each.name == model_name]
         known.sort(key=lambda each: int(each.version))
-        aliases = client.get_registered_model(model_name).aliases if known else {}
-        kept = {str(target) for target in aliases.values()}
+        kept = set[str]()
+        if known:
+            model = client.get_registered_model(model_name)
+            kept = {str(target) for target in model.aliases.values()} | {
+                *list_champions(model.tags)
+            }
         old = [
             each
             for each in known[: max(0, len(known) - num_kept)]
@@ -103,8 +107,7 @@ def _is_wanted(version: ModelVersion) -> bool:
     """Return whether a person may want a version, by its tags and its description."""
     tags: Mapping[str, str] = version.tags
     return (
-        CHAMPION_TAG in tags
-        or any(key.startswith(f"{EXTERNAL_TAG}.") for key in tags)
+        any(key.startswith(f"{EXTERNAL_TAG}.") for key in tags)
         or any(not key.startswith(_OUR_TAGS) for key in tags)
         or not is_ours(version.description)
     )
