@@ -54,7 +54,8 @@ def services(project):
 
 
 def test_start_prints_where_everything_is(services):
-    assert f"MLflow   {services.mlflow_url}\n" in services.log()
+    assert f"MLflow   {services.mlflow_url}/#/models?" in services.log()
+    assert (services.project.root / "inbox/labelsTr").is_dir()
     assert f"Prefect  {services.prefect_url}\n" in services.log()
     assert "Code     branch main\n" in services.log()
     assert "trainings at once: 1" in services.log()
