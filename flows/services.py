@@ -211,7 +211,7 @@ def check_login(services: Services) -> None:
 
 
 def set_up(services: Services) -> None:
-    """Create work pool, limits, deployments and automations, in a separate process.
+    """Create work pool, limits and deployments, in a separate process.
 
     Raises:
         ServiceError: it failed.

@@ -179,6 +179,18 @@ def commit_data(folder: Path, cases: Sequence[str], num_quarantined: int) -> str
     return read_data_version(folder)
 
 
+def newest_data_version(root: Path) -> str:
+    """Return the MD5 of the scans of the branch `scans`, or of the checkout where none landed.
+
+    Raises:
+        StageError: there is no data.dvc.
+    """
+    tip = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
+    if tip is None:
+        return read_data_version(root)
+    return parse_data_version(git(root, "show", f"{tip}:data.dvc"), f"data.dvc of {tip}")
+
+
 def find_unannounced(root: Path) -> Announcement | None:
     """Return the newest data version on `scans`; None if it was announced.
 
