@@ -168,6 +168,10 @@ class RunningServices:
         """Return the answer of Prefect's API."""
         return self._ask("POST", path, json=content or {}).json()
 
+    def patch(self, path: str, content: dict) -> None:
+        """Let Prefect change something."""
+        self._ask("PATCH", path, json=content)
+
     def delete(self, path: str) -> None:
         """Let Prefect forget something."""
         self._ask("DELETE", path)

@@ -8,8 +8,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import uuid
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -33,6 +34,9 @@ from fullscale.tracking.store import Store, connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+FORMER_REVISION = "a3b9c7d2e5f1"
+"""Of the database of Prefect 3.8.8."""
+
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
@@ -44,8 +48,26 @@ def project(tmp_path_factory):
     return project
 
 
+def make_former_database(project, database):
+    """A database as the version of Prefect before made it, with one variable."""
+    command = ("prefect", "server", "database", "upgrade", "-y", "--revision", FORMER_REVISION)
+    project.environment["PREFECT_HOME"] = str(database.parent)
+    project.run(*command)
+    del project.environment["PREFECT_HOME"]
+    now = datetime.now(UTC).isoformat(sep=" ")
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(
+            "INSERT INTO variable (id, created, updated, name, value, tags) "
+            "VALUES (?, ?, ?, 'of_before', '\"kept\"', '[]')",
+            (str(uuid.uuid4()), now, now),
+        )
+
+
 @pytest.fixture(scope="module")
 def services(project):
+    database = project.root / ".prefect/prefect.db"
+    database.parent.mkdir()
+    make_former_database(project, database)
     services = RunningServices(project)
     services.start()
     yield services
@@ -68,6 +90,13 @@ def test_start_sets_prefect_up(services):
     assert retrain["global_concurrency_limit"]["limit"] == 1
     assert retrain["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     assert [item["name"] for item in services.post("automations/filter")] == ["scans landed"]
+
+
+def test_database_of_the_version_before_is_upgraded(services):
+    assert services.get("variables/name/of_before")["value"] == "kept"
+    with closing(sqlite3.connect(services.project.root / ".prefect/prefect.db")) as connection:
+        (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    assert revision != FORMER_REVISION
 
 
 class HostilePage(SimpleHTTPRequestHandler):
