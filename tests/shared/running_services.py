@@ -172,10 +172,6 @@ class RunningServices:
         """Let Prefect change something."""
         self._ask("PATCH", path, json=content)
 
-    def delete(self, path: str) -> None:
-        """Let Prefect forget something."""
-        self._ask("DELETE", path)
-
     def _ask(self, *request: str, **more: object) -> httpx.Response:
         """Ask Prefect's API, again where its database is locked, as its own clients do."""
         for _ in range(10):

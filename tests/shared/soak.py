@@ -1,5 +1,6 @@
-"""Days of work in minutes: scans land, processes are killed, people promote and move, behind a proxy
-that is gone; in the end all is in its place.
+"""Days of work in minutes: scans land, processes are killed, a person promotes, moves and copies.
+
+In the end all is in its place. Everything runs behind a proxy that does not answer.
 
     make soak MINUTES=30
 
@@ -243,7 +244,7 @@ class Soak:
         self._start_again(f"in {folder.name}")
 
     def _copy(self) -> None:
-        """Stop, copy the project, go on, and make room in the copy: the original needs nothing of it."""
+        """Stop, copy the project, go on, and make room in the copy; the original must not notice."""
         self._stop_for_a_person()
         self.counts["copied"] += 1
         copy = self.root.with_name(f"copy-{self.counts['copied']}")
