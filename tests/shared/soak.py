@@ -244,7 +244,7 @@ class Soak:
         self._start_again(f"in {folder.name}")
 
     def _copy(self) -> None:
-        """Stop, copy the project, go on, and make room in the copy; the original must not notice."""
+        """Stop, copy the project, go on, and make room in the copy: the original stays whole."""
         self._stop_for_a_person()
         self.counts["copied"] += 1
         copy = self.root.with_name(f"copy-{self.counts['copied']}")
