@@ -110,9 +110,10 @@ def _full_name(run: Run, summary: Mapping[str, Any]) -> str | None:
     """Return a run's name with data version and test Dice; None for one that a person named."""
     tags = run.data.tags
     title = f"{tags.get(NETWORK_TAG)}-{tags.get(SEED_TAG, 'ensemble')}"
-    if run.info.run_name.partition(", ")[0] != title or not run.inputs.dataset_inputs:
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    if run.info.run_name.partition(", ")[0] != title or not inputs:
         return None
-    data_version = run.inputs.dataset_inputs[0].dataset.digest
+    data_version = inputs[0].dataset.digest
     return f"{title}, scans {data_version[:8]}, test Dice {summary.get('test/dice', math.nan):.3f}"
 
 

@@ -99,7 +99,8 @@ def remove_retired(store: Store, retired: RetiredVersion) -> None:
         except MlflowException as error:  # an interrupted removal came this far
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-        _open(store, client, retired.model_id).delete_artifacts()
+        files = _open(store, client, retired.model_id)
+        files.delete_artifacts()  # type: ignore[no-untyped-call]
         client.delete_logged_model(retired.model_id)
 
 
