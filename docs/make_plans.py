@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
-from tasks.commands.plan import describe, plain
 
 from fullscale.label_names import resolve_organs
 from fullscale.params import Params, load_params
@@ -32,6 +31,7 @@ from fullscale.runtime.files import write_atomically
 from fullscale.runtime.markdown import format_table
 from fullscale.scans.cohort import read_cohort
 from fullscale.versioning.provenance import read_data_version
+from tasks.commands.plan import describe, plain
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs/plan.md"

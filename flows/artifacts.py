@@ -26,7 +26,8 @@ from fullscale.reporting.results import Results, read_results
 from fullscale.reporting.sections import gain_charts
 from fullscale.reporting.style import to_png_uri
 from fullscale.reporting.text_summary import score_rows, verdict_lines
-from fullscale.tracking.registry import find_training_run, run_url
+from fullscale.tracking.pages import run_url
+from fullscale.tracking.registry import find_training_run
 from fullscale.tracking.store import Store
 from fullscale.workspace import Workspace, open_workspace
 from tasks.report import track_report, write_report

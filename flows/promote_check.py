@@ -16,7 +16,8 @@ from flows.notify import chosen_block, notify
 from flows.run_log import add_library_lines
 from flows.stages import RETRY_DELAYS_S, RETRY_JITTER
 from fullscale.params import load_params
-from fullscale.tracking.registry import CHAMPION, Registered, find_alias
+from fullscale.tracking.pages import version_url
+from fullscale.tracking.registry import CHAMPION, Registered, find_alias, mark_champion
 from fullscale.tracking.store import Store, default_store
 
 if TYPE_CHECKING:
@@ -44,8 +45,11 @@ class ChampionObservation:
 
 @task(task_run_name="champion", retry_jitter_factor=RETRY_JITTER)
 def find_champion(store: Store, model_name: str) -> Registered | None:
-    """Return the champion; retried if the registry does not answer."""
-    return find_alias(store, model_name, CHAMPION)
+    """Return the champion, and note that it is; retried if the registry does not answer."""
+    found = find_alias(store, model_name, CHAMPION)
+    if found is not None:
+        mark_champion(store, model_name, found.version)
+    return found
 
 
 @flow(name="promote-check", log_prints=True)
@@ -69,20 +73,22 @@ def promote_check(root: Path | None = None) -> str:
     find = find_champion.with_options(
         retries=len(RETRY_DELAYS_S), retry_delay_seconds=RETRY_DELAYS_S
     )
-    found = find(default_store(root), model_name)
+    store = default_store(root)
+    found = find(store, model_name)
     version = NOBODY if found is None else found.version
     before = read_last_observation(model_name)
     if before is not None and before.version == version:
-        show_champion(describe_champion(before, found))
+        show_champion(describe_champion(before, found, store))
         return version
     now = ChampionObservation(model_name, version, datetime.now(UTC).isoformat(timespec="seconds"))
-    show_champion(describe_champion(now, found))
+    text = describe_champion(now, found, store)
+    show_champion(text)
     if before is None:
         get_run_logger().info("%s: champion is %s", model_name, version)
     else:
         moved = f"{model_name}: champion moved from version {before.version} to {version}"
         get_run_logger().info(moved)
-        notify(chosen_block(os.environ), moved, describe_champion(now, found))
+        notify(chosen_block(os.environ), moved, text)
     Variable.set(VARIABLE, asdict(now), overwrite=True)
     return version
 
@@ -95,12 +101,16 @@ def read_last_observation(model_name: str) -> ChampionObservation | None:
     return ChampionObservation(model_name, str(stored["version"]), str(stored["since"]))
 
 
-def describe_champion(observation: ChampionObservation, found: Registered | None) -> str:
-    """Return the champion and the tags of its version as markdown."""
+def describe_champion(
+    observation: ChampionObservation, found: Registered | None, store: Store
+) -> str:
+    """Return the champion, the address of its page and the tags of its version as markdown."""
     if found is None:
         return f"No version of {observation.model_name} is champion (since {observation.since})."
     name = f"{observation.model_name} version {observation.version}"
     lines = [f"{name} is champion, seen since {observation.since}.", ""]
+    if url := version_url(store, observation.model_name, observation.version):
+        lines += [url, ""]
     return "\n".join(lines + [f"- {key}: {found.tags[key]}" for key in sorted(found.tags)])
 
 

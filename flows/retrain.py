@@ -33,6 +33,7 @@ from fullscale.evaluation.score_files import read_verdict
 from fullscale.params import load_params
 from fullscale.reporting.text_summary import registry_line, verdict_lines
 from fullscale.runtime.errors import StageError
+from fullscale.tracking.pages import models_url
 from fullscale.tracking.store import Store, connect, default_store
 from fullscale.versioning.data_version import Announcement, is_remote_in_git, open_newest
 from fullscale.versioning.git import CODE_VARIABLE, SCANS_BRANCH, find_commit, git
@@ -49,10 +50,9 @@ from fullscale.versioning.retraining import (
     push_branches,
     read_commit_message,
 )
-from fullscale.versioning.worktree import open_checkout
+from fullscale.versioning.worktree import RETRAIN, open_checkout
 from fullscale.workspace import open_workspace
 
-CHECKOUT = "retrain"
 GIT_REMOTE_VARIABLE = "FULLSCALE_GIT_REMOTE"
 # Absent from versions that train a network once, whose parameters and outputs have other names.
 LAYOUT_FILE = "model/ensemble.py"
@@ -137,7 +137,7 @@ def retrain_once(
     root: Path, reason: str, block: str | None, code_branch: str | None
 ) -> RetrainResult:
     """Retrain on the newest scans and code, if anything changed; call it in a flow."""
-    with open_newest(root, CHECKOUT, code_branch) as folder:
+    with open_newest(root, RETRAIN, code_branch) as folder:
         return bring_up_to_date(root, folder, reason, block)
 
 
@@ -170,12 +170,12 @@ def publish_pending(root: Path, block: str | None, code_branch: str | None) -> N
     if not pending:
         return
     logger = get_run_logger()
-    with open_newest(root, CHECKOUT, code_branch) as folder:
+    with open_newest(root, RETRAIN, code_branch) as folder:
         newest = git(folder, "rev-parse", "HEAD")
     for commit in pending:
         if commit == newest:
             continue
-        with open_checkout(root, CHECKOUT, commit) as folder:
+        with open_checkout(root, RETRAIN, commit) as folder:
             if commit not in list_pending(root):  # another run published it while this one waited
                 continue
             reason = f"a run on {commit[:8]} ended before its results were published"
@@ -282,7 +282,7 @@ def notify_result(root: Path, branch: str, block: str | None) -> None:
     """Send the commit message of a retraining's branch to the notification block, if one is set."""
     subject, body = read_commit_message(root, branch)
     where = f"Look at {branch} in {root}, at the Prefect run, and at MLflow "
-    where += f"({default_store(root).uri})."
+    where += f"({models_url(default_store(root).uri)})."
     status = subject.rpartition(": ")[2]
     notify(block, f"Retraining: {status}", "\n".join([body, f"Branch: {branch}", where]))
 

@@ -24,6 +24,7 @@ from types import FrameType
 
 import psutil
 
+from flows.servers.project_folder import VARIABLE
 from flows.servers.service_settings import (
     Service,
     Services,
@@ -32,8 +33,10 @@ from flows.servers.service_settings import (
     plan_services,
     write_server_files,
 )
+from fullscale.inbox.inbox import make_inbox
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.processes import bind_to_parent
+from fullscale.tracking.pages import models_url
 from fullscale.versioning.git import CODE_VARIABLE, find_code
 
 START_TIMEOUT_S = 180.0  # databases are made at the first start
@@ -208,7 +211,7 @@ def check_login(services: Services) -> None:
 
 
 def set_up(services: Services) -> None:
-    """Create work pool, limits, deployments and automations, in a separate process.
+    """Create work pool, limits and deployments, in a separate process.
 
     Raises:
         ServiceError: it failed.
@@ -251,9 +254,13 @@ def run(services: Services) -> None:
             wait_until_ready(server)
         check_login(services)
         set_up(services)
+        make_inbox(Path(services.environment[VARIABLE]), services.environment)
         for worker in services.workers:
             running.append(RunningService(worker))  # noqa: PERF401 - as above
-        print(f"MLflow   {services.mlflow_url}\nPrefect  {services.prefect_url}", flush=True)
+        print(
+            f"MLflow   {models_url(services.mlflow_url)}\nPrefect  {services.prefect_url}",
+            flush=True,
+        )
         print(f"Code     branch {services.environment[CODE_VARIABLE]}", flush=True)
         print("Ctrl-C stops all", flush=True)
         while True:

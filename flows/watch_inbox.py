@@ -18,12 +18,12 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.events import EVENT, emit
 from flows.run_log import add_library_lines
-from fullscale.inbox.inbox import SETTLE_S
+from fullscale.inbox.inbox import SETTLE_S, make_inbox
 from fullscale.params import load_params
 from fullscale.runtime.errors import ScanError, StageError, TransientStageError
 from fullscale.versioning.data_version import find_unannounced, mark_announced
 from fullscale.versioning.git import CODE_VARIABLE
-from tasks.receive import InboxResult, find_inbox, receive
+from tasks.receive import InboxResult, receive
 
 Result = TypeVar("Result")
 
@@ -45,7 +45,7 @@ def watch_inbox(
     """
     add_library_lines()
     root = (root or Path()).resolve()
-    url = inbox or find_inbox(root, os.environ)
+    url = inbox or make_inbox(root, os.environ)
     num_workers = load_params(root / "params.yaml").compute.num_workers
     announce(root)  # a version that a killed run made but did not announce
     outcome = receive(

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from fullscale.runtime.console import report_errors, track
-from tasks.commands import doctor, plan, status
+from tasks.commands import doctor, gc, plan, status
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -76,6 +76,9 @@ def sample(
     seed: Annotated[
         int, typer.Option(help="Random seed. The same seed writes the same files.")
     ] = 0,
+    prefix: Annotated[
+        str, typer.Option(help="Beginning of the names, to put samples of several seeds together.")
+    ] = "phantom",
     full_size: Annotated[
         bool,
         typer.Option(
@@ -92,6 +95,7 @@ def sample(
         cases,
         seed,
         full_size=full_size,
+        prefix=prefix,
         progress=lambda done, total: typer.echo(f"sample: {done}/{total}"),
     )
     typer.echo(f"sample: {len(names)} scans in {folder}")
@@ -209,6 +213,7 @@ def ingest(
 app.command("plan", rich_help_panel=SCANS)(plan.command)
 app.command("doctor", rich_help_panel=RESULTS)(doctor.command)
 app.command("status", rich_help_panel=RESULTS)(status.command)
+app.command("gc", rich_help_panel=RESULTS)(gc.command)
 
 
 @app.command(rich_help_panel=RESULTS)

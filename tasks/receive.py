@@ -9,22 +9,20 @@ next run finishes the planned moves and recognises pairs that the data already h
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from fullscale.inbox.arrivals import list_arrivals
-from fullscale.inbox.inbox import INBOX_VARIABLE, Inbox
+from fullscale.inbox.inbox import LOCK, WORK_DIR, Inbox
 from fullscale.inbox.moves import has_planned_moves, make_moves, plan_moves
 from fullscale.inbox.pair_ingest import IngestResult, ingest_ready_pairs
 from fullscale.runtime.locks import acquire_lock
 from fullscale.versioning.data_version import commit_data, find_unannounced, open_newest
 from fullscale.versioning.provenance import read_data_version
-
-INBOX_WORK_DIR = Path(".cache/inbox")
-"""State of the inbox: its lock, copied scans, planned moves, the announced data version."""
+from fullscale.versioning.worktree import INBOX
 
 Result = TypeVar("Result")
 
@@ -73,20 +71,6 @@ class InboxResult:
         return [entry.case for entry in self.cases if entry.status == status]
 
 
-def find_inbox(root: Path, environment: Mapping[str, str]) -> str:
-    """Return folder or URL of the inbox: FULLSCALE_INBOX, or inbox/ of the project, which is made.
-
-    Args:
-        root: the project.
-        environment: variables.
-    """
-    if url := environment.get(INBOX_VARIABLE):
-        return url
-    for folder in ("imagesTr", "labelsTr"):
-        (root / "inbox" / folder).mkdir(parents=True, exist_ok=True)
-    return str(root / "inbox")
-
-
 class InboxWatch:
     """Find out whether `receive` would do anything, or say anything new, without doing it.
 
@@ -108,7 +92,7 @@ class InboxWatch:
         Raises:
             StageError: the inbox is missing, or a table in it cannot be used.
         """
-        work_dir = self.root / INBOX_WORK_DIR
+        work_dir = self.root / WORK_DIR
         arrivals = list_arrivals(Inbox(url), settle_s, work_dir / "look")
         waiting = [(pair.name, pair.reason) for pair in arrivals.waiting]
         before, self._waiting = self._waiting, waiting
@@ -148,8 +132,8 @@ def receive(
     Raises:
         StageError: inbox, disk, dvc or git fails. No scan is lost; run again when that is fixed.
     """
-    work_dir = root.resolve() / INBOX_WORK_DIR
-    with acquire_lock(work_dir / "lock"):
+    work_dir = root.resolve() / WORK_DIR
+    with acquire_lock(root.resolve() / LOCK):
         if has_planned_moves(work_dir):
             run_step("move files", partial(make_moves, work_dir))
         inbox = Inbox(url)
@@ -157,7 +141,7 @@ def receive(
         arrivals = run_step("list inbox", partial(list_arrivals, inbox, settle_s, landing))
         result, version, is_new = IngestResult(), "", False
         if arrivals.ready:
-            with open_newest(root, "inbox", code_branch) as checkout:
+            with open_newest(root, INBOX, code_branch) as checkout:
                 step = partial(ingest_ready_pairs, inbox, arrivals, landing, checkout, num_workers)
                 result = run_step("ingest", step)
                 is_new = bool(result.accepted)

@@ -356,17 +356,15 @@ def add_previews(store: Store, run_id: str, reports: Path) -> list[str]:
 
 
 def version_tags(verdict: VerdictContent) -> dict[str, str]:
-    """Return the tags of a registered version that depend on its verdict."""
+    """Return the tags of a registered version that depend on its verdict.
+
+    MLflow's table of versions shows all of them; what only people read is in the description.
+    """
     return {
         WEIGHTS_TAG: verdict["weights_sha256"],
-        MEMBERS_TAG: ", ".join(str(seed) for seed in verdict["members"]),
         DATA_VERSION_TAG: verdict["data_version"],
         TEST_SET_TAG: verdict["test_set"],
         VERDICT_TAG: verdict["status"],
-        **{
-            f"{VERDICT_TAG}.{criterion['name'].replace('/', '.')}": criterion["found"]
-            for criterion in verdict["criteria"]
-        },
     }
 
 

@@ -1,4 +1,4 @@
-"""Create or update work pool, limits, deployments and automations on a Prefect server.
+"""Create or update work pool, limits and deployments on a Prefect server.
 
 `python -m flows.servers.deployments` needs no input and may be run again at any time: it creates
 what is missing, and changes only what is defined otherwise than when it was applied last.
@@ -12,17 +12,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.templating import apply_values
 from prefect.variables import Variable
@@ -32,14 +27,10 @@ from flows.devices import LIMIT
 from flows.servers.service_settings import POOL
 from fullscale.runtime.processes import bind_to_parent
 
-LOST_RUN = "run without a sign of life"
-# Heartbeats come every 30 s: two may be late or lost while the server restarts.
-LOST_AFTER_S = 90
-STALLED_RUN = "run that did not start"
-# A worker needs some seconds from taking a run to its first line; a starved machine, minutes.
-STALLED_AFTER_S = 300
 APPLIED_VARIABLE = "fullscale_applied"
-FORMER_SCHEDULES = ("watch",)  # of watch-inbox, which flows/servers/watcher.py starts instead
+# What flows/servers/watcher.py does instead.
+FORMER_SCHEDULES = ("watch",)
+FORMER_AUTOMATIONS = ("run without a sign of life", "run that did not start")
 
 
 class DeploymentError(Exception):
@@ -62,65 +53,6 @@ def count_devices(environment: Mapping[str, str]) -> int:
     import torch
 
     return max(1, torch.cuda.device_count())
-
-
-def lost_run_automation() -> AutomationCore:
-    """Return an automation that marks a run as crashed when its heartbeats stop.
-
-    It detects a process that died without reporting it, as in a power cut. The server emits
-    `Running` itself, so a process that dies before its first heartbeat is found too. Runs that no
-    deployment started send no heartbeats by default, and are not checked.
-    """
-    heartbeat, ended = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed")
-    return _crash_automation(
-        name=LOST_RUN,
-        why=f"No heartbeat for {LOST_AFTER_S} s: the process or its machine is gone.",
-        after={heartbeat, "prefect.flow-run.Running"},
-        expect={heartbeat, *(f"prefect.flow-run.{state}" for state in ended)},
-        within_s=LOST_AFTER_S,
-    )
-
-
-def stalled_run_automation() -> AutomationCore:
-    """Return an automation that marks a run as crashed when its worker died before starting it.
-
-    Such a run would stay pending for ever: no other worker takes it. A worker's events from before
-    the start, such as pull steps, do not count as a start.
-    """
-    return _crash_automation(
-        name=STALLED_RUN,
-        why=f"Not started {STALLED_AFTER_S} s after a worker took it: the worker is gone.",
-        after={
-            "prefect.flow-run.Pending",
-            "prefect.flow-run.Submitting",
-            "prefect.flow-run.pull-step.executed",
-        },
-        expect={"prefect.flow-run.*"},
-        within_s=STALLED_AFTER_S,
-    )
-
-
-def _crash_automation(
-    name: str, why: str, after: set[str], expect: set[str], within_s: float
-) -> AutomationCore:
-    """Return an automation: crashed if an event of `after` is not followed by one of `expect`."""
-    return AutomationCore(
-        name=name,
-        description=why,
-        trigger=EventTrigger(
-            posture=Posture.Proactive,
-            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=ResourceSpecification({"prefect.resource.role": "deployment"}),
-            after=after,
-            expect=expect,
-            for_each={"prefect.resource.id"},
-            threshold=1,
-            within=timedelta(seconds=within_s),
-        ),
-        actions=[
-            ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, force=False, message=why)
-        ],
-    )
 
 
 class AppliedDefinitions:
@@ -149,7 +81,7 @@ def _digest(content: object) -> str:
 
 
 def set_up(client: SyncPrefectClient, num_devices: int) -> None:
-    """Create work pool, limit and automations where missing; update those defined otherwise now."""
+    """Create work pool and limit where missing; update those defined otherwise now."""
     applied = AppliedDefinitions(client)
     template = ProcessWorker.get_default_base_job_template()
     pool = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
@@ -160,17 +92,9 @@ def set_up(client: SyncPrefectClient, num_devices: int) -> None:
     if not (applied.is_current(LIMIT, num_devices) and has_limit):
         client.upsert_global_concurrency_limit_by_name(LIMIT, num_devices)
         applied.note(LIMIT, num_devices)
-    for automation in (lost_run_automation(), stalled_run_automation()):
-        content = automation.model_dump(mode="json", exclude={"trigger": {"id"}})
-        found = client.read_automations_by_name(automation.name)
-        if applied.is_current(automation.name, content) and found:
-            continue
-        for present in found:
-            kept = automation.model_copy(update={"enabled": present.enabled})
-            client.update_automation(present.id, kept)
-        if not found:
-            client.create_automation(automation)
-        applied.note(automation.name, content)
+    for name in FORMER_AUTOMATIONS:
+        for automation in client.read_automations_by_name(name):
+            client.delete_automation(automation.id)
 
 
 def deploy(client: SyncPrefectClient, root: Path) -> None:

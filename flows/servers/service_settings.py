@@ -124,6 +124,7 @@ def plan_services(root: Path, environment: Mapping[str, str]) -> Services:
     mlflow_port = _read_port(given, "FULLSCALE_MLFLOW_PORT", MLFLOW_PORT)
     prefect_port = _read_port(given, "FULLSCALE_PREFECT_PORT", PREFECT_PORT)
     _check_interval(given)
+    _check_crons({**DEFAULTS, **given})
     mlflow_url, api_url = f"http://{host}:{mlflow_port}", f"http://{host}:{prefect_port}/api"
     store = given.get("MLFLOW_TRACKING_URI", "").rstrip("/")
     is_mlflow_elsewhere = store.startswith("http") and store != mlflow_url
@@ -286,3 +287,18 @@ def _check_interval(given: Mapping[str, str]) -> None:
         is_valid = False
     if not is_valid:
         raise SettingsError(f"FULLSCALE_WATCH_INTERVAL_S is {text!r}, not a number of seconds >= 1")
+
+
+def _check_crons(given: Mapping[str, str]) -> None:
+    """Check the lines of the schedules."""
+    # Imported here, because it takes a second that no other use of this module needs.
+    from prefect.client.schemas.schedules import CronSchedule
+
+    for name in ("FULLSCALE_PROMOTE_CRON", "FULLSCALE_RETRAIN_CRON"):
+        try:
+            CronSchedule(cron=given[name])
+        except ValueError:
+            raise SettingsError(
+                f"{name} is {given[name]!r}, not a cron line: minute, hour, day, month, weekday, "
+                "such as '0 2 * * *'"
+            ) from None

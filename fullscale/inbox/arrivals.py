@@ -162,7 +162,7 @@ def _find_danger(name: str, files: list[InboxFile]) -> str:
         return f"{_join_paths(special)} is a link or a device; copy the file itself into the inbox"
     if not CASE_NAME.fullmatch(name):
         return (
-            f"the case name {name!a} cannot be used as a file name; wanted letters, digits, '-' "
+            f"the case name {name!r} cannot be used as a file name; wanted letters, digits, '-' "
             "and '_', at most 64, starting with a letter or digit: rename the files of the case"
         )
     return ""

@@ -7,7 +7,7 @@
     <inbox>/accepted/<data version>/...    originals of the pairs in that data version
     <inbox>/quarantine/<case>/...          refused files, with reason.txt
 
-Files are moved, never deleted, and only after the data version is committed.
+Files are moved, and only after the data version is committed. Only `fullscale gc` deletes some.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from fullscale.runtime.files import open_atomically, write_atomically
 ACCEPTED, QUARANTINE = "accepted", "quarantine"
 TABLES = ("dataset.json", "cases.csv")
 INBOX_VARIABLE = "FULLSCALE_INBOX"
+WORK_DIR = Path(".cache/inbox")
+"""State of the inbox in the project: lock, copied scans, planned moves, announced version."""
+LOCK = WORK_DIR / "lock"
 SETTLE_S = 60.0
 """A file counts as complete if it was not written for this long, in seconds."""
 IMAGE_ENDING, LABEL_ENDING = "_0000.nii.gz", ".nii.gz"
@@ -53,6 +56,20 @@ class InboxFile:
     modified_s: float
     is_plain: bool = True
     tag: str = ""
+
+
+def inbox_url(root: Path, environment: Mapping[str, str]) -> str:
+    """Return folder or URL of a project's inbox: FULLSCALE_INBOX, or inbox/ of the project."""
+    return environment.get(INBOX_VARIABLE) or str(root / "inbox")
+
+
+def make_inbox(root: Path, environment: Mapping[str, str]) -> str:
+    """Make the folders of a project's own inbox, and return what `inbox_url` does."""
+    url = inbox_url(root, environment)
+    if not environment.get(INBOX_VARIABLE):
+        for folder in ("imagesTr", "labelsTr"):
+            Path(url, folder).mkdir(parents=True, exist_ok=True)
+    return url
 
 
 class Inbox:
@@ -93,6 +110,35 @@ class Inbox:
             if path.split("/")[0] not in (ACCEPTED, QUARANTINE):
                 found[path] = self._read_object_info(path, info)
         return found
+
+    def list_sorted(self) -> list[InboxFile]:
+        """Return every file in accepted/ and quarantine/; `modified_s` is when it was moved there.
+
+        An inbox that does not exist has none.
+        """
+        if not self.is_local:
+            self.fs.invalidate_cache()
+        found = []
+        for folder in (ACCEPTED, QUARANTINE):
+            for name, info in sorted(self.fs.find(self._full(folder), detail=True).items()):
+                path = name.removeprefix(self.root).lstrip("/")
+                if self.is_local:
+                    # Moving a file changes the time of its entry, not that of its content.
+                    moved = Path(name).lstat()
+                    found.append(InboxFile(path, moved.st_size, moved.st_ctime))
+                else:
+                    found.append(self._read_object_info(path, info))
+        return found
+
+    def remove(self, file: InboxFile) -> None:
+        """Remove a file of `list_sorted`, and its folders if they are empty then."""
+        self.fs.rm_file(self._full(file.path))
+        if self.is_local:
+            top = Path(self.root) / file.path.split("/")[0]
+            for folder in Path(self._full(file.path)).parents:
+                if folder == top or any(folder.iterdir()):
+                    break
+                folder.rmdir()
 
     def find(self, path: str) -> InboxFile | None:
         """Return the current state of a file, or None if it does not exist."""

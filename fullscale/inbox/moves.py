@@ -51,7 +51,7 @@ def plan_moves(
     for pair, reason in quarantined:
         name = pair.name if CASE_NAME.fullmatch(pair.name) else safe_name(pair.name) or "unnamed"
         folder = _free_folder(inbox, name, taken)
-        paths = "\n".join(ascii(file.path) for file in pair.files)
+        paths = "\n".join(repr(file.path) for file in pair.files)
         notes[f"{folder}/reason.txt"] = f"{reason}\n\nArrived as\n{paths}\n"
         moves += [(file, f"{folder}/{name}{_file_ending(file)}") for file in pair.files]
     plan = {
@@ -86,7 +86,7 @@ def make_moves(work_dir: Path) -> None:
             inbox.move(file.path, move["target"])
         elif found is not None:
             logger.warning(
-                f"{file.path!a} was written again after it was read; it stays in the inbox"
+                f"{file.path!r} was written again after it was read; it stays in the inbox"
             )
     (work_dir / _PLAN).unlink()
 

@@ -10,6 +10,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from fullscale.phantom.patient import Options, simulate_patient
 from fullscale.phantom.scanner import Acquisition
 
 ORGANS = {"liver": LIVER, "spleen": SPLEEN}
+PREFIX = "phantom"
 CASES_PER_BLOCK = 13
 """Cases come in blocks: twelve patients, then a second scan of one of them."""
 RESCANNED, LIVER_ONLY, SPLEEN_ONLY = 5, 3, 8
@@ -58,14 +60,14 @@ class Case:
     options: Options
 
 
-def case_at(index: int) -> Case:
+def case_at(index: int, prefix: str = PREFIX) -> Case:
     """Return the case at `index` (from 0); it does not depend on the number of cases."""
     block, place = divmod(index, CASES_PER_BLOCK)
     is_repeat = place == CASES_PER_BLOCK - 1
     organs = {LIVER_ONLY: ("liver",), SPLEEN_ONLY: ("spleen",)}.get(place, tuple(ORGANS))
     patient = block * (CASES_PER_BLOCK - 1) + (RESCANNED if is_repeat else place)
     options = OPTIONS.get(place, Options())
-    return Case(f"phantom_{index + 1:03d}", patient, int(is_repeat), organs, options)
+    return Case(f"{prefix}_{index + 1:03d}", patient, int(is_repeat), organs, options)
 
 
 def write_sample(
@@ -74,6 +76,7 @@ def write_sample(
     seed: int,
     *,
     full_size: bool = False,
+    prefix: str = PREFIX,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Write a synthetic cohort in the nnU-Net raw layout; the folder appears only when complete.
@@ -83,37 +86,44 @@ def write_sample(
         num_cases: number of scans, at least 1. 52 scans show 48 patients.
         seed: equal seeds give equal bytes. Case i does not depend on `num_cases`.
         full_size: 512 x 512 pixels of 0.7 to 0.9 mm and about 300 slices, for benchmarks.
+        prefix: beginning of the names of cases and patients, so that samples of several seeds go
+            into one cohort.
         progress: called with (cases done, num_cases) after every case.
 
     Returns:
         The case names in order.
 
     Raises:
-        ValueError: `num_cases` below 1 or `seed` below 0.
+        ValueError: `num_cases` below 1, `seed` below 0, or a prefix that is no file name.
         FileExistsError: `folder` is a file, or holds something.
     """
-    _check_request(folder, num_cases, seed)
+    _check_request(folder, num_cases, seed, prefix)
     folder = folder.absolute()
     draft = folder.with_name(f".{folder.name}.partial")
     if draft.exists():
         shutil.rmtree(draft)
     for name in ("imagesTr", "labelsTr"):
         (draft / name).mkdir(parents=True)
-    cases = [case_at(index) for index in range(num_cases)]
+    cases = [case_at(index, prefix) for index in range(num_cases)]
     for done, case in enumerate(cases, start=1):
         _write_case(draft, case, seed, full_size)
         if progress is not None:
             progress(done, num_cases)
-    _write_tables(draft, cases)
+    _write_tables(draft, cases, prefix)
     draft.replace(folder)
     return [case.name for case in cases]
 
 
-def _check_request(folder: Path, num_cases: int, seed: int) -> None:
+def _check_request(folder: Path, num_cases: int, seed: int, prefix: str) -> None:
     if num_cases < 1:
         raise ValueError(f"num_cases is {num_cases}, expected 1 or more: ask for at least one case")
     if seed < 0:
         raise ValueError(f"seed is {seed}, expected 0 or more: choose a non-negative whole number")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", prefix):
+        raise ValueError(
+            f"prefix is {prefix!r}, expected letters, digits, '-' and '_' after a letter or digit: "
+            "choose another one"
+        )
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, expected a new or empty folder: name another")
     if folder.is_dir() and any(folder.iterdir()):
@@ -163,7 +173,8 @@ def save_volume(path: Path, volume: npt.NDArray[Any], scan: Acquisition) -> None
         os.fsync(raw.fileno())
 
 
-def _write_tables(folder: Path, cases: list[Case]) -> None:
+def _write_tables(folder: Path, cases: list[Case], prefix: str) -> None:
+    patient = "patient" if prefix == PREFIX else f"{prefix}_patient"
     description = {
         "name": "Fullscale phantom abdomen",
         "description": "Synthetic abdominal CT with true labels of liver and spleen",
@@ -179,4 +190,6 @@ def _write_tables(folder: Path, cases: list[Case]) -> None:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["case", "patient", "annotated"])
         for case in cases:
-            table.writerow([case.name, f"patient_{case.patient + 1:03d}", ";".join(case.annotated)])
+            table.writerow(
+                [case.name, f"{patient}_{case.patient + 1:03d}", ";".join(case.annotated)]
+            )

@@ -103,6 +103,7 @@ def verdict_lines(verdict: VerdictContent) -> list[str]:
 
 def registry_line(params: Params, verdict: VerdictContent, store: Store) -> str:
     """Return the registered version of the candidate, or the reason why it has none."""
+    from fullscale.tracking.pages import version_url
     from fullscale.tracking.registry import find_version, list_aliases
 
     name = params.register_.model_name
@@ -115,4 +116,6 @@ def registry_line(params: Params, verdict: VerdictContent, store: Store) -> str:
             "`dvc repro --force --single-item register`"
         )
     aliases = ", ".join(list_aliases(store, name, version)) or "none"
-    return f"Registered: {name} version {version} (aliases: {aliases})"
+    url = version_url(store, name, version)
+    place = "" if url is None else f", {url}"
+    return f"Registered: {name} version {version} (aliases: {aliases}){place}"

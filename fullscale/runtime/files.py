@@ -48,6 +48,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files below a folder, links as links; 0 if there is none."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+
+
 def save_picture(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically and without metadata on the software that drew it."""
     buffer = io.BytesIO()

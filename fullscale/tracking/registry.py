@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +19,26 @@ from fullscale.tracking.errors import UnreachableError
 from fullscale.tracking.generated_text import is_ours
 from fullscale.tracking.outages import is_outage
 from fullscale.tracking.run_record import now_ms
-from fullscale.tracking.store import WEIGHTS_TAG, Store, connect, use_tracking_uri
+from fullscale.tracking.store import (
+    NETWORK_TAG,
+    SEED_TAG,
+    WEIGHTS_TAG,
+    Store,
+    connect,
+    use_tracking_uri,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 TEST_SET_TAG, VERDICT_TAG = "fullscale.test_set", "fullscale.verdict"
 RESULTS_TAG = "fullscale.results_sha256"
 FILES_TAG = "fullscale.files_sha256"
+CHAMPIONS_TAG = "fullscale.champions"
+"""Of a registered model: the numbers of the versions that were seen as champion."""
 EXTERNAL_TAG = "fullscale.external"
 """Followed by "." and the name of a cohort: a version's scores on it, as JSON."""
 _WRITTEN_BY_DOWNLOAD = "registered_model_meta"
@@ -66,25 +75,20 @@ def find_training_run(store: Store, weights_sha256: str) -> str | None:
     return str(runs[0].info.run_id) if runs else None
 
 
-def run_url(store: Store, run_id: str) -> str | None:
-    """Return the address of a run's page, without credentials; None without a server."""
-    if not store.uri.startswith(("http://", "https://")):
-        return None
-    _, experiment_id = connect(store)
-    address = re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/")
-    return f"{address}/#/experiments/{experiment_id}/runs/{run_id}"
-
-
 def add_test_results(
     store: Store, run_id: str, summary: Mapping[str, Any], folder: Path | None = None
 ) -> None:
-    """Add test metrics, and a folder's tables and pictures, to a run that lacks them."""
+    """Add test metrics, and a folder's tables and pictures, to a run that lacks them.
+
+    Its name gets data version and Dice, unless a person gave it another name.
+    """
     client, _ = connect(store)
     from mlflow.entities import Metric
 
     text = json.dumps(dict(summary), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    if client.get_run(run_id).data.tags.get(RESULTS_TAG) == digest:
+    run = client.get_run(run_id)
+    if run.data.tags.get(RESULTS_TAG) == digest:
         return
     time_ms = now_ms()
     values = [
@@ -95,8 +99,21 @@ def add_test_results(
     client.log_batch(run_id, metrics=values)
     if folder is not None:
         client.log_artifacts(run_id, str(folder), "test")
+    if name := _full_name(run, summary):
+        client.update_run(run_id, name=name)
     client.set_tag(run_id, TEST_SET_TAG, str(summary["test_set"]))
     client.set_tag(run_id, RESULTS_TAG, digest)
+
+
+def _full_name(run: Run, summary: Mapping[str, Any]) -> str | None:
+    """Return a run's name with data version and test Dice; None for one that a person named."""
+    tags = run.data.tags
+    title = f"{tags.get(NETWORK_TAG)}-{tags.get(SEED_TAG, 'ensemble')}"
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    if run.info.run_name.partition(", ")[0] != title or not inputs:
+        return None
+    data_version = inputs[0].dataset.digest
+    return f"{title}, scans {data_version[:8]}, test Dice {summary.get('test/dice', math.nan):.3f}"
 
 
 def add_verdict(store: Store, run_id: str, status: str) -> None:
@@ -161,6 +178,20 @@ def announce(store: Store, model_name: str, version: str, tags: Mapping[str, str
     client.set_registered_model_alias(model_name, CHALLENGER, version)
     if find_alias(store, model_name, CHAMPION) is None:
         client.set_registered_model_alias(model_name, CHAMPION, version)
+        mark_champion(store, model_name, version)
+
+
+def mark_champion(store: Store, model_name: str, version: str) -> None:
+    """Note on a registered model that a version is champion; what was one is never removed."""
+    client, _ = connect(store)
+    known = list_champions(client.get_registered_model(model_name).tags)
+    if version not in known:
+        client.set_registered_model_tag(model_name, CHAMPIONS_TAG, ", ".join([*known, version]))
+
+
+def list_champions(tags: Mapping[str, str]) -> list[str]:
+    """Return the versions that were champion, from the tags of their registered model."""
+    return [text for text in tags.get(CHAMPIONS_TAG, "").split(", ") if text]
 
 
 def describe_version(

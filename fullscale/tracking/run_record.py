@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+GROUPED = {
+    "learning_rate": "train/learning_rate",
+    "slices/organ": "train/slices/organ",
+    "slices/organ_free": "train/slices/organ_free",
+}
+"""Names in MLflow of metrics without a group; MLflow's pages fold groups and sort them by name."""
 COLUMNS = ("kind", "step", "key", "value", "timestamp_ms")
 RUNNING = "RUNNING"
 
@@ -153,8 +159,8 @@ class RunRecord:
         time_ms = now_ms()
         rows = [
             MetricRow(step, key, float(value), time_ms)
-            for key, value in {**metrics, **self.measure()}.items()
-            if not math.isnan(value) and (step, key) not in self._logged
+            for name, value in {**metrics, **self.measure()}.items()
+            if not math.isnan(value) and (step, key := GROUPED.get(name, name)) not in self._logged
         ]
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows(("metric", *row) for row in rows)

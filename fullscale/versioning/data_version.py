@@ -123,6 +123,17 @@ def restore_data(folder: Path) -> None:
         run_program(["dvc", "--wait-for-lock", "pull", "--force", "data.dvc"], folder)
 
 
+def read_remote(folder: Path) -> str:
+    """Return folder or URL of the default DVC remote; "" if there is none.
+
+    Raises:
+        StageError: DVC fails.
+    """
+    lines = run_program(["dvc", "config", "--list"], folder).splitlines()
+    values = dict(line.split("=", 1) for line in lines if "=" in line)
+    return values.get(f"remote.{values.get('core.remote')}.url", "")  # paths are absolute here
+
+
 def is_remote_in_git(folder: Path, root: Path) -> bool:
     """Return whether a worktree's default DVC remote is a folder inside the project.
 
@@ -135,10 +146,7 @@ def is_remote_in_git(folder: Path, root: Path) -> bool:
     Raises:
         StageError: DVC fails.
     """
-    lines = run_program(["dvc", "config", "--list"], folder).splitlines()
-    values = dict(line.split("=", 1) for line in lines if "=" in line)
-    url = values.get(f"remote.{values.get('core.remote')}.url", "")  # paths are absolute here
-    return Path(url).is_relative_to(root.resolve())
+    return Path(read_remote(folder)).is_relative_to(root.resolve())
 
 
 def commit_data(folder: Path, cases: Sequence[str], num_quarantined: int) -> str:
@@ -169,6 +177,18 @@ def commit_data(folder: Path, cases: Sequence[str], num_quarantined: int) -> str
     commit = commit_paths(folder, [DATA_FILE], "\n".join([subject, "", *trailers]))
     move_branch(folder, SCANS_BRANCH, commit)
     return read_data_version(folder)
+
+
+def newest_data_version(root: Path) -> str:
+    """Return the MD5 of the scans of the branch `scans`, or of the checkout where none landed.
+
+    Raises:
+        StageError: there is no data.dvc.
+    """
+    tip = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
+    if tip is None:
+        return read_data_version(root)
+    return parse_data_version(git(root, "show", f"{tip}:data.dvc"), f"data.dvc of {tip}")
 
 
 def find_unannounced(root: Path) -> Announcement | None:

@@ -16,7 +16,7 @@ RETRAIN_PREFIX = "retrain/"
 """Beginning of the names of branches with the results of a retraining."""
 CODE_VARIABLE = "FULLSCALE_CODE_BRANCH"
 """Environment variable that names the branch whose code is trained."""
-_LAST_LINES = 3
+_LAST_LINES = 5
 # A person's own settings must not change what is committed, merged, pushed or printed.
 _NEUTRAL = {
     "color.ui": "false",
@@ -60,7 +60,8 @@ def run_program(
         check=False,
     )
     if done.returncode:
-        last_lines = (done.stderr or done.stdout).strip().splitlines()[-_LAST_LINES:]
+        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines()]
+        last_lines = [line for line in lines if line][-_LAST_LINES:]
         raise StageError(
             f"{' '.join(command)} in {folder} ended with code {done.returncode}: "
             f"{' | '.join(last_lines)}"

@@ -141,6 +141,10 @@ def _git_commit(root: Path) -> str:
     try:
         commit = git("rev-parse", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.yaml")
-    except (subprocess.CalledProcessError, FileNotFoundError):
+    except subprocess.CalledProcessError as error:
+        if "dubious ownership" in error.stderr:
+            raise StageError(error.stderr.strip()) from None
+        return "none"
+    except FileNotFoundError:
         return "none"
     return f"{commit}-dirty" if changed else commit

@@ -10,13 +10,16 @@ import configparser
 import io
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import write_atomically
 from fullscale.runtime.locks import acquire_lock
 from fullscale.versioning.git import find_commit, git
+
+INBOX, RETRAIN = "inbox", "retrain"
+"""Names of the worktrees, one for each flow that has one."""
 
 
 @contextmanager
@@ -28,7 +31,7 @@ def open_checkout(root: Path, name: str, start: str) -> Iterator[Path]:
 
     Args:
         root: the project; nothing in it changes outside .cache and .git.
-        name: name of the folder below .cache/checkouts.
+        name: INBOX or RETRAIN, the name of the folder below .cache/checkouts.
         start: commit, branch or tag to start at; HEAD is detached.
 
     Yields:
@@ -41,9 +44,8 @@ def open_checkout(root: Path, name: str, start: str) -> Iterator[Path]:
     commit = find_commit(root, start)
     if commit is None:
         raise StageError(f"{root} has no commit {start!r}; name one that `git log --all` shows")
-    folder = root / ".cache" / "checkouts" / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with acquire_lock(folder.with_name(f"{name}.lock")):
+    folder = _folder(root, name)
+    with acquire_lock(_lock(folder)):
         _attach(root, folder)
         if _is_worktree(folder):
             own = Path(git(folder, "rev-parse", "--absolute-git-dir"))
@@ -58,6 +60,49 @@ def open_checkout(root: Path, name: str, start: str) -> Iterator[Path]:
             git(root, *add, str(folder), commit)
         _share_dvc(root, folder)
         yield folder
+
+
+@contextmanager
+def hold_checkouts(root: Path) -> Iterator[list[Path]]:
+    """Yield the worktrees that there are, and let no flow work in one meanwhile.
+
+    Raises:
+        LockedError: a flow works in one now.
+    """
+    root = root.resolve()
+    with ExitStack() as stack:
+        folders = [_folder(root, name) for name in (INBOX, RETRAIN)]
+        for folder in folders:
+            stack.enter_context(acquire_lock(_lock(folder), wait=False))
+            _attach(root, folder)
+        yield [folder for folder in folders if folder.is_dir()]
+
+
+def describe_unfinished(folder: Path) -> str:
+    """Return what a worktree has that no branch has; "" if it can be made again from branches."""
+    if not _is_worktree(folder):
+        return ""
+    if git(folder, "status", "--porcelain"):
+        return "results of a retraining that is not finished"
+    if any((folder / ".cache").rglob("checkpoints/*")):
+        return "checkpoints of a training that is not finished"
+    return ""
+
+
+def remove_checkout(root: Path, folder: Path) -> None:
+    """Remove a worktree of `hold_checkouts` with all its files; `open_checkout` makes it again."""
+    if _is_worktree(folder):
+        git(root, "worktree", "remove", "--force", "--force", str(folder))
+    else:
+        shutil.rmtree(folder)
+
+
+def _folder(root: Path, name: str) -> Path:
+    return root / ".cache" / "checkouts" / name
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def _attach(root: Path, folder: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import typer
 
 from fullscale.runtime.console import report_errors
+from fullscale.runtime.files import folder_bytes
 from fullscale.runtime.processes import MLFLOW_PORT, PREFECT_PORT
 
 GIB = 2**30
@@ -141,7 +142,7 @@ def check_disk(free_bytes: int, data_bytes: int) -> Line:
     """Check the free space by the size of the scans."""
     wanted = max(FREE_GIB * GIB, FREE_FACTOR * data_bytes)
     found = f"{free_bytes / GIB:.0f} GiB free, scans have {data_bytes / GIB:.1f} GiB"
-    cure = f"wanted {wanted / GIB:.0f} GiB: make room, for example with `dvc gc --workspace`"
+    cure = f"wanted {wanted / GIB:.0f} GiB: make room, for example with `fullscale gc`"
     return Line("disk", found, "" if free_bytes >= wanted else cure)
 
 
@@ -180,8 +181,9 @@ def check_git(root: Path) -> Line:
 
     try:
         commit = git(root, "rev-parse", "--short", "HEAD")
-    except StageError:
-        return Line("git", "no repository with a commit", "clone the project, or `git init` it")
+    except StageError as error:
+        cure = "clone the project, or commit to it; a message of git may name another remedy"
+        return Line("git", str(error), cure)
     changed = len(git(root, "status", "--porcelain", "--untracked-files=no").splitlines())
     found = f"commit {commit}, {changed} changed files"
     for key in ("user.name", "user.email"):
@@ -264,8 +266,3 @@ def _is_healthy(url: str) -> bool:
             return bool(answer.status == 200)
     except (OSError, ValueError, HTTPException):
         return False
-
-
-def folder_bytes(folder: Path) -> int:
-    """Return the size of all files of a folder; 0 if there is none."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

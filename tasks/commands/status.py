@@ -15,6 +15,7 @@ import typer
 
 from fullscale.runtime.console import report_errors
 from fullscale.runtime.errors import StageError, shorten
+from fullscale.runtime.files import folder_bytes
 from fullscale.runtime.processes import PREFECT_PORT
 
 Facts = dict[str, Any]
@@ -114,9 +115,9 @@ def _read_scans(root: Path) -> Facts:
 
 def _read_inbox(root: Path) -> Facts:
     from fullscale.inbox.arrivals import classify_files
-    from fullscale.inbox.inbox import INBOX_VARIABLE, SETTLE_S, Inbox
+    from fullscale.inbox.inbox import SETTLE_S, Inbox, inbox_url
 
-    url = os.environ.get(INBOX_VARIABLE) or str(root / "inbox")
+    url = inbox_url(root, os.environ)
     if url == str(root / "inbox") and not (root / "inbox").is_dir():
         return {"url": url, "ready": [], "waiting": {}}  # `make services` makes it
     files = Inbox(url).list_files()
@@ -169,10 +170,7 @@ def _read_runs(_root: Path) -> Facts:
 
 
 def _read_disk(root: Path) -> Facts:
-    sizes = {
-        name: sum(path.lstat().st_size for path in (root / name).rglob("*") if path.is_file())
-        for name in KEPT_FOLDERS
-    }
+    sizes = {name: folder_bytes(root / name) for name in KEPT_FOLDERS}
     return {"free_bytes": shutil.disk_usage(root).free, "folder_bytes": sizes}
 
 

@@ -9,31 +9,31 @@ import pytest
 import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.events.actions import DoNothing
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.settings import PREFECT_API_URL
 
 from flows.devices import LIMIT
 from flows.events import EVENT, RESOURCE_ID, RETRAINING, WANTED
 from flows.servers.deployments import (
-    LOST_AFTER_S,
-    LOST_RUN,
+    FORMER_AUTOMATIONS,
     DeploymentError,
     count_devices,
     deploy,
-    lost_run_automation,
     set_up,
-    stalled_run_automation,
 )
 from flows.servers.project_folder import ProjectFolderError, enter_project
 from flows.servers.service_settings import POOL, plan_services
+from flows.servers.watcher import FLOWS, LOST_AFTER_S
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "prefect.yaml").read_text()
 DEPLOYMENTS = {item["name"]: item for item in yaml.safe_load(TEXT)["deployments"]}
-HEARTBEAT_S = 30
 
 
 def test_every_flow_has_its_deployment():
     assert list(DEPLOYMENTS) == ["reproduce", "watch-inbox", "retrain", "promote-check"]
+    assert tuple(DEPLOYMENTS) == FLOWS
 
 
 @pytest.mark.parametrize("name", list(DEPLOYMENTS))
@@ -113,21 +113,8 @@ def test_scans_that_land_start_one_retraining():
 
 
 def test_two_late_heartbeats_do_not_end_a_run():
-    trigger = lost_run_automation().trigger
-    assert trigger.within.total_seconds() == LOST_AFTER_S > 2 * HEARTBEAT_S
     frequency = plan_services(ROOT, {}).environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]
-    assert int(frequency) == HEARTBEAT_S
-
-
-@pytest.mark.parametrize("state", ["Completed", "Failed", "Cancelled", "Crashed"])
-def test_run_that_ended_is_not_missed(state):
-    assert f"prefect.flow-run.{state}" in lost_run_automation().trigger.expect
-
-
-@pytest.mark.parametrize("automation", [lost_run_automation(), stalled_run_automation()])
-def test_runs_by_hand_are_left_alone(automation):
-    related = automation.trigger.match_related.model_dump()
-    assert related == {"prefect.resource.role": "deployment"}
+    assert 2 * int(frequency) < LOST_AFTER_S
 
 
 def test_number_of_devices_can_be_set():
@@ -182,20 +169,24 @@ def test_what_a_person_changed_stays(prefect, tmp_path, monkeypatch):
             deployment = client.read_deployment_by_name("looked/looked")
             (schedule,) = deployment.schedules
             limit = client.read_global_concurrency_limit_by_name(LIMIT).limit
-            (lost,) = client.read_automations_by_name(LOST_RUN)
-            return deployment.paused, schedule.active, schedule.schedule.cron, limit, lost.enabled
+            return deployment.paused, schedule.active, schedule.schedule.cron, limit
 
+        former = AutomationCore(
+            name=FORMER_AUTOMATIONS[0],
+            trigger=EventTrigger(posture=Posture.Reactive),
+            actions=[DoNothing()],
+        )
+        client.create_automation(former)
         start(1)
-        assert state() == (False, True, "0 1 * * *", 1, True)
+        assert client.read_automations_by_name(former.name) == []
+        assert state() == (False, True, "0 1 * * *", 1)
         deployment = client.read_deployment_by_name("looked/looked")
         client.pause_deployment(deployment.id)
         client.update_deployment_schedule(
             deployment.id, deployment.schedules[0].id, schedule=CronSchedule(cron="5 5 * * *")
         )
         client.upsert_global_concurrency_limit_by_name(LIMIT, 3)
-        (lost,) = client.read_automations_by_name(LOST_RUN)
-        client.pause_automation(lost.id)
-        changed = (True, True, "5 5 * * *", 3, False)
+        changed = (True, True, "5 5 * * *", 3)
         start(1)
         assert state() == changed
         client.update_deployment_schedule(
@@ -203,10 +194,9 @@ def test_what_a_person_changed_stays(prefect, tmp_path, monkeypatch):
         )
         monkeypatch.setenv("LOOK_CRON", "0 2 * * *")
         start(2)  # what was changed here is changed there, and stays paused
-        assert state() == (True, False, "0 2 * * *", 2, False)
+        assert state() == (True, False, "0 2 * * *", 2)
         client.delete_deployment(deployment.id)
         client.delete_global_concurrency_limit_by_name(LIMIT)
-        client.delete_automation(lost.id)
         start(2)
-        assert state() == (False, True, "0 2 * * *", 2, True)
+        assert state() == (False, True, "0 2 * * *", 2)
         client.delete_global_concurrency_limit_by_name(LIMIT)

@@ -12,7 +12,8 @@ from prefect.variables import Variable
 from flows import promote_check as module
 from flows.promote_check import promote_check
 from fullscale.tracking.errors import UnreachableError
-from fullscale.tracking.registry import CHAMPION, find_alias, run_url
+from fullscale.tracking.pages import run_url
+from fullscale.tracking.registry import CHAMPION, find_alias, list_champions
 from fullscale.tracking.store import Store, connect, default_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect")]
@@ -65,6 +66,8 @@ def test_moved_alias_is_told_once_and_shown(project: Path, caplog) -> None:
     promote(project, register(project, "by hand"))
     assert promote_check(project) == "2"
     assert "champion moved from version 1 to 2" in caplog.text
+    client = mlflow.MlflowClient(default_store(project).uri)
+    assert list_champions(client.get_registered_model(MODEL).tags) == ["1", "2"]
     caplog.clear()
     before = Artifact.get(module.ARTIFACT_KEY)
     assert promote_check(project) == "2"

@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from prefect.settings import load_profiles
 from prefect.settings.models.server import ServerSettings
 
 from flows.servers.service_settings import (
@@ -215,3 +216,17 @@ def test_prefects_database_forgets_runs_after_a_month_and_events_after_a_week(mo
     assert settings.events.retention_period == timedelta(days=7)
     assert settings.services.db_vacuum.retention_period == timedelta(days=30)
     assert settings.services.db_vacuum.enabled_vacuum_types == {"events", "flow_runs", "orphans"}
+
+
+@pytest.mark.parametrize("name", ["FULLSCALE_PROMOTE_CRON", "FULLSCALE_RETRAIN_CRON"])
+def test_wrong_cron_line_is_refused_before_anything_starts(name):
+    with pytest.raises(
+        SettingsError, match=f"{name} is '0 25 \\* \\*', not a cron line: minute, hour"
+    ):
+        plan_services(ROOT, {name: "0 25 * *"})
+
+
+def test_prefects_profile_local_is_the_server_that_is_started():
+    """The documented commands name this profile, so that no variable must be set for them."""
+    settings = load_profiles()["local"].to_environment_variables()
+    assert settings["PREFECT_API_URL"] == plan_services(ROOT, {}).environment["PREFECT_API_URL"]

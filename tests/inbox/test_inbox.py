@@ -284,7 +284,7 @@ def found_pair(place: Place, case: str) -> Pair:
 
 
 def test_files_are_moved_with_their_reasons(place, tmp_path):
-    good, bad, unsafe = (found_pair(place, case) for case in ("good", "bad", "a b"))
+    good, bad, unsafe = (found_pair(place, case) for case in ("good", "bad", "a ü b"))
     home = tmp_path / "home"
     plan_moves(home, place.inbox, "0123456789ab.dir", [good], [(bad, "too dark"), (unsafe, "no")])
     assert has_planned_moves(home)
@@ -294,14 +294,14 @@ def test_files_are_moved_with_their_reasons(place, tmp_path):
     tree = place.tree()
     reason = tree.pop("quarantine/bad/reason.txt").decode()
     assert reason.splitlines()[0] == "too dark"
-    assert "'labelsTr/a b.nii.gz'" in tree.pop("quarantine/a_b/reason.txt").decode()
+    assert "'labelsTr/a ü b.nii.gz'" in tree.pop("quarantine/a_b/reason.txt").decode("utf-8")
     assert tree == {
         "accepted/01234567/imagesTr/good_0000.nii.gz": b"image good",
         "accepted/01234567/labelsTr/good.nii.gz": b"label good",
         "quarantine/bad/bad_0000.nii.gz": b"image bad",
         "quarantine/bad/bad.nii.gz": b"label bad",
-        "quarantine/a_b/a_b_0000.nii.gz": b"image a b",
-        "quarantine/a_b/a_b.nii.gz": b"label a b",
+        "quarantine/a_b/a_b_0000.nii.gz": "image a ü b".encode(),
+        "quarantine/a_b/a_b.nii.gz": "label a ü b".encode(),
     }
 
 

@@ -649,3 +649,12 @@ def test_a_case_without_options_is_the_published_one(tmp_path: Path) -> None:
         # Another processor may round the last digit of a few HU otherwise.
         assert np.abs(values[0] - values[1]).max() <= 1
         assert (values[0] != values[1]).mean() < 1e-3
+
+
+def test_prefix_names_other_cases_and_patients(tmp_path: Path) -> None:
+    cohort._write_tables(tmp_path, [case_at(0, "more")], "more")
+    assert (
+        (tmp_path / "cases.csv").read_text().splitlines()[1].startswith("more_001,more_patient_0")
+    )
+    with pytest.raises(ValueError, match=r"prefix is '\.\./more', expected letters, digits"):
+        write_sample(tmp_path / "new", 1, 0, prefix="../more")

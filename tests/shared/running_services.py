@@ -168,9 +168,9 @@ class RunningServices:
         """Return the answer of Prefect's API."""
         return self._ask("POST", path, json=content or {}).json()
 
-    def delete(self, path: str) -> None:
-        """Let Prefect forget something."""
-        self._ask("DELETE", path)
+    def patch(self, path: str, content: dict) -> None:
+        """Let Prefect change something."""
+        self._ask("PATCH", path, json=content)
 
     def _ask(self, *request: str, **more: object) -> httpx.Response:
         """Ask Prefect's API, again where its database is locked, as its own clients do."""

@@ -1,4 +1,6 @@
-"""Days of work in minutes: scans land, processes are killed, and in the end all is in its place.
+"""Days of work in minutes: scans land, processes are killed, a person promotes, moves and copies.
+
+In the end all is in its place. Everything runs behind a proxy that does not answer.
 
     make soak MINUTES=30
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,14 +25,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import mlflow
 import psutil
 from deliveries import WAITING, Sender
 from quick_project import make_quick_project
 from running_services import RunningServices, free_port
-from soak_checks import branch_versions, processes_in, verify
+from soak_checks import MODEL, branch_versions, processes_in, verify
 from watching import wait_until
 from webhook import open_receiver
 
+from fullscale.tracking.registry import CHAMPION
 from fullscale.versioning.data_version import find_unannounced
 from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
 from fullscale.versioning.provenance import parse_data_version
@@ -37,6 +42,10 @@ from fullscale.versioning.retraining import list_pending, newest_branch
 
 ARRIVAL_S = (10.0, 50.0)
 KILL_EVERY_S = 120.0
+PERSON_EVERY_S = 90.0
+ACTIONS = {"promote": 4, "move": 1, "copy": 1}
+"""What a person does meanwhile, and how often: each is done once at least in a long soak."""
+PERSONS_CRON = "*/3 * * * *"
 LONGEST_REST_S = 2400.0
 TARGETS = {
     "worker": (("prefect worker start",), 2),
@@ -66,11 +75,12 @@ class Soak:
         self.log_path = log
         self.counts: Counter[str] = Counter()
         self.project = make_quick_project(folder)
-        self.root = self.project.root
-        self.inbox = self.root / "inbox"
-        self.inbox.mkdir()
-        self.sender = Sender(folder / "made", self.inbox, self.chance)
+        (self.root / "inbox").mkdir()
+        self.sender = Sender(folder / "made", self.root / "inbox", self.chance)
+        self.promoted: str | None = None
+        proxy = f"http://127.0.0.1:{free_port()}"  # nobody is there
         self.project.environment |= {
+            **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), proxy),
             "FULLSCALE_MLFLOW_PORT": str(free_port()),
             "FULLSCALE_PREFECT_PORT": str(free_port()),
             "FULLSCALE_WATCH_INTERVAL_S": "30",
@@ -82,6 +92,11 @@ class Soak:
         self.services = RunningServices(self.project)
         self.services.log_path = folder / "services.log"
         self.started_s = time.monotonic()
+
+    @property
+    def root(self) -> Path:
+        """The project, where it is now."""
+        return self.project.root
 
     def say(self, kind: str, what: str) -> None:
         """Write down an event."""
@@ -102,6 +117,7 @@ class Soak:
             kinds: of deliveries, which come at once; none lets chance decide on kinds and times.
         """
         with open_receiver() as receiver, self._services(receiver.url):
+            settings = self._change_settings()
             for kind in kinds:
                 self._send(kind)
             self._disturb(duration_s, kill_every_s, is_more_sent=not kinds)
@@ -114,6 +130,7 @@ class Soak:
             assert not why, why
             assert wait_until(lambda: not self._orphans(), 10, pause_s=1), self._orphans()
             summary = verify(self, receiver.received)
+            assert self._read_settings() == settings, "no setting of a person was changed"
         left = processes_in(self.root)
         assert not left, f"left after the services ended: {left}"
         assert self._own_checkout() == self.head
@@ -149,6 +166,7 @@ class Soak:
     def _disturb(self, duration_s: float, kill_every_s: float, *, is_more_sent: bool) -> None:
         end_s = time.monotonic() + duration_s
         next_arrival_s, next_kill_s = time.monotonic(), time.monotonic() + kill_every_s
+        next_action_s = time.monotonic() + PERSON_EVERY_S
         while time.monotonic() < end_s:
             if is_more_sent and time.monotonic() >= next_arrival_s:
                 self._send()
@@ -156,6 +174,9 @@ class Soak:
             if time.monotonic() >= next_kill_s:
                 self._kill()
                 next_kill_s = time.monotonic() + kill_every_s * self.chance.uniform(0.5, 1.5)
+            if time.monotonic() >= next_action_s:
+                self._act()
+                next_action_s = time.monotonic() + PERSON_EVERY_S * self.chance.uniform(0.5, 1.5)
             time.sleep(0.5)
 
     def _kill(self) -> None:
@@ -176,11 +197,77 @@ class Soak:
         if kind == "all services":
             self.services.process.wait()
             assert wait_until(lambda: not self.services.has_ports(), 120)
-            kept = self.services.log()
-            self.services.start()
-            self.say("started", "all services")
-            with self.services.log_path.with_name("services-before.log").open("a") as log:
-                log.write(kept)
+            self._start_again("after a kill")
+
+    def _change_settings(self) -> object:
+        """Pause a deployment and change a schedule, as a person does in Prefect's pages."""
+        self.services.pause("reproduce")
+        check = self.services.deployment("promote-check")
+        path = f"deployments/{check['id']}/schedules/{check['schedules'][0]['id']}"
+        self.services.patch(path, {"schedule": {"cron": PERSONS_CRON, "timezone": "UTC"}})
+        return self._read_settings()
+
+    def _read_settings(self) -> object:
+        (schedule,) = self.services.deployment("promote-check")["schedules"]
+        return self.services.deployment("reproduce")["paused"], schedule["schedule"]["cron"]
+
+    def _act(self) -> None:
+        """Do what a person does now and then."""
+        action = self.chance.choices(list(ACTIONS), list(ACTIONS.values()))[0]
+        {"promote": self._promote, "move": self._move, "copy": self._copy}[action]()
+
+    def _promote(self) -> None:
+        """Make any version champion, an earlier one too."""
+        client = mlflow.MlflowClient(self.services.mlflow_url)
+        try:
+            versions = [each.version for each in client.search_model_versions(f"name = '{MODEL}'")]
+            if not versions:
+                return
+            chosen = str(self.chance.choice(sorted(versions)))
+            client.set_registered_model_alias(MODEL, CHAMPION, chosen)
+        except mlflow.MlflowException as error:  # its server is killed now and then
+            self.say("not promoted", str(error)[:80])
+            self.promoted = None
+            return
+        self.promoted = chosen
+        self.counts["promoted"] += 1
+        self.say("promoted", f"version {chosen}")
+
+    def _move(self) -> None:
+        """Stop, move the project, and go on in the new folder."""
+        self._stop_for_a_person()
+        self.counts["moved"] += 1
+        folder = self.root.with_name(f"project-{self.counts['moved']}")
+        self.project.root = self.root.rename(folder)
+        self.project.environment["PYTHONPATH"] = str(self.root)
+        self.sender.inbox = self.root / "inbox"
+        self._start_again(f"in {folder.name}")
+
+    def _copy(self) -> None:
+        """Stop, copy the project, go on, and make room in the copy: the original stays whole."""
+        self._stop_for_a_person()
+        self.counts["copied"] += 1
+        copy = self.root.with_name(f"copy-{self.counts['copied']}")
+        shutil.copytree(self.root, copy, symlinks=True)
+        self._start_again(f"beside {copy.name}")
+        command = ["fullscale", "gc", "--yes", "--keep-versions", "1"]
+        here = self.project.environment | {"PYTHONPATH": str(copy)}
+        done = subprocess.run(
+            command, cwd=copy, env=here, capture_output=True, text=True, check=True
+        )
+        self.say("made room", done.stdout.splitlines()[-1])
+
+    def _stop_for_a_person(self) -> None:
+        self.sender.wait()
+        assert self.services.stop(timeout_s=120) == []
+
+    def _start_again(self, where: str) -> None:
+        """Start the services, and keep what they printed before."""
+        kept = self.services.log()
+        self.services.start()
+        self.say("started", f"all services {where}")
+        with self.services.log_path.with_name("services-before.log").open("a") as log:
+            log.write(kept)
 
     def _await_rest(self, received: list[dict]) -> str:
         """Wait until there is nothing left to do; says what is, if that takes too long."""
@@ -190,7 +277,8 @@ class Soak:
     def _unrest(self, received: list[dict]) -> str:
         """Return what is still to be done; empty at rest."""
         waiting = {sent.path for sent in self.sender.sent if sent.expected == WAITING}
-        lying = {str(path.relative_to(self.inbox)) for path in self.inbox.glob("*sTr/*")}
+        inbox = self.root / "inbox"
+        lying = {str(path.relative_to(inbox)) for path in inbox.glob("*sTr/*")}
         if lying != waiting:
             return f"not sorted: {sorted(lying ^ waiting)}"
         if find_unannounced(self.root) or list_pending(self.root):

@@ -18,7 +18,7 @@ from fullscale.params import load_params
 from fullscale.patient_split import is_test_patient
 from fullscale.runtime.files import file_sha256
 from fullscale.scans.cohort import Case, read_cohort
-from fullscale.tracking.registry import CHALLENGER
+from fullscale.tracking.registry import CHALLENGER, CHAMPION
 from fullscale.tracking.store import Store, use_tracking_uri
 from fullscale.versioning.git import SCANS_BRANCH, git
 from fullscale.versioning.provenance import digest_test_set, parse_data_version
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 MODEL = "fullscale-organs"
 CANDIDATE = "unet3plus"
+MIB = 2**20
+MAX_MIB = {".prefect/prefect.db": 40, "mlruns/mlflow.db": 20}
+"""Sizes that the databases must not reach."""
 PLACES = {"accepted": ACCEPTED, "quarantine": QUARANTINED}
 
 
@@ -56,7 +59,7 @@ def verify(soak: Soak, received: list[dict]) -> dict[str, object]:
     git(soak.root, "clone", "--quiet", str(soak.root), str(elsewhere.root))
     remote = str(soak.root.parent / REMOTE)
     elsewhere.run("dvc", "remote", "add", "--local", "--default", "team", remote)
-    fates = verify_files(soak.inbox, soak.sender.sent)
+    fates = verify_files(soak.root / "inbox", soak.sender.sent)
     names = verify_data(elsewhere, soak.sender.sent)
     made = branch_versions(soak.root)
     weights, test_sets, statuses = verify_branches(elsewhere, made)
@@ -65,6 +68,12 @@ def verify(soak: Soak, received: list[dict]) -> dict[str, object]:
     frozen = digest_test_set(each for each in first if is_test_patient(each.patient, split))
     assert test_sets == {frozen}, f"test sets {test_sets}, wanted {frozen}"
     versions = verify_registry(soak.services.mlflow_url, weights, made, frozen)
+    if soak.promoted is not None:
+        client = mlflow.MlflowClient(soak.services.mlflow_url)
+        champion = client.get_model_version_by_alias(MODEL, CHAMPION).version
+        assert str(champion) == soak.promoted, "the champion is the one that a person chose last"
+    sizes = {name: round((soak.root / name).stat().st_size / MIB, 1) for name in MAX_MIB}
+    assert all(sizes[name] < limit for name, limit in MAX_MIB.items()), sizes
     soak.say("verified", f"{len(weights)} branches, {versions} versions, {names} cases landed")
     texts = [message["text"].partition("\n")[0] for message in received]
     return {
@@ -74,6 +83,7 @@ def verify(soak: Soak, received: list[dict]) -> dict[str, object]:
         "retrainings published": dict(statuses),
         "versions registered": versions,
         "messages": dict(Counter(texts)),
+        "MiB": sizes,
     }
 
 

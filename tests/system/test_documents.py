@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+import shutil
+import subprocess
+import textwrap
 
 import pytest
 import typer
@@ -273,3 +276,18 @@ def test_design_lists_every_module_of_every_room():
         for room in rooms
     }
     assert shown == there
+
+
+def test_unit_of_systemd_is_one(tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    text = (ROOT / "docs/operations.md").read_text()
+    (block,) = re.findall(r"^    \[Unit\]\n(?:    .*\n|\n)+", text, flags=re.M)
+    unit = tmp_path / "fullscale.service"
+    program = tmp_path / ".venv/bin/python"
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    unit.write_text(textwrap.dedent(block).replace("/srv/fullscale", str(tmp_path)))
+    command = ["systemd-analyze", "verify", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -7,7 +7,13 @@ import signal
 import time
 
 import pytest
-from running_services import DEPLOYMENTS, UNTIL_GO, RunningServices, make_project
+from running_services import (
+    DEPLOYMENTS,
+    UNTIL_GO,
+    RunningServices,
+    make_project,
+    write_trainer,
+)
 from watching import is_alive, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -15,7 +21,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    return make_project(tmp_path_factory.mktemp("restarts") / "project")
+    project = make_project(tmp_path_factory.mktemp("restarts") / "project")
+    project.environment["FULLSCALE_WATCH_INTERVAL_S"] = "5"
+    return project
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +50,7 @@ def services(kept_services):
 def test_killed_worker_leaves_a_crashed_run_a_free_device_and_no_orphan(services):
     run_id, flow_pid, trainer_pid = services.start_training("exec sleep 300")
     assert services.num_busy_devices() == 1
+    write_trainer(services.project, "true")  # of the run that takes its work up
     (worker,) = services.find("prefect worker start")
     killed_s = time.monotonic()
     worker.kill()
@@ -49,7 +58,11 @@ def test_killed_worker_leaves_a_crashed_run_a_free_device_and_no_orphan(services
     assert wait_until(lambda: services.num_busy_devices() == 0, 60)
     assert wait_until(lambda: not is_alive(flow_pid) and not is_alive(trainer_pid), 30)
     assert time.monotonic() - killed_s < 60
-    run_id, *_ = services.start_training("true")
+    assert wait_until(lambda: "takes up a retraining that crashed" in services.log(), 60)
+    assert wait_until(lambda: services.runs("retrain", "Completed"), 90), services.log()
+    (taken_up,) = services.runs("retrain", "Completed")
+    assert taken_up["parameters"]["reason"].startswith("taken up after a crash of ")
+    run_id, *_ = services.start_training("true")  # no place in the queue was kept
     assert wait_until(lambda: services.state(run_id) == "Completed", 90), services.log()
 
 
@@ -66,6 +79,7 @@ def test_run_survives_a_restart_of_its_server(services):
 
 def test_killed_flow_is_seen_by_its_worker(services):
     run_id, flow_pid, trainer_pid = services.start_training("exec sleep 300")
+    write_trainer(services.project, "true")
     os.kill(flow_pid, signal.SIGKILL)
     assert wait_until(lambda: services.state(run_id) == "Crashed", 30), services.log()
     assert wait_until(lambda: not is_alive(trainer_pid), 30)
@@ -74,6 +88,7 @@ def test_killed_flow_is_seen_by_its_worker(services):
 
 def test_run_that_vanished_is_seen_as_crashed(services):
     run_id, flow_pid, trainer_pid = services.start_training("exec sleep 300")
+    write_trainer(services.project, "true")
     (worker,) = services.find("prefect worker start")
     killed_s = time.monotonic()
     worker.suspend()  # or it would tell of the flow's end
@@ -89,6 +104,7 @@ def test_run_that_vanished_is_seen_as_crashed(services):
 
 def test_request_to_end_ends_everything_and_services_start_again(services):
     run_id, flow_pid, trainer_pid = services.start_training("exec sleep 300")
+    write_trainer(services.project, "true")
     begin_s = time.monotonic()
     assert services.stop(signal.SIGTERM) == []
     assert time.monotonic() - begin_s < 30

@@ -8,8 +8,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import uuid
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -28,11 +29,13 @@ from running_services import (
 )
 from watching import wait_until
 
-from flows.servers.deployments import lost_run_automation, stalled_run_automation
 from fullscale.runtime.processes import stage_environment
 from fullscale.tracking.store import Store, connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+FORMER_REVISION = "a3b9c7d2e5f1"
+"""Of the database of Prefect 3.8.8."""
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +48,26 @@ def project(tmp_path_factory):
     return project
 
 
+def make_former_database(project, database):
+    """A database as the version of Prefect before made it, with one variable."""
+    command = ("prefect", "server", "database", "upgrade", "-y", "--revision", FORMER_REVISION)
+    project.environment["PREFECT_HOME"] = str(database.parent)
+    project.run(*command)
+    del project.environment["PREFECT_HOME"]
+    now = datetime.now(UTC).isoformat(sep=" ")
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(
+            "INSERT INTO variable (id, created, updated, name, value, tags) "
+            "VALUES (?, ?, ?, 'of_before', '\"kept\"', '[]')",
+            (str(uuid.uuid4()), now, now),
+        )
+
+
 @pytest.fixture(scope="module")
 def services(project):
+    database = project.root / ".prefect/prefect.db"
+    database.parent.mkdir()
+    make_former_database(project, database)
     services = RunningServices(project)
     services.start()
     yield services
@@ -54,7 +75,8 @@ def services(project):
 
 
 def test_start_prints_where_everything_is(services):
-    assert f"MLflow   {services.mlflow_url}\n" in services.log()
+    assert f"MLflow   {services.mlflow_url}/#/models?" in services.log()
+    assert (services.project.root / "inbox/labelsTr").is_dir()
     assert f"Prefect  {services.prefect_url}\n" in services.log()
     assert "Code     branch main\n" in services.log()
     assert "trainings at once: 1" in services.log()
@@ -67,8 +89,14 @@ def test_start_sets_prefect_up(services):
     retrain = services.deployment("retrain")
     assert retrain["global_concurrency_limit"]["limit"] == 1
     assert retrain["concurrency_options"]["collision_strategy"] == "ENQUEUE"
-    names = {item["name"] for item in services.post("automations/filter")}
-    assert {"scans landed", "run without a sign of life"} <= names
+    assert [item["name"] for item in services.post("automations/filter")] == ["scans landed"]
+
+
+def test_database_of_the_version_before_is_upgraded(services):
+    assert services.get("variables/name/of_before")["value"] == "kept"
+    with closing(sqlite3.connect(services.project.root / ".prefect/prefect.db")) as connection:
+        (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    assert revision != FORMER_REVISION
 
 
 class HostilePage(SimpleHTTPRequestHandler):
@@ -233,46 +261,6 @@ def test_run_works_in_the_folder_of_whoever_takes_it(services, tmp_path):
     assert wait_until(lambda: told in str(services.post("logs/filter", wanted)), 30)
     assert (tmp_path / "promote_check.txt").exists()
     assert not own.exists()
-
-
-def test_run_whose_process_went_early_is_seen_as_crashed(services):
-    """Before its first heartbeat, and at each step that a worker takes before that."""
-    submitting = {"type": "PENDING", "name": "Submitting"}
-    lost, stalled = lost_run_automation(), stalled_run_automation()
-    cases = [
-        (lost, {"type": "RUNNING"}, None),
-        (stalled, None, None),
-        (stalled, submitting, None),
-        (stalled, submitting, "prefect.flow-run.pull-step.executed"),
-    ]
-    hasty = [
-        # As it is but for the time, of which 10 s is the least that Prefect allows.
-        each.model_copy(
-            update={
-                "name": f"hasty {each.name}",
-                "trigger": each.trigger.model_copy(update={"within": timedelta(seconds=10)}),
-            }
-        )
-        for each in (lost, stalled)
-    ]
-    ids = [services.post("automations/", each.model_dump(mode="json"))["id"] for each in hasty]
-    try:
-        expected = {}
-        for automation, state, event in cases:
-            run_id = services.start_run("promote-check", {"type": "PENDING"})
-            expected[run_id] = automation.description
-            if state is not None:
-                services.post(f"flow_runs/{run_id}/set_state", {"state": state})
-            if event is not None:
-                services.tell("promote-check", run_id, event)
-        for run_id in expected:
-            assert wait_until(lambda run_id=run_id: services.state(run_id) == "Crashed", 120)
-    finally:
-        for automation_id in ids:
-            services.delete(f"automations/{automation_id}")
-    for run_id, description in expected.items():
-        message = services.get(f"flow_runs/{run_id}")["state"]["message"]
-        assert message == description
 
 
 def test_second_services_say_that_the_port_is_in_use(services):

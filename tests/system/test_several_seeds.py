@@ -86,7 +86,8 @@ def test_each_seed_is_a_training_of_its_own(project):
     assert digest_weights(folders[:1]) != digest_weights(folders[1:])
     client = mlflow.MlflowClient(f"sqlite:///{project.root}/mlruns/mlflow.db")
     experiment = client.get_experiment_by_name("fullscale")
-    runs = {run.info.run_name: run.data for run in client.search_runs([experiment.experiment_id])}
+    found = client.search_runs([experiment.experiment_id])
+    runs = {run.info.run_name.partition(",")[0]: run.data for run in found}
     trainings = [f"{network}-{seed}" for network in NETWORKS for seed in SEEDS]
     assert sorted(runs) == sorted([*trainings, *(f"{network}-ensemble" for network in NETWORKS)])
     for title in trainings:

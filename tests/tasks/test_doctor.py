@@ -99,7 +99,7 @@ def test_old_python_and_other_packages_are_told(tmp_path):
 
 
 def test_folder_without_a_project_is_told(tmp_path):
-    assert "no repository" in doctor.check_git(tmp_path).found
+    assert "not a git repository" in doctor.check_git(tmp_path).found
     assert "params.yaml is missing" in doctor.check_params(tmp_path).found
     assert "fullscale ingest" in doctor.check_scans(tmp_path).cure
 

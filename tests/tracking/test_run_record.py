@@ -51,6 +51,14 @@ def test_repeated_epoch_and_nan_are_left_out(record):
     assert values(RunRecord(record.folder)) == [(1, "a", 1.0), (1, "b", 2.0), (2, "a", 6.0)]
 
 
+def test_every_metric_has_a_group_that_pages_fold(record):
+    record.log_metrics({"learning_rate": 0.1, "slices/organ": 5.0, "val/dice": 0.5}, 1)
+    names = [key for _, key, _ in values(record)]
+    assert names == ["train/learning_rate", "train/slices/organ", "val/dice"]
+    record.log_metrics({"learning_rate": 0.2}, 1)
+    assert len(record.rows) == 3
+
+
 @pytest.mark.parametrize("num_lost", [1, 2, 7, 15])
 def test_line_cut_short_by_a_kill_is_dropped_and_the_rest_kept(record, num_lost):
     record.log_metrics({"a": 1.0}, 1)

@@ -1,8 +1,12 @@
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from fullscale.versioning.provenance import digest_test_set
+from fullscale.runtime.errors import StageError
+from fullscale.versioning.git import find_code, git
+from fullscale.versioning.provenance import digest_test_set, read_provenance
 
 
 class Annotated(NamedTuple):
@@ -33,3 +37,15 @@ def test_digest_names_a_set_and_not_an_order():
 )
 def test_digest_changes_with_cases_patients_and_annotation(cases):
     assert digest_test_set(cases) != digest_test_set([FIRST, SECOND])
+
+
+def test_repository_of_another_user_is_told_in_the_words_of_git(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tmp_path, "init", "--quiet", "--initial-branch", "main")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    whole = re.compile("fatal: detected dubious ownership.*safe.directory", re.DOTALL)
+    with pytest.raises(StageError, match=whole):
+        find_code(tmp_path, None)
+    with pytest.raises(StageError, match=whole):
+        read_provenance(tmp_path)
