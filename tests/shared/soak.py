@@ -34,6 +34,7 @@ from soak_checks import MODEL, branch_versions, processes_in, verify
 from watching import wait_until
 from webhook import open_receiver
 
+from fullscale.runtime.processes import stage_environment
 from fullscale.tracking.errors import UnreachableError
 from fullscale.tracking.registry import CHAMPION
 from fullscale.tracking.store import Store, connect
@@ -152,7 +153,7 @@ class Soak:
             subprocess.run(
                 [sys.executable, "-c", NOTIFY, webhook],
                 cwd=self.root,
-                env=self.project.environment | here,
+                env=stage_environment(self.project.environment | here),
                 check=True,
             )
             yield
