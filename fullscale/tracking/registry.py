@@ -112,8 +112,9 @@ def _full_name(run: Run, summary: Mapping[str, Any]) -> str | None:
     inputs = run.inputs.dataset_inputs if run.inputs else []
     if run.info.run_name.partition(", ")[0] != title or not inputs:
         return None
-    data_version = inputs[0].dataset.digest
-    return f"{title}, scans {data_version[:8]}, test Dice {summary.get('test/dice', math.nan):.3f}"
+    dice = summary.get("test/dice")
+    scored = f", test Dice {dice:.3f}" if isinstance(dice, int | float) else ""
+    return f"{title}, scans {inputs[0].dataset.digest[:8]}{scored}"
 
 
 def add_verdict(store: Store, run_id: str, status: str) -> None:

@@ -80,12 +80,10 @@ def hold_checkouts(root: Path) -> Iterator[list[Path]]:
 
 def describe_unfinished(folder: Path) -> str:
     """Return what a worktree has that no branch has; "" if it can be made again from branches."""
-    if not _is_worktree(folder):
-        return ""
-    if git(folder, "status", "--porcelain"):
-        return "results of a retraining that is not finished"
     if any((folder / ".cache").rglob("checkpoints/*")):
         return "checkpoints of a training that is not finished"
+    if _is_worktree(folder) and git(folder, "status", "--porcelain"):
+        return "results of a retraining that is not finished"
     return ""
 
 

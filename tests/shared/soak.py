@@ -25,16 +25,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import mlflow
 import psutil
 from deliveries import WAITING, Sender
+from mlflow.exceptions import MlflowException
 from quick_project import make_quick_project
 from running_services import RunningServices, free_port
 from soak_checks import MODEL, branch_versions, processes_in, verify
 from watching import wait_until
 from webhook import open_receiver
 
+from fullscale.runtime.processes import stage_environment
+from fullscale.tracking.errors import UnreachableError
 from fullscale.tracking.registry import CHAMPION
+from fullscale.tracking.store import Store, connect
 from fullscale.versioning.data_version import find_unannounced
 from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
 from fullscale.versioning.provenance import parse_data_version
@@ -150,7 +153,7 @@ class Soak:
             subprocess.run(
                 [sys.executable, "-c", NOTIFY, webhook],
                 cwd=self.root,
-                env=self.project.environment | here,
+                env=stage_environment(self.project.environment | here),
                 check=True,
             )
             yield
@@ -218,14 +221,14 @@ class Soak:
 
     def _promote(self) -> None:
         """Make any version champion, an earlier one too."""
-        client = mlflow.MlflowClient(self.services.mlflow_url)
         try:
+            client, _ = connect(Store(self.services.mlflow_url))
             versions = [each.version for each in client.search_model_versions(f"name = '{MODEL}'")]
             if not versions:
                 return
             chosen = str(self.chance.choice(sorted(versions)))
             client.set_registered_model_alias(MODEL, CHAMPION, chosen)
-        except mlflow.MlflowException as error:  # its server is killed now and then
+        except (MlflowException, UnreachableError) as error:  # its server is killed now and then
             self.say("not promoted", str(error)[:80])
             self.promoted = None
             return

@@ -8,9 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import uuid
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -34,9 +33,6 @@ from fullscale.tracking.store import Store, connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-FORMER_REVISION = "a3b9c7d2e5f1"
-"""Of the database of Prefect 3.8.8."""
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
@@ -48,26 +44,26 @@ def project(tmp_path_factory):
     return project
 
 
-def make_former_database(project, database):
-    """A database as the version of Prefect before made it, with one variable."""
-    command = ("prefect", "server", "database", "upgrade", "-y", "--revision", FORMER_REVISION)
-    project.environment["PREFECT_HOME"] = str(database.parent)
-    project.run(*command)
-    del project.environment["PREFECT_HOME"]
-    now = datetime.now(UTC).isoformat(sep=" ")
+@pytest.fixture(scope="module")
+def former_revision(project):
+    """Of a database of Prefect that lacks the newest migration, and has one variable."""
+    database = project.root / ".prefect/prefect.db"
+    database.parent.mkdir()
+    project.run("prefect", "server", "database", "upgrade", "-y", "--revision", "head-1")
     with closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute(
-            "INSERT INTO variable (id, created, updated, name, value, tags) "
-            "VALUES (?, ?, ?, 'of_before', '\"kept\"', '[]')",
-            (str(uuid.uuid4()), now, now),
-        )
+        connection.execute("INSERT INTO variable (name, value) VALUES ('of_before', '\"kept\"')")
+    return read_revision(project)
+
+
+def read_revision(project):
+    """Return the newest migration of a project's database of Prefect."""
+    with closing(sqlite3.connect(project.root / ".prefect/prefect.db")) as connection:
+        (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return revision
 
 
 @pytest.fixture(scope="module")
-def services(project):
-    database = project.root / ".prefect/prefect.db"
-    database.parent.mkdir()
-    make_former_database(project, database)
+def services(project, former_revision):
     services = RunningServices(project)
     services.start()
     yield services
@@ -92,11 +88,9 @@ def test_start_sets_prefect_up(services):
     assert [item["name"] for item in services.post("automations/filter")] == ["scans landed"]
 
 
-def test_database_of_the_version_before_is_upgraded(services):
+def test_database_of_the_version_before_is_upgraded(services, former_revision):
     assert services.get("variables/name/of_before")["value"] == "kept"
-    with closing(sqlite3.connect(services.project.root / ".prefect/prefect.db")) as connection:
-        (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    assert revision != FORMER_REVISION
+    assert read_revision(services.project) != former_revision
 
 
 class HostilePage(SimpleHTTPRequestHandler):

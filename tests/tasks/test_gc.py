@@ -109,16 +109,16 @@ def test_only_what_can_be_made_again_is_removed_and_only_when_asked(project: Pat
 def test_what_is_not_finished_or_needed_elsewhere_stays(project: Path, tmp_path: Path) -> None:
     folder = project / ".cache/checkouts" / RETRAIN
     checkpoint = folder / ".cache/train/unet/0/checkpoints/a.pt"
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.write_text("state")
     with open_newest(project, RETRAIN) as folder:
         add(folder, "computed")
     assert "worktree retrain stays: it has results of a retraining" in collect("--yes")
-    assert checkpoint.is_file()
     (folder / "computed").unlink()
     dvc(folder, "checkout", "--quiet", "computed.dvc")  # no commit names it
     (folder / "computed.dvc").unlink()
-    assert "worktree retrain stays: it has checkpoints of a training" in collect()
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("state")
+    assert "worktree retrain stays: it has checkpoints of a training" in collect("--yes")
+    assert checkpoint.is_file()
     before = state(project)
     with acquire_lock(project / ".cache/checkouts" / f"{RETRAIN}.lock"):
         assert "left out: another process holds" in collect("--yes")
