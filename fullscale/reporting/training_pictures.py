@@ -19,7 +19,7 @@ from fullscale.tracking.run_record import RunRecord
 from fullscale.training.augmentation import Augment
 from fullscale.training.dataset import Batch, SliceDataset
 from model.output import probabilities
-from model.preprocessing import normalise, one_mask_per_organ
+from model.preprocessing import IGNORED_LABEL, normalise, one_mask_per_organ
 from model.segmentation import SegmentationNetwork
 
 MAX_COLUMNS = 3
@@ -155,7 +155,8 @@ def draw_augmented(
     versions += [augment(image_BCHW, label_BHW, epoch, position_B) for epoch in range(num_epochs)]
     images, labels = (torch.cat(each, dim=-2).cpu() for each in zip(*versions, strict=True))
     low_hu, high_hu = window_hu
-    masks = one_mask_per_organ(labels, int(labels.max())).numpy()
+    judged = labels.where(labels != IGNORED_LABEL, 0)
+    masks = one_mask_per_organ(judged, int(judged.max())).numpy()
     figure = draw_slices(
         (low_hu + images[:, images.shape[1] // 2] * (high_hu - low_hu)).numpy(),
         masks,
@@ -201,10 +202,11 @@ class Reporter:
             image = normalise(batch.image_BCHW, self._params.slice.window_hu).to(device)
             predicted = probabilities(network(image)) >= self._params.evaluate.threshold
         masks = one_mask_per_organ(batch.label_BHW, len(self._params.organs))
+        predicted = predicted.cpu() & (batch.label_BHW != IGNORED_LABEL)[:, None]
         figure = draw_slices(
             batch.image_BCHW[:, 1].numpy(),
             masks.numpy(),
-            predicted.cpu().numpy(),
+            predicted.numpy(),
             self._params.slice.window_hu,
             titles=[""] * len(masks),
             heading=f"{self._title}, epoch {epoch}, validation slices",

@@ -1,9 +1,11 @@
 import math
 
 import pytest
+import torch
 
-from fullscale.reporting.training_pictures import draw_curves
+from fullscale.reporting.training_pictures import draw_augmented, draw_curves
 from fullscale.runtime.files import save_picture
+from model.preprocessing import IGNORED_LABEL
 
 ORGANS = ("liver", "spleen")
 
@@ -98,6 +100,22 @@ def test_one_epoch_leaves_ink_in_the_picture(tmp_path):
 
 def test_heading_stands_over_the_picture():
     assert draw_curves([row(1)], "unet, epoch 1").get_suptitle() == "unet, epoch 1"
+
+
+def test_picture_of_augmented_slices_leaves_out_what_nobody_judged(tmp_path):
+    image_BCHW = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    label_BHW = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    label_BHW[0, 8:16, 8:16] = 1
+    partly_BHW = label_BHW.clone()
+    partly_BHW[0, 20:28] = IGNORED_LABEL
+    pictures = []
+    for number, each in enumerate((label_BHW, partly_BHW)):
+        figure = draw_augmented(
+            image_BCHW, each, lambda image, label, *_: (image, label), (-160, 240)
+        )
+        save_picture(figure, tmp_path / f"{number}.png")
+        pictures.append((tmp_path / f"{number}.png").read_bytes())
+    assert pictures[0] == pictures[1]
 
 
 def test_more_organs_than_colours_are_drawn():
