@@ -16,6 +16,7 @@ import pytest
 from bodies import make_body, save_nifti
 from cohorts import (
     SPACING_MM,
+    leave_unjudged,
     write_dataset_json,
     write_dicom_seg,
     write_lits,
@@ -25,7 +26,7 @@ from cohorts import (
     write_series,
     write_totalsegmentator,
 )
-from test_layouts import WRITERS, leave_unjudged
+from test_layouts import WRITERS
 
 from fullscale.ingestion.cohort_writer import IngestOptions
 from fullscale.ingestion.ingest import ingest

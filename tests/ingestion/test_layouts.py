@@ -10,6 +10,7 @@ import pytest
 from bodies import LABELS, make_body, save_nifti
 from cohorts import (
     SPACING_MM,
+    leave_unjudged,
     write_chaos,
     write_dataset_json,
     write_dicom_seg,
@@ -799,13 +800,6 @@ def test_regions_without_a_fitting_order_are_refused(tmp_path, order):
     write_dataset_json(tmp_path, labels=labels, regions_class_order=order)
     with pytest.raises(ScanError, match="label_regions"):
         read_source(tmp_path)
-
-
-def leave_unjudged(path, marked):
-    """Give the uppermost quarter of a label map, whose third axis runs to the head, another id."""
-    values = np.asarray(nib.load(path).dataobj).copy()
-    values[..., 12:] = marked
-    nib.save(nib.Nifti1Image(values, nib.load(path).affine), path)
 
 
 @pytest.mark.parametrize(
