@@ -199,12 +199,12 @@ class Bench:
     def errors(self) -> dict[str, float]:
         """Largest deviation from the plain form, relative to its largest value."""
         plain, ours = self.forward_plain(), self.forward_ours()
-        found = {"output": _relative(ours.logits[0], plain.logits[0])}
+        found = {"output": relative_error(ours.logits[0], plain.logits[0])}
         closed = int((~organ_present(self._volume_scores())).sum())
         found["closed_slices"] = closed
-        found["volume"] = _relative(self.volume_ours(), self.volume_plain())
+        found["volume"] = relative_error(self.volume_ours(), self.volume_plain())
         plain_gradient, our_gradient = self.gradients(self.plain, self.ours, self.x, self.target)
-        found["gradient"] = _distance(our_gradient, plain_gradient)
+        found["gradient"] = relative_distance(our_gradient, plain_gradient)
         found |= self.exact_errors()
         return found
 
@@ -227,9 +227,9 @@ class Bench:
             gradients[dtype] = self.gradients(plain, ours, x.to(dtype), target)
         (plain_32, ours_32), (plain_64, ours_64) = gradients.values()
         return {
-            "gradient_in_float64": _distance(ours_64, plain_64),
-            "plain_gradient_from_float64": _distance(plain_32, plain_64),
-            "our_gradient_from_float64": _distance(ours_32, plain_64),
+            "gradient_in_float64": relative_distance(ours_64, plain_64),
+            "plain_gradient_from_float64": relative_distance(plain_32, plain_64),
+            "our_gradient_from_float64": relative_distance(ours_32, plain_64),
         }
 
     def gradients(
@@ -260,11 +260,12 @@ class Bench:
         return torch.cat(scores)
 
 
-def _relative(found: Tensor, wanted: Tensor) -> float:
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference by the largest wanted value."""
     return float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max())
 
 
-def _distance(found: list[Tensor], wanted: list[Tensor]) -> float:
+def relative_distance(found: list[Tensor], wanted: list[Tensor]) -> float:
     """Length of the difference, relative to that of `wanted`."""
     squares = [
         ((a.double() - b.double()).square().sum(), b.double().square().sum())

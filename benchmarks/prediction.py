@@ -91,7 +91,7 @@ def aim_classifier(
         scan: with both slices.
         closed_and_open: index of the slice to close, and of the slice to open.
     """
-    image_ZHW = _slices(description, scan)
+    image_ZHW = make_slices(description, scan)
     ready = prepare(network)
     scores = []
     with torch.inference_mode():
@@ -110,7 +110,8 @@ def aim_classifier(
         bias[1] -= (closed + opened) / 2
 
 
-def _slices(description: NetworkDescription, scan: Volume) -> torch.Tensor:
+def make_slices(description: NetworkDescription, scan: Volume) -> torch.Tensor:
+    """Return a scan's slices as the network sees them: Z x H x W, float32 in [0, 1]."""
     settings = description.slice
     grid = plan_grid(scan, settings.size_px, settings.pixel_mm)
     image = torch.from_numpy(slice_image(scan, grid, settings.window_hu))
@@ -126,7 +127,7 @@ def segment_plainly(
 ) -> NDArray[np.uint8]:
     """Segment with the plain loop: every slice, every head, all probabilities kept."""
     grid = plan_grid(scan, description.slice.size_px, description.slice.pixel_mm)
-    image_ZHW = _slices(description, scan)
+    image_ZHW = make_slices(description, scan)
     found = []
     with torch.inference_mode():
         for some in torch.split(torch.arange(len(image_ZHW)), batch_size):
