@@ -100,7 +100,6 @@ class Speed:
 
     def largest_batch(self) -> int:
         """Return the largest power of two of slices whose training step fits."""
-
         on_gpu, usable_bytes = self._device.type == "cuda", 1
         if on_gpu:
             torch.cuda.empty_cache()

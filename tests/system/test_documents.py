@@ -147,7 +147,8 @@ def check_make(words):
 def check_module(name, arguments):
     if name.partition(".")[0] not in PACKAGES or name.rpartition(".")[2].isupper():
         return  # another project's, or a placeholder
-    check_script(ROOT / f"{name.replace('.', '/')}.py", arguments)
+    path = ROOT / name.replace(".", "/")
+    check_script(path / "__main__.py" if path.is_dir() else path.with_suffix(".py"), arguments)
 
 
 def check_script(path, arguments):

@@ -29,7 +29,7 @@ def test_kit_measures_every_part_on_a_cpu(tmp_path):
         if isinstance(value, dict) and "error" in value
     ]
     assert failed == []
-    assert found["agreement"]["unet3plus, float32"] == {"output": 0, "loss": 0, "gradient": 0}
+    assert set(found["agreement"]["unet3plus, float32"].values()) == {0}
     assert found["agreement"]["masks of a scan"]["different_voxels_fp32"] == 0
     training = found["training"]
     assert training["resumed in the middle of an epoch"] == {"largest difference": 0}
