@@ -262,8 +262,7 @@ def _impossible(split: SplitChoice, params: Params) -> Iterator[str]:
     if split.num_test < wanted:
         yield (
             f"a verdict: it needs {wanted} test patients of every organ (register.min_patients), "
-            f"so about {math.ceil(wanted / FRACTIONS[-1])} patients or more; training and scores "
-            "need no verdict"
+            f"so about {math.ceil(wanted / FRACTIONS[-1])} patients or more"
         )
 
 
