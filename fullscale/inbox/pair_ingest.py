@@ -13,6 +13,8 @@ from fullscale.runtime.errors import ScanError, StageError
 from fullscale.runtime.files import write_json
 from fullscale.scans.cohort import (
     FILE_ENDING,
+    IGNORE,
+    IGNORED_ID,
     Case,
     read_cohort,
     read_json,
@@ -114,7 +116,8 @@ def _complete_tables(landing: Path, cases: list[str], name: str, labels: dict[st
             "there is neither a cohort in data/ nor a dataset.json in the inbox, so no label has "
             "a name; begin the cohort with `fullscale ingest`, or put a dataset.json into the inbox"
         )
-    content = read_json(path) if path.is_file() else {"name": name, "labels": labels}
+    ids = {**labels, IGNORE: IGNORED_ID}
+    content = read_json(path) if path.is_file() else {"name": name, "labels": ids}
     write_json(path, {**content, "file_ending": FILE_ENDING})
     rows = read_source_rows(landing)
     if rows is not None:

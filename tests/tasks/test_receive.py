@@ -15,6 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 import fsspec
+import nibabel as nib
+import numpy as np
 import pytest
 from cohorts import write_dataset_json, write_nnunet
 
@@ -22,7 +24,7 @@ from fullscale.inbox.arrivals import list_arrivals
 from fullscale.inbox.inbox import Inbox
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256
-from fullscale.scans.cohort import read_cohort
+from fullscale.scans.cohort import IGNORED_ID, read_cohort
 from fullscale.versioning.data_version import find_unannounced, open_newest, restore_data
 from fullscale.versioning.git import SCANS_BRANCH, commit_paths, find_commit, git
 from tasks.receive import receive
@@ -39,6 +41,14 @@ def fill(inbox: Path, num_cases: int, prefix: str, seed: int) -> Path:
     write_nnunet(inbox, num_cases, prefix=prefix, seed=seed)
     (inbox / "dataset.json").unlink()
     return inbox
+
+
+def leave_unjudged(path: Path) -> None:
+    """Mark a corner of a label map as voxels that nobody judged."""
+    label = nib.load(path)
+    ids = np.asarray(label.dataobj).copy()
+    ids[:3, :3, :3] = IGNORED_ID
+    nib.save(nib.Nifti1Image(ids, label.affine), path)
 
 
 def spoil(inbox: Path, case: str) -> None:
@@ -92,6 +102,7 @@ def visible_state(root: Path) -> tuple[object, ...]:
 def test_every_file_ends_in_its_place(scans_repo):
     before = visible_state(scans_repo)
     inbox = fill(scans_repo / "inbox", 2, "new", 50)
+    leave_unjudged(inbox / "labelsTr/new_01.nii.gz")
     spoil(inbox, "bad")
     (inbox / "labelsTr/lonely.nii.gz").write_bytes(b"label")
     (inbox / "labelsTr/..name.nii.gz").write_bytes(b"hidden")
