@@ -173,7 +173,7 @@ def test_what_a_person_changed_stays(prefect, tmp_path, monkeypatch):
 
         former = AutomationCore(
             name=FORMER_AUTOMATIONS[0],
-            trigger=EventTrigger(posture=Posture.Reactive),
+            trigger=EventTrigger(expect={"never"}, posture=Posture.Reactive),
             actions=[DoNothing()],
         )
         client.create_automation(former)
