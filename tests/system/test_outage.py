@@ -63,7 +63,9 @@ def test_training_continues_while_the_server_is_away(project, server):
     experiment = client.get_experiment_by_name("fullscale")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    for key in ("train/total", "val/dice", "learning_rate", "system/cpu_utilization_percentage"):
+    for key in (
+        "train/total", "val/dice", "train/learning_rate", "system/cpu_utilization_percentage",
+    ):  # fmt: skip
         points = client.get_metric_history(run.info.run_id, key)
         assert [point.step for point in points] == list(range(1, NUM_EPOCHS + 1)), key
     assert "fullscale.weights_sha256" in run.data.tags

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from tiny import make_store
 
 from fullscale.tracking.registry import CHAMPION, EXTERNAL_TAG, announce
 from fullscale.tracking.retired import RetiredVersion, find_retired, remove_retired
@@ -29,7 +28,8 @@ mlflow.models.set_model(Empty())
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry of five versions, announced one after the other: the first is champion."""
     folder = tmp_path_factory.mktemp("template")
-    store = make_store(folder / "mlruns")
+    (folder / "mlruns").mkdir()
+    store = sqlite_store(folder / "mlruns/mlflow.db")
     client, experiment_id = connect(store)
     (folder / "model.py").write_text(CODE)
     with use_tracking_uri(store):

@@ -280,8 +280,8 @@ def test_branch_that_someone_has_checked_out_does_not_move(project):
 
 def test_program_gives_its_output_and_its_last_words(tmp_path):
     assert run_program(["sh", "-c", "echo hello; echo noise >&2"], tmp_path) == "hello\n"
-    with pytest.raises(StageError, match=r"code 3: b \| c \| d$"):
-        run_program(["sh", "-c", "printf 'a\\nb\\nc\\nd\\n' >&2; exit 3"], tmp_path)
+    with pytest.raises(StageError, match=r"code 3: b \| c \| d \| e \| f$"):
+        run_program(["sh", "-c", "printf 'a\\nb\\nc\\nd\\ne\\nf\\n' >&2; exit 3"], tmp_path)
     with pytest.raises(StageError, match=r"code 1: only this$"):
         run_program(["sh", "-c", "echo only this; exit 1"], tmp_path)
 
