@@ -14,7 +14,6 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
@@ -24,6 +23,7 @@ from benchmarks.machine import describe_machine
 from fullscale.evaluation.case_scores import read_pair
 from fullscale.label_names import resolve_organs
 from fullscale.patient_split import cases_of, read_split
+from fullscale.prediction.components import label_mask
 from fullscale.prediction.network_files import load_members
 from fullscale.prediction.predictor import Predictor
 from fullscale.scans.cohort import read_cohort
@@ -65,7 +65,7 @@ def main() -> None:
             took_s.append(time.perf_counter() - start)
         ratios.append(took_s[0] / took_s[1])
         for organ in cohort.annotated_organs(case, organs):
-            truth = np.isin(labels.values_ZYX, organs[organ])
+            truth = label_mask(labels.values_ZYX, organs[organ])
             scores = [
                 dice_score(
                     int((truth & masks[organ]).sum()), int(masks[organ].sum()), int(truth.sum())

@@ -32,6 +32,7 @@ from fullscale.evaluation.summary import (
 )
 from fullscale.label_names import resolve_organs
 from fullscale.patient_split import cases_of, read_split, split_of_seed
+from fullscale.prediction.components import label_mask
 from fullscale.runtime.console import report_errors
 from fullscale.runtime.cpu_kernels import fix_cpu_kernels
 from fullscale.runtime.files import save_picture
@@ -58,7 +59,7 @@ def draw_case(predictor: Predictor, case: Case, cohort: Cohort, heading: str, pa
     found = predictor.segment(scan)
     organs = predictor.description.organs
     shown = cohort.annotated_organs(case, organs)
-    truth_KZYX = np.stack([np.isin(labels.values_ZYX, organs[organ]) for organ in shown])
+    truth_KZYX = np.stack([label_mask(labels.values_ZYX, organs[organ]) for organ in shown])
     judged_ZYX = labels.values_ZYX != IGNORED_ID
     predicted_KZYX = np.stack([found.masks[organ] & judged_ZYX for organ in shown])
     chosen = choose_slices([truth_KZYX, predicted_KZYX])

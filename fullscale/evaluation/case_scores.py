@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fullscale.evaluation.metrics import score_classifier, score_overlap, score_physical
-from fullscale.prediction.components import Mask, largest_component
+from fullscale.prediction.components import Mask, label_mask, largest_component
 from fullscale.scans.cohort import IGNORED_ID
 from fullscale.scans.volume import Volume, read_image, read_labels
 
@@ -98,7 +96,7 @@ def score_case(
     rows = []
     for organ in cohort.annotated_organs(case, organs):
         label_id = predictor.description.organs[organ][0]
-        true_ZYX = np.isin(labels.values_ZYX, organs[organ])
+        true_ZYX = label_mask(labels.values_ZYX, organs[organ])
         predicted_ZYX = label_ZYX == label_id
         row: ScoreRow = {"case": case.name, "patient": case.patient, "organ": organ}
         truth = true_ZYX, spacing_mm, min_mm2, judged_ZYX

@@ -187,6 +187,8 @@ def without_ignored(ids_ZYX: NDArray[np.uint8], ignored: int = IGNORED_ID) -> ND
         ids_ZYX: label ids.
         ignored: id of these voxels; 0 if there are none.
     """
+    if not ignored:
+        return ids_ZYX
     return np.where(ids_ZYX == ignored, np.uint8(0), ids_ZYX)
 
 

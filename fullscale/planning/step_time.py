@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -37,10 +36,6 @@ from fullscale.training.fabric import make_fabric
 from fullscale.training.loop import Training, TrainingHooks, TrainingTask
 from model.losses import total_loss
 from model.preprocessing import NUM_ADJACENT_SLICES
-
-# Imported when used: it takes half a second.
-if TYPE_CHECKING:
-    pass
 
 MEASURED_S = 2.0
 """Time for which steps are measured, after the first one."""

@@ -1,8 +1,8 @@
-"""Connected components of masks. Z Y X voxels."""
+"""Masks of label maps, and their connected components. Z Y X voxels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,14 @@ from scipy import ndimage
 
 Mask = NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
+
+
+def label_mask(labels_ZYX: NDArray[np.uint8], label_ids: Sequence[int]) -> Mask:
+    """Return the voxels of some ids, at least one; np.isin takes several times as long for few."""
+    mask_ZYX = labels_ZYX == label_ids[0]
+    for label_id in label_ids[1:]:
+        mask_ZYX |= labels_ZYX == label_id
+    return np.asarray(mask_ZYX)
 
 
 def bounding_box(mask_ZYX: Mask) -> Box | None:

@@ -17,6 +17,7 @@ from fullscale.evaluation.case_scores import read_pair
 from fullscale.evaluation.slice_pictures import choose_slices
 from fullscale.evaluation.summary import make_predictor, picture_cases
 from fullscale.params import Params
+from fullscale.prediction.components import label_mask
 from fullscale.prediction.network_files import choose_deployed, digest_weights, load_members
 from fullscale.prediction.predictor import Predictor
 from fullscale.reporting.numbers import number
@@ -117,7 +118,7 @@ def draw_gallery(
     scan, labels = read_pair(case)
     organs = predictors[0].description.organs
     shown = cohort.annotated_organs(case, organs)
-    truth_KZYX = np.stack([np.isin(labels.values_ZYX, organs[organ]) for organ in shown])
+    truth_KZYX = np.stack([label_mask(labels.values_ZYX, organs[organ]) for organ in shown])
     judged_ZYX = labels.values_ZYX != IGNORED_ID
     masks = [truth_KZYX]
     for predictor in predictors:

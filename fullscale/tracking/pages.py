@@ -27,7 +27,8 @@ def version_url(store: Store, model_name: str, version: str) -> str | None:
 
 def models_url(uri: str) -> str:
     """Return the address of the list of models of a server; other stores are returned as such."""
-    return f"{_address(Store(uri))}/#/models?{MODE}" if uri.startswith("http") else uri
+    address = _address(Store(uri))
+    return uri if address is None else f"{address}/#/models?{MODE}"
 
 
 def _address(store: Store) -> str | None:

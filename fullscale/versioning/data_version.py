@@ -188,7 +188,17 @@ def newest_data_version(root: Path) -> str:
     tip = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
     if tip is None:
         return read_data_version(root)
-    return parse_data_version(git(root, "show", f"{tip}:data.dvc"), f"data.dvc of {tip}")
+    return committed_data_version(root, tip)
+
+
+def committed_data_version(root: Path, revision: str) -> str:
+    """Return the MD5 of the scans that data.dvc of a commit names.
+
+    Raises:
+        StageError: there is no data.dvc, or it does not describe data/.
+    """
+    found = git(root, "show", f"{revision}:data.dvc")
+    return parse_data_version(found, f"data.dvc of {revision}")
 
 
 def find_unannounced(root: Path) -> Announcement | None:
@@ -200,7 +210,7 @@ def find_unannounced(root: Path) -> Announcement | None:
     tip = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
     if tip is None:
         return None
-    data_version = parse_data_version(git(root, "show", f"{tip}:data.dvc"), f"data.dvc of {tip}")
+    data_version = committed_data_version(root, tip)
     announced = read_json_or_empty(root / ANNOUNCED_FILE)
     if announced.get("data_version") == data_version:
         return None

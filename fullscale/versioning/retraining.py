@@ -14,7 +14,11 @@ from typing import Any
 
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import read_json_or_empty, write_atomically, write_json
-from fullscale.versioning.data_version import Announcement, list_added_cases
+from fullscale.versioning.data_version import (
+    Announcement,
+    committed_data_version,
+    list_added_cases,
+)
 from fullscale.versioning.git import (
     RETRAIN_PREFIX,
     SCANS_BRANCH,
@@ -24,7 +28,6 @@ from fullscale.versioning.git import (
     move_branch,
     run_program,
 )
-from fullscale.versioning.provenance import parse_data_version
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +115,7 @@ def find_data_since(root: Path, scans_before: str | None, data_version: str) -> 
     tip = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
     if tip is None or tip == scans_before:
         return None
-    found = parse_data_version(git(root, "show", f"{tip}:data.dvc"), f"data.dvc of {tip}")
+    found = committed_data_version(root, tip)
     if found == data_version:
         return None
     cases = list_added_cases(root, f"{scans_before or 'HEAD'}..{tip}")

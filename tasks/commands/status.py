@@ -96,8 +96,9 @@ def _read_verdict(root: Path) -> Facts:
 def _read_scans(root: Path) -> Facts:
     from fullscale.runtime.errors import ScanError
     from fullscale.scans.cohort import read_cohort
-    from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
-    from fullscale.versioning.provenance import parse_data_version, read_data_version
+    from fullscale.versioning.data_version import committed_data_version
+    from fullscale.versioning.git import SCANS_BRANCH, find_commit
+    from fullscale.versioning.provenance import read_data_version
     from fullscale.versioning.retraining import newest_branch
 
     found: Facts = {"data_version": read_data_version(root)}
@@ -108,7 +109,7 @@ def _read_scans(root: Path) -> Facts:
         found["error"] = f"{error.found}; {error.cure}"
     tip = find_commit(root, f"refs/heads/{SCANS_BRANCH}")
     if tip is not None:
-        found["landed"] = parse_data_version(git(root, "show", f"{tip}:data.dvc"), SCANS_BRANCH)
+        found["landed"] = committed_data_version(root, tip)
     found["retrained"] = newest_branch(root)
     return found
 

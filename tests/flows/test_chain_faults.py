@@ -29,9 +29,9 @@ from flows.stages import TransientError
 from flows.watch_inbox import watch_inbox
 from fullscale.tracking.registry import CHALLENGER
 from fullscale.tracking.store import default_store
-from fullscale.versioning.data_version import open_newest
+from fullscale.versioning.data_version import committed_data_version, open_newest
 from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
-from fullscale.versioning.provenance import parse_data_version, read_data_version
+from fullscale.versioning.provenance import read_data_version
 from fullscale.versioning.retraining import (
     PENDING_FILE,
     list_pending,
@@ -109,7 +109,7 @@ def land(root: Path, name: str) -> str:
 
 def branch_versions(root: Path) -> list[str]:
     names = git(root, "for-each-ref", "--format=%(refname)", "refs/heads/retrain").split()
-    return [parse_data_version(git(root, "show", f"{name}:data.dvc"), name) for name in names]
+    return [committed_data_version(root, name) for name in names]
 
 
 def own_checkout(root: Path) -> list[str]:

@@ -38,9 +38,8 @@ from fullscale.runtime.processes import stage_environment
 from fullscale.tracking.errors import UnreachableError
 from fullscale.tracking.registry import CHAMPION
 from fullscale.tracking.store import Store, connect
-from fullscale.versioning.data_version import find_unannounced
+from fullscale.versioning.data_version import committed_data_version, find_unannounced
 from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
-from fullscale.versioning.provenance import parse_data_version
 from fullscale.versioning.retraining import list_pending, newest_branch
 
 ARRIVAL_S = (10.0, 50.0)
@@ -288,7 +287,7 @@ class Soak:
             return "a data version or a retraining was not told of"
         branch = newest_branch(self.root)
         tip = find_commit(self.root, f"refs/heads/{SCANS_BRANCH}")
-        newest = tip and parse_data_version(git(self.root, "show", f"{tip}:data.dvc"), tip)
+        newest = tip and committed_data_version(self.root, tip)
         if branch is None or branch_versions(self.root)[branch] != newest:
             return f"data version {newest} is not trained on"
         texts = "\n".join(message["text"] for message in received)

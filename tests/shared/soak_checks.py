@@ -20,8 +20,9 @@ from fullscale.runtime.files import file_sha256
 from fullscale.scans.cohort import Case, read_cohort
 from fullscale.tracking.registry import CHALLENGER, CHAMPION
 from fullscale.tracking.store import Store, use_tracking_uri
+from fullscale.versioning.data_version import committed_data_version
 from fullscale.versioning.git import SCANS_BRANCH, git
-from fullscale.versioning.provenance import digest_test_set, parse_data_version
+from fullscale.versioning.provenance import digest_test_set
 
 if TYPE_CHECKING:
     from soak import Soak
@@ -37,7 +38,7 @@ PLACES = {"accepted": ACCEPTED, "quarantine": QUARANTINED}
 def branch_versions(root: Path) -> dict[str, str]:
     """The data version of each branch `retrain/*`."""
     names = git(root, "for-each-ref", "--format=%(refname:short)", "refs/heads/retrain").split()
-    return {name: parse_data_version(git(root, "show", f"{name}:data.dvc"), name) for name in names}
+    return {name: committed_data_version(root, name) for name in names}
 
 
 def processes_in(root: Path) -> dict[int, str]:
