@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-MAX_PAIRS = 4096**2
-"""Pairs of pixels in memory at a time, in float32: 64 MB for each kernel."""
+MAX_PAIRS = 8192**2
+"""Pairs of pixels in memory at a time, in float32: 256 MB for each kernel."""
 BOX_FROM = 0.01
 """Probability from which a pixel is in the box."""
 MARGIN_PX = 4
