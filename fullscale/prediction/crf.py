@@ -4,31 +4,35 @@ Mean field of Kraehenbuehl and Koltun 2011, "Efficient inference in fully connec
 Gaussian edge potentials", for two labels, organ and rest, with a Potts penalty: every pixel pulls
 every other one to its own label, the more the nearer they are (smoothness), and the more the nearer
 and the more alike in HU they are (appearance). Each kernel is normalised symmetrically, so that the
-weights mean the same in boxes of every size. Instead of a lattice that approximates the sum over
-all pixels, it is computed as it is, in the box around the organ. A box whose pairs of pixels are
-more than `MAX_PAIRS` takes, for appearance, only the pairs in a window around each pixel, as in
-ConvCRF (Teichmann and Cipolla 2018).
+weights mean the same in boxes of every size.
 
-H W pixels of a box, N = H W, P places of a window.
+The sum over all pairs of pixels in the box around the organ is exact to rounding, without a lattice
+or a window: a Gaussian of places is separable, and one of HU is a sum of a few products of a
+function of one pixel and the same function of the other (Nystroem method, Williams and Seeger
+2001). So each sum is a few products of small matrices.
+
+H W pixels of a box, R such functions, M nodes between the lowest and the highest HU.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-MAX_PAIRS = 8192**2
-"""Pairs of pixels in memory at a time, in float32: 256 MB for each kernel."""
 BOX_FROM = 0.01
 """Probability from which a pixel is in the box."""
 MARGIN_PX = 4
 _SURE = 1e-6
 """Probabilities are kept this far from 0 and 1, whose logits are infinite."""
+_LEAST_TOTAL = 1e-6
+"""Sum of a kernel over the other pixels that still counts; below, a pixel is like no other."""
+_NODE_STEP = 0.5
+"""Distance of the nodes in standard deviations of HU."""
+_LEAST_EIGENVALUE = 1e-11
+"""Functions of a smaller eigenvalue, as a share of the largest, are rounding errors."""
 
 Kernel = Callable[[Tensor], Tensor]
 """Values of the pixels, H x W -> for each pixel their sum, weighted by the kernel, H x W."""
@@ -92,7 +96,6 @@ def refine_box(
     image_hu_HW: Tensor,
     pixel_mm: float,
     settings: CrfSettings = DEFAULTS,
-    max_pairs: int = MAX_PAIRS,
 ) -> Tensor:
     """Return the probabilities of one organ after the mean field.
 
@@ -101,36 +104,33 @@ def refine_box(
         image_hu_HW: HU, from any zero.
         pixel_mm: distance of pixels.
         settings: parameters of the field.
-        max_pairs: of pixels; a box with more takes those in a window.
     """
-    sigma_hu = settings.appearance_hu * math.sqrt(2)
-    if probability_HW.numel() ** 2 <= max_pairs:
-        alike = _sum_over_all(image_hu_HW / sigma_hu, pixel_mm / settings.appearance_mm)
-    else:
-        reach = max(1, (math.isqrt(max_pairs // probability_HW.numel()) - 1) // 2)
-        alike = _sum_in_window(image_hu_HW / sigma_hu, pixel_mm / settings.appearance_mm, reach)
+    # In float64: the sums over the others, which are small for a pixel that is like no other, are
+    # differences of sums over all.
+    image_hu_HW = image_hu_HW.double()
+    near = _sum_of_near(image_hu_HW, pixel_mm / settings.smoothness_mm)
+    alike = _sum_of_alike(
+        image_hu_HW / settings.appearance_hu,
+        _sum_of_near(image_hu_HW, pixel_mm / settings.appearance_mm),
+    )
     kernels = (
         (settings.appearance_weight, _normalise(alike, image_hu_HW)),
-        (
-            settings.smoothness_weight,
-            _normalise(_sum_of_near(image_hu_HW, pixel_mm / settings.smoothness_mm), image_hu_HW),
-        ),
+        (settings.smoothness_weight, _normalise(near, image_hu_HW)),
     )
-    logit_HW = torch.logit(probability_HW, _SURE)
+    logit_HW = torch.logit(probability_HW.double(), _SURE)
     found_HW = torch.sigmoid(logit_HW)
     for _ in range(settings.num_iterations):
         # The rest pulls the logit of a pixel down, the organ pulls it up.
         balance_HW = 2 * found_HW - 1
         pull_HW = sum((weight * kernel(balance_HW) for weight, kernel in kernels), logit_HW)
         found_HW = torch.sigmoid(pull_HW)
-    return found_HW
+    return found_HW.to(probability_HW.dtype)
 
 
 def _normalise(kernel: Kernel, like_HW: Tensor) -> Kernel:
     """Return a kernel without the pixel itself, divided by the roots of both pixels' sums."""
-    tiny = torch.finfo(like_HW.dtype).tiny
     total_HW = kernel(torch.ones_like(like_HW)) - 1
-    root_HW = total_HW.clamp(min=tiny).rsqrt()
+    root_HW = total_HW.clamp(min=_LEAST_TOTAL).rsqrt()
 
     def normalised(values_HW: Tensor) -> Tensor:
         scaled_HW = root_HW * values_HW
@@ -146,38 +146,43 @@ def _gaussian(length: int, step: float, like: Tensor) -> Tensor:
 
 
 def _sum_of_near(like_HW: Tensor, step: float) -> Kernel:
-    """Return the kernel of place alone, which is separable; distances in standard deviations."""
+    """Return the kernel of place alone, which is separable.
+
+    Args:
+        like_HW: whose shape, dtype and device count.
+        step: distance of pixels in standard deviations.
+    """
     height, width = like_HW.shape
     rows_HH, columns_WW = _gaussian(height, step, like_HW), _gaussian(width, step, like_HW)
     return lambda values_HW: rows_HH @ values_HW @ columns_WW
 
 
-def _sum_over_all(hu_HW: Tensor, step: float) -> Kernel:
-    """Return the kernel of place and HU over all pixels.
+def _sum_of_alike(hu_HW: Tensor, near: Kernel) -> Kernel:
+    """Return the kernel of place and HU.
 
     Args:
-        hu_HW: HU in standard deviations times the root of 2.
-        step: distance of pixels in standard deviations.
+        hu_HW: HU in standard deviations.
+        near: the kernel of place, also of several images, R x H x W.
     """
-    height, width = hu_HW.shape
-    hu_N = hu_HW.reshape(-1)
-    kernel_NN = (hu_N[:, None] - hu_N).square_().neg_().exp_()
-    kernel_NN *= torch.kron(_gaussian(height, step, hu_HW), _gaussian(width, step, hu_HW))
-    return lambda values_HW: (kernel_NN @ values_HW.reshape(-1)).reshape(height, width)
+    functions_RHW = _split_gaussian(hu_HW)
+    return lambda values_HW: (functions_RHW * near(functions_RHW * values_HW)).sum(dim=0)
 
 
-def _sum_in_window(hu_HW: Tensor, step: float, reach: int) -> Kernel:
-    """Return the same over pixels at most `reach` rows and columns away."""
-    size, sides = 2 * reach + 1, [reach] * 4
+def _split_gaussian(hu_HW: Tensor) -> Tensor:
+    """Return functions f of a pixel, R x H x W: exp(-(a - b)^2 / 2) is the sum of f(a) f(b).
 
-    def neighbours(values_HW: Tensor, outside: float) -> Tensor:
-        return F.unfold(F.pad(values_HW[None, None], sides, value=outside), size)[0]  # P x N
-
-    row_P = _gaussian(size, step, hu_HW)[reach]
-    place_P1 = torch.outer(row_P, row_P).reshape(-1, 1)
-    difference_PN = neighbours(hu_HW, math.inf) - hu_HW.reshape(1, -1)
-    kernel_PN = difference_PN.square_().neg_().exp_() * place_P1
-    return lambda values_HW: (kernel_PN * neighbours(values_HW, 0)).sum(dim=0).reshape(hu_HW.shape)
+    Args:
+        hu_HW: HU in standard deviations, float64.
+    """
+    hu_HW1 = hu_HW[..., None]
+    low, high = float(hu_HW1.min()), float(hu_HW1.max())
+    num_nodes = int((high - low) / _NODE_STEP) + 5
+    node_M = low + (torch.arange(num_nodes).to(hu_HW1) - 2) * _NODE_STEP
+    eigenvalue_M, vector_MM = torch.linalg.eigh(_gaussian(num_nodes, _NODE_STEP, hu_HW1))
+    kept_M = eigenvalue_M > _LEAST_EIGENVALUE * eigenvalue_M.max()
+    to_functions_MR: Tensor = vector_MM[:, kept_M] * eigenvalue_M[kept_M].rsqrt()
+    alike_HWM = ((hu_HW1 - node_M).square() / -2).exp()
+    return (alike_HWM @ to_functions_MR).movedim(-1, 0)
 
 
 def _find_box(probability_HW: Tensor) -> tuple[slice, slice] | None:
