@@ -120,7 +120,7 @@ def run_stage(project, params, store):
     workspace = open_workspace(project)
     verdict = decide(params, workspace, store)
     content = record_verdict(verdict, params, workspace, PROVENANCE.data_version)
-    return content, register(params, workspace, store, content, PROVENANCE.git_commit)
+    return content, register(params, workspace, store, content, PROVENANCE)
 
 
 def rescale(project, name, dice):
