@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -80,7 +81,8 @@ from fullscale.tracking.store import (
     default_store,
 )
 from fullscale.training.history import HISTORY_NAME, read_history
-from fullscale.versioning.provenance import digest_test_set, read_provenance
+from fullscale.versioning.git import CODE_VARIABLE
+from fullscale.versioning.provenance import Provenance, digest_test_set, read_provenance
 from fullscale.workspace import Workspace, open_workspace
 
 if TYPE_CHECKING:
@@ -299,12 +301,16 @@ def ensure_deployed_run(
 
 
 def register(
-    params: Params, workspace: Workspace, store: Store, verdict: VerdictContent, git_commit: str
+    params: Params,
+    workspace: Workspace,
+    store: Store,
+    verdict: VerdictContent,
+    provenance: Provenance,
 ) -> str | None:
     """Track test results, and register the candidate if it passed; return its version.
 
     Weights that are registered already get no second version: its tags are updated instead. The
-    commit, as `read_provenance` gives it, is a tag of the version and part of its description.
+    commit is a tag of the version and part of its description.
     """
     settings = params.register_
     run_ids, summaries = {}, {}
@@ -320,10 +326,10 @@ def register(
         version = find_version(store, settings.model_name, tags[WEIGHTS_TAG]) or log_model(
             store, run_id, settings.model_name, package_candidate(params, workspace)
         )
-        announce(store, settings.model_name, version, {**tags, COMMIT_TAG: git_commit})
+        announce(store, settings.model_name, version, {**tags, COMMIT_TAG: provenance.git_commit})
         organs = tuple(params.organs)
         pictures = add_previews(store, run_id, workspace.report(settings.candidate))
-        page = make_version_page(verdict, git_commit, summaries, organs, run_id, pictures)
+        page = make_version_page(verdict, provenance, summaries, organs, run_id, pictures)
         known = find_numbered(store, settings.model_name, version)
         page = add_external(page, read_external_scores(known.tags if known else {}))
         describe_version(store, settings.model_name, version, page, make_model_page(organs))
@@ -421,9 +427,9 @@ def main() -> None:
     store = default_store(workspace.root)
     with translate_outages(store.uri):
         verdict = decide(params, workspace, store)
-        provenance = read_provenance(workspace.root)
+        provenance = read_provenance(workspace.root, os.environ.get(CODE_VARIABLE, ""))
         content = record_verdict(verdict, params, workspace, provenance.data_version)
-        registered = register(params, workspace, store, content, provenance.git_commit)
+        registered = register(params, workspace, store, content, provenance)
     for line in verdict_lines(content):
         print(f"register: {line}")
     if registered is not None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -26,6 +26,19 @@ from prefect.workers.process import ProcessWorker
 from flows.devices import LIMIT
 from flows.servers.service_settings import POOL
 from fullscale.runtime.processes import bind_to_parent
+
+JOB_TEMPLATE: dict[str, Any] = {
+    "job_configuration": {
+        # A run ends with its worker, so that a killed worker leaves no training running.
+        "command": "python -m fullscale.runtime.processes python -m prefect.engine",
+        # Lines go to Prefect's log only: writing to the pipe of a dead worker would end a run
+        # before it can report that it crashed.
+        "stream_output": False,
+    },
+    # Who may start a run may not choose its command or environment.
+    "variables": {"type": "object", "properties": {}},
+}
+"""How the worker of the work pool starts a run."""
 
 APPLIED_VARIABLE = "fullscale_applied"
 # What flows/servers/watcher.py does instead.
@@ -83,11 +96,10 @@ def _digest(content: object) -> str:
 def set_up(client: SyncPrefectClient, num_devices: int) -> None:
     """Create work pool and limit where missing; update those defined otherwise now."""
     applied = AppliedDefinitions(client)
-    template = ProcessWorker.get_default_base_job_template()
-    pool = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
-    if not (applied.is_current(POOL, template) and _exists(client.read_work_pool, POOL)):
+    pool = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=JOB_TEMPLATE)
+    if not (applied.is_current(POOL, JOB_TEMPLATE) and _exists(client.read_work_pool, POOL)):
         client.create_work_pool(pool, overwrite=True)
-        applied.note(POOL, template)
+        applied.note(POOL, JOB_TEMPLATE)
     has_limit = _exists(client.read_global_concurrency_limit_by_name, LIMIT)
     if not (applied.is_current(LIMIT, num_devices) and has_limit):
         client.upsert_global_concurrency_limit_by_name(LIMIT, num_devices)

@@ -15,6 +15,7 @@ from fullscale.evaluation.promotion_gate import VERDICT_WORDS
 from fullscale.reporting.numbers import NOT_MEASURED, deployed_title, result_word, verdict_notes
 from fullscale.runtime.markdown import escape, format_table
 from fullscale.tracking.generated_text import sign, unsign
+from fullscale.versioning.provenance import Provenance
 
 MAX_CHARS = 5000
 """Longest description that MLflow's database accepts."""
@@ -41,7 +42,7 @@ NO_COMMIT = "none"
 
 def make_version_page(
     verdict: Mapping[str, Any],
-    git_commit: str,
+    provenance: Provenance,
     summaries: Mapping[str, Mapping[str, Any]],
     organs: Sequence[str],
     run_id: str,
@@ -53,7 +54,7 @@ def make_version_page(
 
     Args:
         verdict: the content of reports/gate.json.
-        git_commit: of the code that made it, as `read_provenance` gives it.
+        provenance: of the code that made it.
         summaries: of candidate and baseline, by network: the content of reports/NAME/summary.json.
         organs: rows of the table of scores, in this order.
         run_id: the MLflow run that holds `pictures` under PICTURES_PATH.
@@ -63,7 +64,7 @@ def make_version_page(
         _scores(verdict, summaries, organs),
         _pictures(run_id, pictures),
         _promotion(),
-        _provenance(verdict, git_commit),
+        _provenance(verdict, provenance),
     ]
     sections = [each for each in rest if each]
     room = MAX_CHARS - MIN_EXTERNAL_CHARS - len(sign("\n\n".join(["", *sections])))
@@ -222,12 +223,12 @@ def _promotion() -> str:
     )
 
 
-def _provenance(verdict: Mapping[str, Any], git_commit: str) -> str:
+def _provenance(verdict: Mapping[str, Any], provenance: Provenance) -> str:
     """Return the versions of code and data, and the commands that reproduce the weights.
 
     data.dvc is taken from the commit that added the data version, which may be a later one.
     """
-    data, commit = verdict["data_version"], git_commit.removesuffix("-dirty")
+    data, commit = verdict["data_version"], provenance.git_commit.removesuffix("-dirty")
     checkouts = [
         f"git checkout {commit}",
         f"git checkout $(git log --all --format=%h -S {data[:8]} -- data.dvc | tail -1) data.dvc",
@@ -237,7 +238,8 @@ def _provenance(verdict: Mapping[str, Any], git_commit: str) -> str:
             "### Reproduce",
             f"- data version: `{data}`",
             f"- git commit: `{commit}`"
-            + (", with changes that were not committed" if git_commit != commit else ""),
+            + (f", code of branch `{provenance.branch}`" if provenance.branch else "")
+            + (", with changes that were not committed" if provenance.git_commit != commit else ""),
             f"- test set: `{verdict['test_set']}`",
             f"- what segments: {deployed_title(verdict)}",
             f"- SHA-256 of the weights: `{verdict['weights_sha256']}`",

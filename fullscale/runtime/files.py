@@ -49,8 +49,12 @@ def file_sha256(path: Path) -> str:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the size of all files below a folder, links as links; 0 if there is none."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+    """Return the size of all files below a folder, links as links; 0 if there is none.
+
+    A file with n hard links counts with the n-th part, so that sums over folders are right.
+    """
+    found = [path.lstat() for path in folder.rglob("*") if not path.is_dir()]
+    return sum(each.st_size // each.st_nlink for each in found)
 
 
 def save_picture(figure: Figure, path: Path) -> None:

@@ -106,15 +106,16 @@ def add_test_results(
 
 
 def _full_name(run: Run, summary: Mapping[str, Any]) -> str | None:
-    """Return a run's name with data version and test Dice; None for one that a person named."""
+    """Return a run's name with test Dice and data version; None for one that a person named."""
     tags = run.data.tags
     title = f"{tags.get(NETWORK_TAG)}-{tags.get(SEED_TAG, 'ensemble')}"
     inputs = run.inputs.dataset_inputs if run.inputs else []
     if run.info.run_name.partition(", ")[0] != title or not inputs:
         return None
     dice = summary.get("test/dice")
-    scored = f", test Dice {dice:.3f}" if isinstance(dice, int | float) else ""
-    return f"{title}, scans {inputs[0].dataset.digest[:8]}{scored}"
+    # MLflow's table of runs shows some 22 characters of a name, so the number comes first.
+    scored = f", {dice:.3f} test Dice" if isinstance(dice, int | float) else ""
+    return f"{title}{scored}, scans {inputs[0].dataset.digest[:8]}"
 
 
 def add_verdict(store: Store, run_id: str, status: str) -> None:

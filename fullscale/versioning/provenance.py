@@ -15,6 +15,7 @@ import yaml
 
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import file_sha256
+from fullscale.versioning.git import git
 
 LIBRARIES = ("torch", "lightning-fabric", "kornia", "numpy", "nibabel", "mlflow", "dvc", "prefect")
 
@@ -27,15 +28,24 @@ class Provenance:
         git_commit: current commit, with the suffix "-dirty" if tracked files differ, or "none"
             outside a git repository.
         data_version: MD5 of the annotated scans, from data.dvc.
+        branch: the branch of the code; "" if it is unknown.
     """
 
     git_commit: str
     data_version: str
+    branch: str = ""
 
 
-def read_provenance(root: Path) -> Provenance:
-    """Read the versions of code and data in the project at `root`."""
-    return Provenance(git_commit=_git_commit(root), data_version=read_data_version(root))
+def read_provenance(root: Path, code_branch: str = "") -> Provenance:
+    """Read the versions of code and data in the project at `root`.
+
+    Args:
+        root: the project, or a worktree of it.
+        code_branch: where no branch is checked out, as in a worktree: the branch of the code.
+    """
+    commit = _git_commit(root)
+    branch = "" if commit == "none" else git(root, "branch", "--show-current")
+    return Provenance(commit, read_data_version(root), branch or code_branch)
 
 
 def read_data_version(root: Path) -> str:
@@ -132,15 +142,15 @@ def library_versions() -> dict[str, str]:
 
 
 def _git_commit(root: Path) -> str:
-    def git(*arguments: str) -> str:
+    def ask(*arguments: str) -> str:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
         )
         return done.stdout.strip()
 
     try:
-        commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.yaml")
+        commit = ask("rev-parse", "HEAD")
+        changed = ask("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.yaml")
     except subprocess.CalledProcessError as error:
         if "dubious ownership" in error.stderr:
             raise StageError(error.stderr.strip()) from None

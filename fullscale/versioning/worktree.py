@@ -1,7 +1,8 @@
 """Git worktrees below .cache/checkouts, so that flows never change the folder they run in.
 
 A worktree shares the repository and the DVC cache of the project. Files that git ignores in it
-(data/, artifacts/, .cache/) stay from one use to the next, so that work can be resumed.
+(data/, artifacts/, .cache/) stay from one use to the next, so that work can be resumed. What DVC
+checks out in it shares its blocks with the cache: files there are replaced, never changed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from fullscale.versioning.git import find_commit, git
 
 INBOX, RETRAIN = "inbox", "retrain"
 """Names of the worktrees, one for each flow that has one."""
+
+LINK_TYPES = "hardlink,copy"
+"""How DVC puts files into a worktree: the first that works. With reflinks in front of hard links,
+`dvc add` would leave copies where the file system has no reflinks.
+"""
 
 
 @contextmanager
@@ -134,11 +140,13 @@ def _is_worktree(folder: Path) -> bool:
 
 
 def _share_dvc(root: Path, folder: Path) -> None:
-    """Write .dvc/config.local of a worktree: the project's own plus the path of its cache."""
+    """Write .dvc/config.local of a worktree: the project's own plus its cache and link types."""
     local = _read_config(root / ".dvc" / "config.local")
     cache_dir = root / ".dvc" / "cache"
+    link_types = LINK_TYPES
     for config in (_read_config(root / ".dvc" / "config"), local):
         cache_dir = root / ".dvc" / config.get("cache", "dir", fallback=cache_dir)
+        link_types = config.get("cache", "type", fallback=link_types)
     for section in local.sections():
         url = local.get(section, "url", fallback="")
         if url and "://" not in url:
@@ -146,6 +154,7 @@ def _share_dvc(root: Path, folder: Path) -> None:
     if not local.has_section("cache"):
         local.add_section("cache")
     local.set("cache", "dir", str(cache_dir.resolve()))
+    local.set("cache", "type", link_types)
     text = io.StringIO()
     local.write(text)
     write_atomically(folder / ".dvc" / "config.local", text.getvalue())

@@ -15,7 +15,6 @@ import typer
 
 from fullscale.runtime.console import report_errors
 from fullscale.runtime.errors import ScanError, StageError
-from fullscale.runtime.files import folder_bytes
 
 if TYPE_CHECKING:
     from fullscale.inbox.inbox import Inbox, InboxFile
@@ -122,7 +121,7 @@ def _find_in_cache(root: Path, stack: ExitStack) -> Iterator[Garbage | str]:
             continue
         why = "nothing is unfinished in it; the next run makes it again"
         remove = partial(remove_checkout, root, folder)
-        yield Garbage(f"worktree {folder.name}", why, folder_bytes(folder), remove)
+        yield Garbage(f"worktree {folder.name}", why, _own_bytes(folder), remove)
     if objects := list_unused_objects(root, checkouts):
         yield Garbage(
             f"{len(objects)} objects in DVC's cache",
@@ -130,6 +129,12 @@ def _find_in_cache(root: Path, stack: ExitStack) -> Iterator[Garbage | str]:
             sum(path.stat().st_size for path in objects),
             partial(remove_unused_objects, root, kept),
         )
+
+
+def _own_bytes(folder: Path) -> int:
+    """Return what removing a worktree frees: its hard links to DVC's cache free nothing."""
+    found = [path.lstat() for path in folder.rglob("*") if not path.is_dir()]
+    return sum(each.st_size for each in found if each.st_nlink == 1)
 
 
 def _describe_unsent(folder: Path) -> str:

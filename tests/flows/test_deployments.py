@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.actions import DoNothing
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.settings import PREFECT_API_URL
+from prefect.workers.process import ProcessJobConfiguration
 
 from flows.devices import LIMIT
 from flows.events import EVENT, RESOURCE_ID, RETRAINING, WANTED
@@ -43,14 +45,22 @@ def test_entry_point_has_the_deployments_name(name):
     assert DEPLOYMENTS[name]["description"]
 
 
-@pytest.mark.parametrize("name", list(DEPLOYMENTS))
-def test_runs_end_with_their_worker(name):
-    pool = DEPLOYMENTS[name]["work_pool"]
-    assert pool["name"] == POOL
-    assert pool["job_variables"]["command"].startswith(
-        "python -m fullscale.runtime.processes python "
-    )
-    assert pool["job_variables"]["stream_output"] is False
+@pytest.mark.slow
+def test_run_ends_with_its_worker_and_brings_no_command_of_its_own(prefect):
+    assert {str(item["work_pool"]) for item in DEPLOYMENTS.values()} == {f"{{'name': '{POOL}'}}"}
+    hostile = {
+        "command": "touch reached",
+        "env": {"PYTHONSTARTUP": "reached.py"},
+        "working_dir": "/",
+        "stream_output": True,
+    }
+    with get_client(sync_client=True) as client:
+        set_up(client, 1)
+        template = client.read_work_pool(POOL).base_job_template
+    # As the worker makes it of the pool and of what a run was started with.
+    job = asyncio.run(ProcessJobConfiguration.from_template_and_values(template, hostile))
+    assert job.command == "python -m fullscale.runtime.processes python -m prefect.engine"
+    assert (job.env, job.working_dir, job.stream_output) == ({}, None, False)
 
 
 def test_runs_work_in_the_folder_of_their_worker(tmp_path, monkeypatch):

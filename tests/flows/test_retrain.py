@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import yaml
 from cohorts import write_nnunet
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from project import Project
 from watching import wait_until
@@ -136,6 +138,10 @@ def test_new_scans_are_trained_on_and_the_result_is_a_branch(
         context.setattr(retraining, "push", push_after_landing)
         status = retrain(root, "2 scans landed")
 
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+    assert re.fullmatch(rf"retrain [-\d]{{10}} 2 scans landed: {status.upper()}", run.name)
+    assert run.tags == [status]
     branch = newest_branch(root)
     assert branch is not None
     assert branch.endswith(first[:8])

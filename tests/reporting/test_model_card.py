@@ -16,9 +16,11 @@ from fullscale.reporting.model_card import (
 )
 from fullscale.runtime.markdown import escape
 from fullscale.tracking.generated_text import is_ours
+from fullscale.versioning.provenance import Provenance
 from fullscale.workspace import open_workspace
 
-COMMIT = "c" * 40
+COMMIT, DATA = "c" * 40, "d" * 32 + ".dir"
+CODE = Provenance(COMMIT, DATA)
 RUN_ID = "f" * 32
 ORGANS = ("liver", "spleen")
 CHAMPION = {
@@ -49,7 +51,7 @@ def test_page_of_an_ensemble_names_its_members_and_the_digest_over_theirs(
     verdict, summaries, tmp_path
 ):
     verdict |= {"seeds": [0, 2, 10], "members": [0, 2, 10]}
-    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, [])
+    page = make_version_page(verdict, CODE, summaries, ORGANS, RUN_ID, [])
     assert "- what segments: the ensemble of 3 trainings, seeds 0, 2, 10\n" in page
     command = page.split("\n```\n")[1].splitlines()[-1]
     folders = [tmp_path / "artifacts/train/unet3plus" / str(seed) for seed in verdict["members"]]
@@ -64,7 +66,7 @@ def test_page_of_an_ensemble_names_its_members_and_the_digest_over_theirs(
 
 def test_page_of_the_best_training_says_so(verdict, summaries):
     verdict |= {"seeds": [0, 2], "members": [2]}
-    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, [])
+    page = make_version_page(verdict, CODE, summaries, ORGANS, RUN_ID, [])
     assert "- what segments: the training with seed 2, of 2 the best in validation\n" in page
     assert "sha256sum artifacts/train/unet3plus/2/weights.safetensors\n" in page
 
@@ -77,7 +79,7 @@ def cells(page, start):
 
 
 def test_page_begins_with_the_verdict_and_every_reason(verdict, summaries):
-    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, list(PICTURES))
+    page = make_version_page(verdict, CODE, summaries, ORGANS, RUN_ID, list(PICTURES))
     assert page.startswith("PASS: the candidate may be promoted\n---\n")
     for criterion in verdict["criteria"]:
         assert f"| PASS | {escape(criterion['found'])}&nbsp; | {criterion['wanted']} |" in page
@@ -85,21 +87,19 @@ def test_page_begins_with_the_verdict_and_every_reason(verdict, summaries):
 
 def test_page_has_the_notes_of_the_verdict(verdict, summaries):
     verdict["notes"] = ["First candidate judged on test set 1234."]
-    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, list(PICTURES))
+    page = make_version_page(verdict, CODE, summaries, ORGANS, RUN_ID, list(PICTURES))
     wanted = "A candidate passes if it meets all of these. First candidate judged on test set 1234."
     assert wanted in page
 
 
 def test_page_of_an_older_verdict_has_no_notes(verdict, summaries):
     verdict.pop("notes", None)
-    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, list(PICTURES))
+    page = make_version_page(verdict, CODE, summaries, ORGANS, RUN_ID, list(PICTURES))
     assert "\nA candidate passes if it meets all of these.\n" in page
 
 
 def test_page_compares_candidate_baseline_and_champion(verdict, summaries):
-    page = make_version_page(
-        {**verdict, "champion": CHAMPION}, COMMIT, summaries, ORGANS, RUN_ID, []
-    )
+    page = make_version_page({**verdict, "champion": CHAMPION}, CODE, summaries, ORGANS, RUN_ID, [])
     assert cells(page, "| organ |") == [
         *("organ", "Dice, unet3plus (this)", "Dice, unet (baseline)", "Dice, champion then"),
         *("slice FPR, unet3plus (this)", "slice FPR, unet (baseline)"),
@@ -117,24 +117,24 @@ def test_page_compares_candidate_baseline_and_champion(verdict, summaries):
 
 
 def test_page_says_that_there_was_no_champion(verdict, summaries):
-    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, [])
+    page = make_version_page(verdict, CODE, summaries, ORGANS, RUN_ID, [])
     assert "No other version was champion then, so there is none to compare with." in page
     assert len(cells(page, "| liver&nbsp; |")) == 5
 
 
 def test_page_shows_the_pictures_that_there_are(verdict, summaries):
-    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, ["best", "median"])
+    page = make_version_page(verdict, CODE, summaries, ORGANS, RUN_ID, ["best", "median"])
     shown = [line for line in page.splitlines() if line.startswith("![")]
     address = "get-artifact?path=page%2F{}.png&run_uuid=" + RUN_ID
     assert shown == [
         f"![The median test case]({address.format('median')})",
         f"![The test case with the highest Dice]({address.format('best')})",
     ]
-    assert "### Pictures" not in make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, [])
+    assert "### Pictures" not in make_version_page(verdict, CODE, summaries, ORGANS, RUN_ID, [])
 
 
 def test_page_says_what_it_was_made_from_and_how_to_make_it_again(verdict, summaries):
-    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, [])
+    page = make_version_page(verdict, CODE, summaries, ORGANS, RUN_ID, [])
     for value in (
         COMMIT,
         *(verdict[key] for key in ("data_version", "test_set", "weights_sha256")),
@@ -153,11 +153,17 @@ def test_page_says_what_it_was_made_from_and_how_to_make_it_again(verdict, summa
     ]
 
 
-def test_page_says_that_the_code_was_not_committed(verdict, summaries):
-    dirty = make_version_page(verdict, f"{COMMIT}-dirty", summaries, ORGANS, RUN_ID, [])
+def test_page_names_the_branch_and_says_that_the_code_was_not_committed(verdict, summaries):
+    dirty = make_version_page(
+        verdict, Provenance(f"{COMMIT}-dirty", DATA), summaries, ORGANS, RUN_ID, []
+    )
     assert f"- git commit: `{COMMIT}`, with changes that were not committed\n" in dirty
     assert f"\ngit checkout {COMMIT}\n" in dirty
-    nowhere = make_version_page(verdict, "none", summaries, ORGANS, RUN_ID, [])
+    branch = make_version_page(
+        verdict, Provenance(COMMIT, DATA, "main"), summaries, ORGANS, RUN_ID, []
+    )
+    assert f"- git commit: `{COMMIT}`, code of branch `main`\n" in branch
+    nowhere = make_version_page(verdict, Provenance("none", DATA), summaries, ORGANS, RUN_ID, [])
     assert "- git commit: `none`\n" in nowhere
     assert "git checkout" not in nowhere
 
@@ -172,7 +178,7 @@ def test_page_of_many_organs_fits_and_counts_what_it_leaves_out(verdict, summari
     ]
     verdict["notes"] = ["Judged: these weights against those weights."] * 5
     verdict["champion"] = CHAMPION
-    page = make_version_page(verdict, COMMIT, summaries, organs, RUN_ID, list(PICTURES))
+    page = make_version_page(verdict, CODE, summaries, organs, RUN_ID, list(PICTURES))
     room = MAX_CHARS - MIN_EXTERNAL_CHARS
     assert room - 200 < len(page) <= room
     assert is_ours(page)
@@ -195,7 +201,7 @@ def external(*organs):
 
 
 def test_page_tells_external_scores_from_internal_ones(verdict, summaries):
-    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, list(PICTURES))
+    page = make_version_page(verdict, CODE, summaries, ORGANS, RUN_ID, list(PICTURES))
     shown = add_external(page, {"Chaos": external("liver"), "Ircad_b": external(*ORGANS)})
     assert is_ours(shown)
     titles = [line for line in shown.splitlines() if line.startswith("### ")]
@@ -213,7 +219,7 @@ def test_page_tells_external_scores_from_internal_ones(verdict, summaries):
 
 def test_page_of_many_cohorts_fits(verdict, summaries):
     organs = [f"a_rather_long_name_of_organ_number_{place:03d}" for place in range(104)]
-    page = make_version_page(verdict, COMMIT, summaries, organs, RUN_ID, list(PICTURES))
+    page = make_version_page(verdict, CODE, summaries, organs, RUN_ID, list(PICTURES))
     shown = add_external(page, {"first": external(*organs), "second": external(*organs)})
     assert len(shown) <= MAX_CHARS
     assert "more: the version's tags |" in shown
@@ -229,7 +235,7 @@ CHANGES = (
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_page_that_a_person_changed_is_theirs(verdict, summaries, change):
-    page = make_version_page(verdict, COMMIT, summaries, ORGANS, RUN_ID, [])
+    page = make_version_page(verdict, CODE, summaries, ORGANS, RUN_ID, [])
     assert is_ours(page)
     assert not is_ours(change(page))
 

@@ -28,6 +28,7 @@ from pathlib import Path
 import psutil
 from deliveries import WAITING, Sender
 from mlflow.exceptions import MlflowException
+from project import Project
 from quick_project import make_quick_project
 from running_services import RunningServices, free_port
 from soak_checks import MODEL, branch_versions, processes_in, verify
@@ -45,8 +46,9 @@ from fullscale.versioning.retraining import list_pending, newest_branch
 ARRIVAL_S = (10.0, 50.0)
 KILL_EVERY_S = 120.0
 PERSON_EVERY_S = 90.0
-ACTIONS = {"promote": 4, "move": 1, "copy": 1}
-"""What a person does meanwhile, and how often: each is done once at least in a long soak."""
+ACTIONS = {"choose a champion": 4, "move": 1, "copy": 1}
+"""What a person does meanwhile, and how often in each round of all of them."""
+MOST_TRIES = 10
 PERSONS_CRON = "*/3 * * * *"
 LONGEST_REST_S = 2400.0
 TARGETS = {
@@ -67,19 +69,24 @@ class Soak:
     """One soak of a project.
 
     Args:
-        folder: empty; everything is made below it.
+        project: a quick project after `dvc repro`, with a registered version; files are made next
+            to it.
         seed: of all that is random.
         log: where each event is written, with the seconds since the beginning.
     """
 
-    def __init__(self, folder: Path, seed: int, log: Path) -> None:
+    def __init__(self, project: Project, seed: int, log: Path) -> None:
         self.chance = random.Random(seed)
         self.log_path = log
         self.counts: Counter[str] = Counter()
-        self.project = make_quick_project(folder)
+        self.project = project
+        folder = self.root.parent
+        project.run("git", "commit", "--all", "--quiet", "--message", "Results")
+        project.run("dvc", "push", "--quiet", "data.dvc", "dvc.yaml")
         (self.root / "inbox").mkdir()
         self.sender = Sender(folder / "made", self.root / "inbox", self.chance)
-        self.promoted: str | None = None
+        self.chosen: str | None = None
+        self.planned: list[str] = []
         proxy = f"http://127.0.0.1:{free_port()}"  # nobody is there
         self.project.environment |= {
             **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), proxy),
@@ -124,12 +131,8 @@ class Soak:
                 self._send(kind)
             self._disturb(duration_s, kill_every_s, is_more_sent=not kinds)
             self.say("rest", "no more scans, no more kills")
-            self.sender.wait()
-            sent = [asdict(each) for each in self.sender.sent]
-            (self.root.parent / "sent.json").write_text(json.dumps(sent, indent=1))
-            why = self._await_rest(receiver.received)
-            self.say("rest", why or "everything has come to its end")
-            assert not why, why
+            self._await_rest(receiver.received)
+            self._choose_until_both_were_done(receiver.received)
             assert wait_until(lambda: not self._orphans(), 10, pause_s=1), self._orphans()
             summary = verify(self, receiver.received)
             assert self._read_settings() == settings, "no setting of a person was changed"
@@ -215,25 +218,42 @@ class Soak:
 
     def _act(self) -> None:
         """Do what a person does now and then."""
-        action = self.chance.choices(list(ACTIONS), list(ACTIONS.values()))[0]
-        {"promote": self._promote, "move": self._move, "copy": self._copy}[action]()
+        if not self.planned:
+            self.planned = [action for action, number in ACTIONS.items() for _ in range(number)]
+            self.chance.shuffle(self.planned)
+        do = {"choose a champion": self._choose, "move": self._move, "copy": self._copy}
+        do[self.planned.pop()]()
 
-    def _promote(self) -> None:
-        """Make any version champion, an earlier one too."""
+    def _choose(self) -> bool:
+        """Promote the newest version, or roll back from it; False if there is no other version."""
         try:
             client, _ = connect(Store(self.services.mlflow_url))
-            versions = [each.version for each in client.search_model_versions(f"name = '{MODEL}'")]
-            if not versions:
-                return
-            chosen = str(self.chance.choice(sorted(versions)))
-            client.set_registered_model_alias(MODEL, CHAMPION, chosen)
+            found = client.search_model_versions(f"name = '{MODEL}'")
+            *earlier, newest = sorted(int(each.version) for each in found)
+            if not earlier:
+                return False
+            champion = int(client.get_model_version_by_alias(MODEL, CHAMPION).version)
+            chosen = self.chance.choice(earlier) if champion == newest else newest
+            client.set_registered_model_alias(MODEL, CHAMPION, str(chosen))
         except (MlflowException, UnreachableError) as error:  # its server is killed now and then
-            self.say("not promoted", str(error)[:80])
-            self.promoted = None
-            return
-        self.promoted = chosen
-        self.counts["promoted"] += 1
-        self.say("promoted", f"version {chosen}")
+            self.say("not chosen", str(error)[:80])
+            self.chosen = None
+            return True
+        self.chosen = str(chosen)
+        what = "promoted" if chosen == newest else "rolled back"
+        self.counts[what] += 1
+        self.say(what, f"from version {champion} to {chosen}")
+        return True
+
+    def _choose_until_both_were_done(self, received: list[dict]) -> None:
+        """Promote and roll back, if chance left out one; for that, let a second version be made."""
+        for _ in range(MOST_TRIES):
+            if self.chosen and self.counts["promoted"] and self.counts["rolled back"]:
+                return
+            if not self._choose():
+                self._send("good")
+                self._await_rest(received)
+        raise AssertionError("no promotion and roll-back")
 
     def _move(self) -> None:
         """Stop, move the project, and go on in the new folder."""
@@ -271,10 +291,15 @@ class Soak:
         with self.services.log_path.with_name("services-before.log").open("a") as log:
             log.write(kept)
 
-    def _await_rest(self, received: list[dict]) -> str:
-        """Wait until there is nothing left to do; says what is, if that takes too long."""
+    def _await_rest(self, received: list[dict]) -> None:
+        """Wait until there is nothing left to do; fail if that takes too long."""
+        self.sender.wait()
+        sent = [asdict(each) for each in self.sender.sent]
+        (self.root.parent / "sent.json").write_text(json.dumps(sent, indent=1))
         wait_until(lambda: self._unrest(received) == "", LONGEST_REST_S, pause_s=3)
-        return self._unrest(received)
+        why = self._unrest(received)
+        self.say("rest", why or "everything has come to its end")
+        assert not why, why
 
     def _unrest(self, received: list[dict]) -> str:
         """Return what is still to be done; empty at rest."""
@@ -319,10 +344,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     args.log.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
-        Soak(folder.resolve(), args.seed, args.log.resolve()).run(
-            60 * args.minutes, args.kill_every_s
-        )
+        project = make_quick_project((args.folder or Path(temporary)).resolve())
+        project.run("dvc", "repro")
+        Soak(project, args.seed, args.log.resolve()).run(60 * args.minutes, args.kill_every_s)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ CANDIDATE = "unet3plus"
 MIB = 2**20
 MAX_MIB = {".prefect/prefect.db": 40, "mlruns/mlflow.db": 20}
 """Sizes that the databases must not reach."""
+MAIN = "main"
 PLACES = {"accepted": ACCEPTED, "quarantine": QUARANTINED}
 
 
@@ -62,17 +63,16 @@ def verify(soak: Soak, received: list[dict]) -> dict[str, object]:
     elsewhere.run("dvc", "remote", "add", "--local", "--default", "team", remote)
     fates = verify_files(soak.root / "inbox", soak.sender.sent)
     names = verify_data(elsewhere, soak.sender.sent)
-    made = branch_versions(soak.root)
+    made = branch_versions(soak.root) | {MAIN: committed_data_version(soak.root, MAIN)}
     weights, test_sets, statuses = verify_branches(elsewhere, made)
     split = load_params(soak.root / "params.yaml").split
     first = read_cohort(soak.root / "data").cases  # its checkout is as it was in the beginning
     frozen = digest_test_set(each for each in first if is_test_patient(each.patient, split))
     assert test_sets == {frozen}, f"test sets {test_sets}, wanted {frozen}"
     versions = verify_registry(soak.services.mlflow_url, weights, made, frozen)
-    if soak.promoted is not None:
-        client = mlflow.MlflowClient(soak.services.mlflow_url)
-        champion = client.get_model_version_by_alias(MODEL, CHAMPION).version
-        assert str(champion) == soak.promoted, "the champion is the one that a person chose last"
+    client = mlflow.MlflowClient(soak.services.mlflow_url)
+    champion = client.get_model_version_by_alias(MODEL, CHAMPION).version
+    assert str(champion) == soak.chosen, "the champion is the one that a person chose last"
     sizes = {name: round((soak.root / name).stat().st_size / MIB, 1) for name in MAX_MIB}
     assert all(sizes[name] < limit for name, limit in MAX_MIB.items()), sizes
     soak.say("verified", f"{len(weights)} branches, {versions} versions, {names} cases landed")
@@ -141,12 +141,12 @@ def verify_branches(
 
     Returns:
         Branch, and the commit it was made on, by the weights' SHA-256; the test sets; how often
-        each verdict was given.
+        each verdict was given to a retraining.
     """
     weights: dict[str, list[tuple[str, str]]] = {}
     test_sets, statuses = set(), Counter[str]()
     for branch, data_version in versions.items():
-        assert data_version[:8] in branch, (branch, data_version)
+        assert branch == MAIN or data_version[:8] in branch, (branch, data_version)
         elsewhere.run("git", "checkout", "--quiet", f"origin/{branch}")
         elsewhere.run("dvc", "pull", "--quiet", "--force", "data.dvc", "dvc.yaml")
         told = elsewhere.run("dvc", "repro")
@@ -158,7 +158,7 @@ def verify_branches(
         assert file_sha256(file) == gate["weights_sha256"], branch
         assert gate["data_version"] == data_version, branch
         test_sets |= {gate["test_set"], digest_test_set(tested_cases(elsewhere))}
-        statuses[gate["status"]] += 1
+        statuses[gate["status"]] += branch != MAIN
         parent = git(elsewhere.root, "rev-parse", "HEAD^")
         weights.setdefault(gate["weights_sha256"], []).append((branch, parent))
     return weights, test_sets, statuses
@@ -189,7 +189,6 @@ def verify_registry(
             fetched = mlflow.artifacts.download_artifacts(f"models:/{MODEL}/{version.version}")
         file = Path(fetched) / "artifacts/weights.safetensors"
         assert file_sha256(file) == tags["weights_sha256"], name
-    if versions:
-        challenger = client.get_model_version_by_alias(MODEL, CHALLENGER)
-        assert challenger.version in {version.version for version in versions}
+    challenger = client.get_model_version_by_alias(MODEL, CHALLENGER)
+    assert challenger.version in {version.version for version in versions}
     return len(versions)

@@ -292,3 +292,11 @@ def test_unit_of_systemd_is_one(tmp_path):
     command = ["systemd-analyze", "verify", str(unit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_git_ignores_what_programs_leave_in_the_project():
+    folders = ("data", "inbox", "mlruns", "mlartifacts", ".prefect", "artifacts", ".cache")
+    left = [f"{folder}/file" for folder in folders]
+    command = ["git", "-C", str(ROOT), "check-ignore", *left]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == left

@@ -102,7 +102,7 @@ def registered(tmp_path_factory, server) -> Registered:
         verdict = decide(params, workspace, server.store)
         provenance = read_provenance(root)
         content = record_verdict(verdict, params, workspace, provenance.data_version)
-        version = register(params, workspace, server.store, content, provenance.git_commit)
+        version = register(params, workspace, server.store, content, provenance)
         assert version == str(seed)
         weights_sha256[version] = file_sha256(root / "artifacts/train/unet3plus/0" / WEIGHTS_NAME)
     return Registered(project, weights_sha256)

@@ -8,17 +8,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from project import Project
 from soak import Soak
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
-def test_scans_that_land_while_processes_are_killed_become_a_challenger(tmp_path: Path) -> None:
-    soak = Soak(tmp_path, seed=1, log=tmp_path / "soak.log")
+def test_scans_that_land_while_processes_are_killed_become_a_challenger(
+    reproduced_project: Project, tmp_path: Path
+) -> None:
+    soak = Soak(reproduced_project, seed=1, log=tmp_path / "soak.log")
     summary = soak.run(25, kill_every_s=10, kinds=("good", "truncated", "no label map"))
     assert summary["cases landed"] == 1
     assert (summary["files accepted"], summary["files quarantined"]) == (2, 4)
     assert summary["retrainings published"]["pass"] >= 1
-    assert summary["versions registered"] >= 1  # one of which is the challenger, as soak verifies
+    assert summary["versions registered"] >= 2  # one of which is the challenger, as soak verifies
+    assert summary["promoted"] >= 1
+    assert summary["rolled back"] >= 1  # champion and challenger differ, and both stay
     killed = [number for what, number in summary.items() if what.startswith("killed: ")]
     assert sum(killed) >= 2

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from datetime import date
 from pathlib import Path
 
@@ -47,7 +46,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it for one test, in which the command runs."""
-    root = shutil.copytree(template, tmp_path / "project", symlinks=True)
+    root = tmp_path / "project"
+    run_program(["cp", "-a", str(template), str(root)], tmp_path)  # keeps hard links
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("FULLSCALE_INBOX", raising=False)
     monkeypatch.chdir(root)
@@ -87,6 +87,8 @@ def test_only_what_can_be_made_again_is_removed_and_only_when_asked(project: Pat
     for words in ("worktree inbox", "worktree retrain", "2 objects in DVC's cache", "2.0"):
         assert words in told, told
     assert "`fullscale gc --yes` does it" in told
+    (row,) = [line for line in told.splitlines() if "worktree retrain" in line]
+    assert row.split()[-1] == "0.0"  # scans and weights are links to the cache
     assert "inbox accepted" not in told  # its case is not in data/ yet
     git(project, "merge", "--quiet", SCANS_BRANCH)
     dvc(project, "checkout", "--quiet")

@@ -120,7 +120,7 @@ def run_stage(project, params, store):
     workspace = open_workspace(project)
     verdict = decide(params, workspace, store)
     content = record_verdict(verdict, params, workspace, PROVENANCE.data_version)
-    return content, register(params, workspace, store, content, PROVENANCE.git_commit)
+    return content, register(params, workspace, store, content, PROVENANCE)
 
 
 def rescale(project, name, dice):
@@ -147,7 +147,7 @@ def test_pass_registers_first_version_with_both_aliases(project, tiny_params, em
 
     client = mlflow.MlflowClient(empty_store.uri)
     run_id = find_training_run(empty_store, weights)
-    assert client.get_run(run_id).info.run_name == "unet3plus-0, scans dddddddd, test Dice 0.900"
+    assert client.get_run(run_id).info.run_name == "unet3plus-0, 0.900 test Dice, scans dddddddd"
     client.update_run(run_id, name="Ours")
     rescale(project, "unet3plus", 0.95)
     content, again = run_stage(project, tiny_params, empty_store)
@@ -564,7 +564,8 @@ def test_ensemble_is_registered_with_all_members_and_runs_of_its_own(
     assert run.data.metrics["test/dice/liver"] == pytest.approx(0.95)
     assert run.data.tags["fullscale.verdict"] == "pass"
     assert run.data.tags["fullscale.members"] == "0, 1, 2"
-    assert run.info.run_name.startswith("unet3plus-ensemble, scans dddddddd, test Dice 0.")
+    assert run.info.run_name.startswith("unet3plus-ensemble, 0.")
+    assert run.info.run_name.endswith(" test Dice, scans dddddddd")
     for seed, folder in zip(params.seeds, folders, strict=True):
         training = client.get_run(find_training_run(empty_store, digest_weights([folder])))
         assert training.data.tags["fullscale.seed"] == str(seed)

@@ -66,6 +66,19 @@ def test_data_of_a_version_come_from_the_cache_of_the_project(scans_repo):
         assert read_cohort(folder / "data").cases[0].patient == "p1"
 
 
+def test_worktrees_share_the_blocks_of_the_cache_and_leave_the_project_its_copies(scans_repo):
+    make_version(scans_repo, "p1")  # its data/ keeps what `dvc add` put into the cache
+    with open_newest(scans_repo, "retrain") as folder:
+        restore_data(folder)
+    cached = {file.stat().st_ino for file in (scans_repo / ".dvc/cache/files").rglob("*")}
+    for name in ("inbox", "retrain"):
+        files = [file for file in (folder.with_name(name) / "data").rglob("*") if file.is_file()]
+        assert len(files) == 8
+        assert {file.stat().st_ino for file in files} <= cached, name
+    own = {file.stat().st_ino for file in (scans_repo / "data").rglob("*")}
+    assert not own & cached
+
+
 @pytest.mark.parametrize("moment", ["before add", "after add", "after commit"])
 def test_version_that_was_killed_half_way_is_undone_and_made_again(scans_repo, moment):
     before = make_version(scans_repo, "p1")

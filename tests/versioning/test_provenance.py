@@ -5,8 +5,8 @@ from typing import NamedTuple
 import pytest
 
 from fullscale.runtime.errors import StageError
-from fullscale.versioning.git import find_code, git
-from fullscale.versioning.provenance import digest_test_set, read_provenance
+from fullscale.versioning.git import commit_paths, find_code, git
+from fullscale.versioning.provenance import Provenance, digest_test_set, read_provenance
 
 
 class Annotated(NamedTuple):
@@ -37,6 +37,19 @@ def test_digest_names_a_set_and_not_an_order():
 )
 def test_digest_changes_with_cases_patients_and_annotation(cases):
     assert digest_test_set(cases) != digest_test_set([FIRST, SECOND])
+
+
+def test_provenance_names_the_branch_that_is_checked_out_or_else_the_given_one(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "data.dvc").write_text("outs:\n- md5: abc.dir\n")
+    assert read_provenance(tmp_path, "main") == Provenance("none", "abc.dir", "main")
+    git(tmp_path, "init", "--quiet", "--initial-branch", "feature")
+    commit = commit_paths(tmp_path, ["data.dvc"], "Begin")
+    assert read_provenance(tmp_path, "main") == Provenance(commit, "abc.dir", "feature")
+    git(tmp_path, "checkout", "--quiet", "--detach")
+    assert read_provenance(tmp_path, "main") == Provenance(commit, "abc.dir", "main")
+    assert read_provenance(tmp_path) == Provenance(commit, "abc.dir")
 
 
 def test_repository_of_another_user_is_told_in_the_words_of_git(
