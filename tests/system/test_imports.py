@@ -25,8 +25,11 @@ ALLOWED = {
     "tasks.evaluate": {"torch", "pandas", "scipy.ndimage", "nibabel"},
     "tasks.register": {"torch", "pandas", "scipy.ndimage", "nibabel"},
     "tasks.receive": {"scipy.ndimage", "nibabel"},
+    "tasks.report": {"pandas", "scipy.ndimage", "nibabel", "matplotlib"},
     "flows.watch_inbox": {"prefect", "scipy.ndimage", "nibabel"},
     "flows.promote_check": {"prefect"},
+    "flows.reproduce": {"prefect"},
+    "flows.retrain": {"prefect"},
 }
 """The heavy modules that importing a module may load."""
 
