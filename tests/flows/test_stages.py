@@ -178,13 +178,13 @@ def limit_devices(num_slots: int) -> None:
         client.upsert_global_concurrency_limit_by_name(LIMIT, num_slots)
 
 
-@flow
 @pytest.fixture
 def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a function that lets a flow run no other stages than those named, in their order."""
     return lambda *names: monkeypatch.setattr(stages, "plan", lambda params: list(names))
 
 
+@flow
 def all_stages(root: Path, num_devices: int = 1) -> None:
     params = load_params(ROOT / "params.yaml")
     train = params.train.model_copy(update={"devices": num_devices, "strategy": "ddp"})

@@ -9,10 +9,12 @@ import base64
 import gzip
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import mlflow
@@ -44,8 +46,8 @@ MAX_GROWTH_BYTES = 64 << 20
 class Registry:
     """A registry with two versions of random networks, the first of them the champion."""
 
-    def __init__(self, folder) -> None:
-        self.store = sqlite_store(folder / "mlflow.db")
+    def __init__(self, folder, store_template) -> None:
+        self.store = sqlite_store(Path(shutil.copy(store_template / "mlflow.db", folder)))
         params = narrow(load_params(ROOT / "params.yaml"))
         self.weights = {}
         for seed in (1, 2):
@@ -79,8 +81,8 @@ class Registry:
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory):
-    return Registry(tmp_path_factory.mktemp("registry"))
+def registry(store_template, tmp_path_factory):
+    return Registry(tmp_path_factory.mktemp("registry"), store_template)
 
 
 class Process:

@@ -353,7 +353,9 @@ def alternating(tiny_params, gate, refine):
     """A model that finds each organ in some slices of a scan, whose probabilities overlap."""
     trained = shallow_trained(tiny_params)
     scan = Volume(make_body()[0], Geometry(make_body()[0].shape[::-1], np.diag([-7, -7, 8, 1.0])))
-    bias_K2 = trained.network.classifier.conv.bias.data.unflatten(0, (-1, 2))
+    classifier = trained.network.classifier.conv
+    classifier.weight.data *= 100  # so that it is sure of most slices
+    bias_K2 = classifier.bias.data.unflatten(0, (-1, 2))
     found = Predictor(trained, 0.5, 4, torch.device("cpu")).predict(scan, "none")
     odds_ZK = found.prediction.organ_probability.double().logit(eps=1e-6)
     bias_K2[:, 1] -= odds_ZK.quantile(0.7, dim=0).float()
