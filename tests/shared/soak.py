@@ -28,6 +28,7 @@ from pathlib import Path
 import psutil
 from deliveries import WAITING, Sender
 from mlflow.exceptions import MlflowException
+from project import Project
 from quick_project import make_quick_project
 from running_services import RunningServices, free_port
 from soak_checks import MODEL, branch_versions, processes_in, verify
@@ -67,16 +68,17 @@ class Soak:
     """One soak of a project.
 
     Args:
-        folder: empty; everything is made below it.
+        folder: everything is made below it.
         seed: of all that is random.
         log: where each event is written, with the seconds since the beginning.
+        project: a quick project in `folder` that nothing was run in; None makes it.
     """
 
-    def __init__(self, folder: Path, seed: int, log: Path) -> None:
+    def __init__(self, folder: Path, seed: int, log: Path, project: Project | None = None) -> None:
         self.chance = random.Random(seed)
         self.log_path = log
         self.counts: Counter[str] = Counter()
-        self.project = make_quick_project(folder)
+        self.project = project or make_quick_project(folder)
         (self.root / "inbox").mkdir()
         self.sender = Sender(folder / "made", self.root / "inbox", self.chance)
         self.promoted: str | None = None
@@ -88,6 +90,7 @@ class Soak:
             "FULLSCALE_WATCH_INTERVAL_S": "30",
             "FULLSCALE_RETRAIN_CRON": "*/10 * * * *",
             "FULLSCALE_NOTIFY": "custom-webhook/team",
+            "FULLSCALE_NUM_DEVICES": "1",  # counting them loads torch
             "PYTHONPATH": str(self.root),
         }
         self.head = self._own_checkout()

@@ -5,20 +5,20 @@ A minute of what tests/shared/soak.py does for hours.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
+from project import Project, copy_project
 from soak import Soak
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def test_scans_that_land_while_processes_are_killed_become_a_challenger(
-    empty_databases: Path, tmp_path: Path
+    quick_template: Project, tmp_path: Path
 ) -> None:
-    soak = Soak(tmp_path, seed=1, log=tmp_path / "soak.log")
-    shutil.copytree(empty_databases, soak.root, dirs_exist_ok=True)
+    project = copy_project(quick_template, tmp_path)
+    soak = Soak(tmp_path, seed=1, log=tmp_path / "soak.log", project=project)
     summary = soak.run(25, kill_every_s=10, kinds=("good", "truncated", "no label map"))
     assert summary["cases landed"] == 1
     assert (summary["files accepted"], summary["files quarantined"]) == (2, 4)
