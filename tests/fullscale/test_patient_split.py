@@ -1,6 +1,4 @@
 import re
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -278,12 +276,3 @@ def test_named_test_patient_with_cases_for_training_only_is_refused():
     ).fillna({"training_only": False})
     with pytest.raises(StageError, match=r"have no case: q; .*inbox are for training only"):
         split_cases(cases, make_params(test_patients=["p3", "q"]))
-
-
-@pytest.mark.parametrize("stage", ["slice", "split"])
-def test_stage_starts_without_slow_libraries(stage):
-    code = f"import sys, tasks.{stage}; print(*sys.modules)"
-    command = [sys.executable, "-c", code]
-    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert f"tasks.{stage}" in loaded
-    assert not {"torch", "sklearn", "scipy.ndimage", "matplotlib", "mlflow"} & set(loaded)
