@@ -79,7 +79,6 @@ def make_project(folder: Path, databases: Path | None = None) -> Project:
     project.environment |= {
         "FULLSCALE_MLFLOW_PORT": str(free_port()),
         "FULLSCALE_PREFECT_PORT": str(free_port()),
-        "FULLSCALE_NUM_DEVICES": "1",  # counting them loads torch
         "PYTHONPATH": str(ROOT),
     }
     return project

@@ -90,7 +90,6 @@ class Soak:
             "FULLSCALE_WATCH_INTERVAL_S": "30",
             "FULLSCALE_RETRAIN_CRON": "*/10 * * * *",
             "FULLSCALE_NOTIFY": "custom-webhook/team",
-            "FULLSCALE_NUM_DEVICES": "1",  # counting them loads torch
             "PYTHONPATH": str(self.root),
         }
         self.head = self._own_checkout()

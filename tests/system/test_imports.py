@@ -28,6 +28,7 @@ ALLOWED = {
     "tasks.report": {"pandas", "scipy.ndimage", "nibabel", "matplotlib"},
     "flows.watch_inbox": {"prefect", "scipy.ndimage", "nibabel"},
     "flows.promote_check": {"prefect"},
+    "flows.servers.deployments": {"prefect"},
     "flows.reproduce": {"prefect"},
     "flows.retrain": {"prefect"},
 }

@@ -41,7 +41,6 @@ def project(tmp_path_factory):
     for name in ("HTTP_PROXY", "http_proxy"):  # nobody is there
         project.environment[name] = f"http://127.0.0.1:{free_port()}"
     project.environment["PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS"] = "10"  # not an hour
-    del project.environment["FULLSCALE_NUM_DEVICES"]  # they are counted
     return project
 
 
