@@ -33,7 +33,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Else `dvc init` starts a second program, before a repository's settings forbid it.
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 # These take long to make, so a test that uses one is slow.
-SLOW_FIXTURES = {"empty_databases", "prefect", "quick_template", "reproduced_template", "patients"}
+SLOW_FIXTURES = {
+    "empty_databases",
+    "fuzzed",
+    "prefect",
+    "quick_template",
+    "reproduced_template",
+    "patients",
+}
 # Started first, the longest before the others: at the end no process is left alone with one.
 LONG_FILES = (
     "system/test_services.py",
