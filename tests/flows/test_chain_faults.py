@@ -132,10 +132,10 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_what_is_registered_gets_its_branch_and_message_whenever_the_run_is_killed(
-    root: Path, receiver: Receiver, kill_at: Callable[..., None]
+    trained_root: Path, receiver: Receiver, kill_at: Callable[..., None]
 ) -> None:
+    root, first = trained_root, read_data_version(trained_root)
     before = own_checkout(root)
-    first = land(root, "first")
     landed: list[str] = []
 
     def land_meanwhile() -> None:
