@@ -45,10 +45,10 @@ SLOW_FIXTURES = {
 LONG_FILES = (
     "system/test_services.py",
     "system/test_restarts.py",
+    "flows/test_retrain.py",
     "flows/test_chain_faults.py",
     "system/test_soak.py",
     "flows/test_stages.py",
-    "flows/test_retrain.py",
     "system/test_survival.py",
     "system/test_distributed.py",
     "system/test_team_servers.py",
