@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-import pandas as pd
 from prefect import get_run_logger, task
 from prefect.artifacts import (
     create_image_artifact,
@@ -20,17 +20,15 @@ from prefect.runtime import flow_run
 from fullscale.evaluation.promotion_gate import VERDICT_WORDS
 from fullscale.evaluation.score_files import VerdictContent
 from fullscale.params import Params
-from fullscale.patient_split import read_split
-from fullscale.reporting.page import PAGE
 from fullscale.reporting.results import Results, read_results
-from fullscale.reporting.sections import gain_charts
-from fullscale.reporting.style import to_png_uri
 from fullscale.reporting.text_summary import score_rows, verdict_lines
 from fullscale.tracking.pages import run_url
 from fullscale.tracking.registry import find_training_run
 from fullscale.tracking.store import Store
 from fullscale.workspace import Workspace, open_workspace
-from tasks.report import track_report, write_report
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PICTURES = {"worst": "The test case with the lowest Dice", "median": "The median test case"}
 
@@ -75,6 +73,9 @@ def show_report(results: Results, params: Params, store: Store) -> None:
 
     Its overlays stay in the page and in MLflow: there are too many for a list of artifacts.
     """
+    from fullscale.reporting.page import PAGE  # charts take a second to import
+    from tasks.report import track_report, write_report
+
     workspace = results.workspace
     report = write_report(results, params, workspace.reports / PAGE, with_overlays=True)
     for note in report.notes:
@@ -100,6 +101,9 @@ def show_status(status: str) -> None:
 
 def show_verdict(verdict: VerdictContent) -> None:
     """Show the verdict and its differences in Dice as artifacts of the run; call it in a flow."""
+    from fullscale.reporting.sections import gain_charts  # charts take a second to import
+    from fullscale.reporting.style import to_png_uri
+
     create_markdown_artifact(
         key="verdict",
         markdown="\n".join(verdict_lines(verdict)),
@@ -111,6 +115,8 @@ def show_verdict(verdict: VerdictContent) -> None:
 
 def show_folds(workspace: Workspace) -> None:
     """Show the patients of each fold as an artifact of the run; call it in a flow."""
+    from fullscale.patient_split import read_split  # it loads pandas
+
     table = read_split(workspace.split)
     create_table_artifact(key="folds", table=fold_rows(table), description="Patients by fold")
 

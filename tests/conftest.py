@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,16 +30,25 @@ from tasks.slice import slice_cohort
 # Tests run side by side, one to a core: more threads each would be in one another's way, and cost
 # two fifths more processor time in all.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Else `dvc init` starts a second program, before a repository's settings forbid it.
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 # These take long to make, so a test that uses one is slow.
-SLOW_FIXTURES = {"prefect", "quick_template", "reproduced_template", "patients"}
+SLOW_FIXTURES = {
+    "empty_databases",
+    "fuzzed",
+    "prefect",
+    "quick_template",
+    "reproduced_template",
+    "patients",
+}
 # Started first, the longest before the others: at the end no process is left alone with one.
 LONG_FILES = (
     "system/test_services.py",
     "system/test_restarts.py",
+    "flows/test_retrain.py",
     "flows/test_chain_faults.py",
     "system/test_soak.py",
     "flows/test_stages.py",
-    "flows/test_retrain.py",
     "system/test_survival.py",
     "system/test_distributed.py",
     "system/test_team_servers.py",
@@ -193,9 +203,33 @@ def build_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pa
 
 
 @pytest.fixture(scope="session")
-def quick_template(build_once) -> Project:
+def empty_databases(build_once, store_template) -> Path:
+    """The folders mlruns and .prefect of a project; for copying alone.
+
+    Their databases have the newest tables and no content. Those of Prefect take 5 s to make.
+    """
+
+    def make(folder: Path) -> None:
+        copy_store(store_template, folder / "mlruns")
+        subprocess.run(
+            ["prefect", "server", "database", "upgrade", "-y"],
+            env=Project(folder).environment | {"PREFECT_HOME": str(folder / ".prefect")},
+            capture_output=True,
+            check=True,
+        )
+
+    return build_once("databases", make)
+
+
+@pytest.fixture(scope="session")
+def quick_template(build_once, empty_databases) -> Project:
     """A small project that nothing was run in; for copying alone."""
-    return Project(build_once("quick", make_quick_project) / "project")
+
+    def make(folder: Path) -> None:
+        project = make_quick_project(folder)
+        shutil.copytree(empty_databases, project.root, dirs_exist_ok=True)
+
+    return Project(build_once("quick", make) / "project")
 
 
 @pytest.fixture
@@ -222,15 +256,34 @@ def reproduced_project(reproduced_template, tmp_path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def prefect(tmp_path_factory) -> Iterator[None]:
+def forget_runs(store_template) -> Callable[[Project], None]:
+    """Return a function that gives a project a tracking store in which nothing is."""
+
+    def forget(project: Project) -> None:
+        shutil.rmtree(project.root / "mlruns")
+        copy_store(store_template, project.root / "mlruns")
+
+    return forget
+
+
+@pytest.fixture(scope="session")
+def prefect(empty_databases, tmp_path_factory) -> Iterator[None]:
     """A Prefect server for all tests of this process that need one; settings lead to it."""
     from prefect.settings import PREFECT_HOME, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
     home = tmp_path_factory.mktemp("prefect")  # the working tree's would get results of tests
     folders = {PREFECT_HOME: home, PREFECT_LOCAL_STORAGE_PATH: home / "storage"}
-    with temporary_settings(folders), prefect_test_harness(server_startup_timeout=180):
-        yield
+
+    def make_database_folder() -> str:
+        folder = tempfile.mkdtemp(dir=os.environ.get("PYTEST_DEBUG_TEMPROOT"))
+        shutil.copy(empty_databases / ".prefect/prefect.db", f"{folder}/prefect-test.db")
+        return folder
+
+    with pytest.MonkeyPatch.context() as patch, temporary_settings(folders):
+        patch.setattr("prefect.testing.utilities.mkdtemp", make_database_folder)
+        with prefect_test_harness(server_startup_timeout=180):
+            yield
 
 
 @pytest.fixture(scope="session")
@@ -290,9 +343,10 @@ def copy_store(template: Path, folder: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
-def scans_template(tmp_path_factory):
-    """A small repository of git and DVC whose data/ holds three scans."""
-    return make_repository(tmp_path_factory.mktemp("template") / "project")
+def scans_template(build_once):
+    """A small repository of git and DVC whose data/ holds three scans; for copying alone."""
+    folder = build_once("scans", lambda folder: make_repository(folder / "project"))
+    return folder / "project"
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from prefect.utilities.templating import apply_values
 from prefect.variables import Variable
 from prefect.workers.process import ProcessWorker
 
-from flows.devices import LIMIT
+from flows.devices import LIMIT, list_gpus
 from flows.servers.service_settings import POOL
 from fullscale.runtime.processes import bind_to_parent
 
@@ -63,9 +63,7 @@ def count_devices(environment: Mapping[str, str]) -> int:
                 f"FULLSCALE_NUM_DEVICES is {text!r}; set an integer of at least 1, or unset it"
             )
         return int(text)
-    import torch
-
-    return max(1, torch.cuda.device_count())
+    return max(1, len(list_gpus(environment)))
 
 
 class AppliedDefinitions:

@@ -18,8 +18,6 @@ from fullscale.evaluation.slice_pictures import choose_slices
 from fullscale.evaluation.summary import make_predictor, picture_cases
 from fullscale.params import Params
 from fullscale.prediction.components import label_mask
-from fullscale.prediction.network_files import choose_deployed, digest_weights, load_members
-from fullscale.prediction.predictor import Predictor
 from fullscale.reporting.numbers import number
 from fullscale.reporting.results import Results
 from fullscale.reporting.style import Picture, to_png_uri
@@ -30,6 +28,8 @@ from fullscale.scans.slice_outlines import OutlineStyle, draw_outlined_slice
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from fullscale.prediction.predictor import Predictor
 
 MARGIN_MM = 30.0
 """Margin around the outlines."""
@@ -84,6 +84,12 @@ def draw_galleries(results: Results, params: Params) -> list[Gallery]:
 
 
 def _load(name: str, params: Params, results: Results) -> Predictor:
+    from fullscale.prediction.network_files import (  # it loads torch
+        choose_deployed,
+        digest_weights,
+        load_members,
+    )
+
     folders = choose_deployed(
         results.workspace.trainings(name, params.seeds), params.register_.deploy
     )

@@ -32,12 +32,7 @@ from fullscale.tracking.store import default_store
 from fullscale.versioning.data_version import committed_data_version, open_newest
 from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
 from fullscale.versioning.provenance import read_data_version
-from fullscale.versioning.retraining import (
-    PENDING_FILE,
-    list_pending,
-    mark_pending,
-    newest_branch,
-)
+from fullscale.versioning.retraining import list_pending, mark_pending, newest_branch
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect"), pytest.mark.timeout(1500)]
 MODEL = "fullscale-organs"
@@ -55,8 +50,8 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path)
+def server(store_template: Path, tmp_path: Path) -> Iterator[Server]:
+    server = Server(shutil.copytree(store_template, tmp_path / "mlflow"))
     server.start()
     yield server
     server.kill()
@@ -80,11 +75,14 @@ def root(quick_project: Project, receiver: Receiver, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def trained_root(
-    reproduced_project: Project, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    reproduced_project: Project,
+    forget_runs: Callable[[Project], None],
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """A project that was run once; then a condition of the promotion gate was changed."""
     project = reproduced_project
-    shutil.rmtree(project.root / "mlruns")
+    forget_runs(project)
     project.run("git", "commit", "--quiet", "--all", "--message", "Results")
     project.change_params("register", max_organ_dice_loss=0.99)
     project.run("git", "commit", "--quiet", "--all", "--message", "Ask for more")
@@ -134,10 +132,10 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_what_is_registered_gets_its_branch_and_message_whenever_the_run_is_killed(
-    root: Path, receiver: Receiver, kill_at: Callable[..., None]
+    trained_root: Path, receiver: Receiver, kill_at: Callable[..., None]
 ) -> None:
+    root, first = trained_root, read_data_version(trained_root)
     before = own_checkout(root)
-    first = land(root, "first")
     landed: list[str] = []
 
     def land_meanwhile() -> None:
@@ -192,34 +190,6 @@ def test_results_that_cannot_be_made_again_do_not_hold_up_newer_scans(
     assert len(receiver.received) == 1
 
 
-def test_mlflow_that_is_away_at_the_registration_fails_the_run_and_the_next_completes(
-    trained_root: Path, server: Server, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root, version = trained_root, read_data_version(trained_root)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-
-    def go_away() -> None:
-        assert wait_until((root / PENDING_FILE).exists, 600)
-        server.kill()
-
-    going = threading.Thread(target=go_away)
-    going.start()
-    with pytest.raises(TransientError, match=f"the MLflow store {server.uri} does not answer"):
-        retrain(root)
-    going.join()
-    assert newest_branch(root) is None
-    assert receiver.received[-1]["text"].startswith("Retraining failed")
-
-    server.start()
-    client = mlflow.MlflowClient(server.uri)
-    assert client.search_model_versions(f"name = '{MODEL}'") == []
-    retrain(root)
-    assert branch_versions(root) == [version]
-    assert len(client.search_model_versions(f"name = '{MODEL}'")) == 1
-    runs = client.search_runs([client.get_experiment_by_name("fullscale").experiment_id])
-    assert sorted(run.info.run_name.partition(",")[0] for run in runs) == ["unet-0", "unet3plus-0"]
-
-
 FULL = re.compile("File too large|disk I/O error")
 RUN = """
 import sys
@@ -253,7 +223,7 @@ def run_on_full_disk(root: Path, name: str) -> str:
     return done.stdout
 
 
-def test_disk_that_is_full_fails_the_retraining_and_the_next_completes(
+def test_retraining_that_fails_for_disk_or_server_is_completed_by_a_later_one(
     trained_root: Path, server: Server, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, version = trained_root, read_data_version(trained_root)
@@ -264,8 +234,29 @@ def test_disk_that_is_full_fails_the_retraining_and_the_next_completes(
     (message,) = receiver.received
     assert message["text"].startswith("Retraining failed")
     assert FULL.search(message["text"])
+    assert list_pending(root) == []
+
+    def go_away() -> None:
+        """End the server when the registration begins."""
+        assert wait_until(lambda: list_pending(root), 600)
+        server.kill()
+
+    going = threading.Thread(target=go_away)
+    going.start()
+    with pytest.raises(TransientError, match=f"the MLflow store {server.uri} does not answer"):
+        retrain(root)
+    going.join()
+    assert newest_branch(root) is None
+    assert receiver.received[-1]["text"].startswith("Retraining failed")
+
+    server.start()
+    client = mlflow.MlflowClient(server.uri)
+    assert client.search_model_versions(f"name = '{MODEL}'") == []
     retrain(root)
     assert branch_versions(root) == [version]
+    assert len(client.search_model_versions(f"name = '{MODEL}'")) == 1
+    runs = client.search_runs([client.get_experiment_by_name("fullscale").experiment_id])
+    assert sorted(run.info.run_name.partition(",")[0] for run in runs) == ["unet-0", "unet3plus-0"]
     assert own_checkout(root) == before
 
 

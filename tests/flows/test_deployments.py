@@ -15,7 +15,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessJobConfiguration
 
-from flows.devices import LIMIT
+from flows.devices import LIMIT, VISIBLE
 from flows.events import EVENT, RESOURCE_ID, RETRAINING, WANTED
 from flows.servers.deployments import (
     FORMER_AUTOMATIONS,
@@ -131,10 +131,9 @@ def test_number_of_devices_can_be_set():
     assert count_devices({"FULLSCALE_NUM_DEVICES": "4"}) == 4
 
 
-def test_machine_without_gpu_trains_one_at_a_time():
-    import torch
-
-    assert count_devices({}) == max(1, torch.cuda.device_count())
+def test_there_is_a_training_at_a_time_for_each_gpu_or_one():
+    assert count_devices({VISIBLE: "0,GPU-5e"}) == 2
+    assert count_devices({VISIBLE: ""}) == 1
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "all", "1.5"])

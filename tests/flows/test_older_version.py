@@ -60,7 +60,6 @@ def commit_files(root: Path, files: dict[str, str], message: str) -> str:
 def project(scans_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project whose scans and checkout are of an older version, and its HEAD of this one."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     monkeypatch.setenv("FULLSCALE_CODE_BRANCH", "main")
     run_program(["dvc", "remote", "add", "-d", "team", str(tmp_path / "remote")], scans_repo)
     older = commit_files(scans_repo, OLDER_FILES, "Older version")

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
-import yaml
 from cohorts import write_nnunet
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
@@ -47,9 +45,11 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def project(reproduced_project: Project, tmp_path: Path) -> Project:
-    """A project whose results are committed, with a DVC remote outside git and no registry."""
-    shutil.rmtree(reproduced_project.root / "mlruns")
+def project(
+    reproduced_project: Project, forget_runs: Callable[[Project], None], tmp_path: Path
+) -> Project:
+    """A project whose results are committed, with a DVC remote outside git and no runs."""
+    forget_runs(reproduced_project)
     reproduced_project.run("git", "commit", "--quiet", "--all", "--message", "Results")
     (tmp_path / "mount").mkdir()
     add = ("dvc", "remote", "add", "--local", "--default", "--force", "team")
@@ -95,12 +95,31 @@ def count_events(name: str) -> int:
         return int(answer.json()["total"])
 
 
+def retrain_until_killed(project: Project, reason: str, log_path: Path) -> None:
+    """Retrain as a person does, without a server, until the last training writes checkpoints."""
+    checkout = project.root / ".cache/checkouts/retrain"
+    kept = checkout / ".cache/train/unet3plus/0/checkpoints"
+    with log_path.open("w") as log:
+        flow = subprocess.Popen(
+            ["python", "-m", "flows.retrain", *reason.split()],
+            cwd=project.root,
+            env=project.environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    assert wait_until(lambda: list(kept.glob("*.ckpt")), 300), log_path.read_text()
+    os.killpg(flow.pid, signal.SIGKILL)
+    flow.wait()
+
+
 def test_new_scans_are_trained_on_and_the_result_is_a_branch(
     prefect: None,
     project: Project,
     receiver: Receiver,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     root = project.root
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -115,15 +134,25 @@ def test_new_scans_are_trained_on_and_the_result_is_a_branch(
     assert newest_branch(root) is None
     assert "Nothing to do" in artifact("retraining")
 
+    project.change_params("train", num_epochs=2)
+    project.change_params("compute", checkpoint_interval_s=0)
+    project.run("git", "commit", "--quiet", "--all", "--message", "Train longer")
     first = land(root, "first", tmp_path / "first")
-    before = state(root)
+    before, changed_before = state(root), project.run("dvc", "status", "data.dvc", "dvc.yaml")
     checkout = root / ".cache/checkouts/retrain"
+    retrain_until_killed(project, "2 scans landed", tmp_path / "log")
+    assert newest_branch(root) is None
+    assert state(root) == before
 
-    # Without its remote it fails after the training, and publishes nothing.
+    # The next run takes it up. Without its remote it fails after the training, and publishes
+    # nothing.
     (tmp_path / "mount").rmdir()
     (tmp_path / "mount").write_text("not mounted")
     with pytest.raises(StageFailedError, match=r"dvc push data\.dvc dvc\.yaml ended with code"):
         retrain(root, "2 scans landed")
+    assert "unet-0 epoch" not in caplog.text  # it was trained before the kill
+    assert caplog.text.count("unet3plus-0 epoch 2/2:") == 1
+    assert "is not continued" not in caplog.text
     assert newest_branch(root) is None
     assert receiver.received[-1]["text"].startswith("Retraining failed\nReason to retrain: 2 scan")
     assert state(root) == before
@@ -159,7 +188,7 @@ def test_new_scans_are_trained_on_and_the_result_is_a_branch(
     assert f"Test set {verdict['test_set']}: unchanged" in message
 
     assert state(root) == before
-    assert "up to date" in project.run("dvc", "status", "data.dvc", "dvc.yaml")
+    assert project.run("dvc", "status", "data.dvc", "dvc.yaml") == changed_before
     runs = mlflow.MlflowClient(default_store(root).uri).search_runs(["1"])
     assert sorted(run.info.run_name.partition(",")[0] for run in runs) == ["unet-0", "unet3plus-0"]
     assert not (checkout / "mlruns").exists()
@@ -185,39 +214,6 @@ def test_new_scans_are_trained_on_and_the_result_is_a_branch(
 
     # The scans that landed meanwhile are announced, once: the deployment trains on them next.
     assert wait_until(lambda: count_events("scans.landed") == num_events + 1, 20)
-    assert state(root) == before
-
-
-def test_killed_retraining_is_taken_up(project: Project, tmp_path: Path) -> None:
-    root = project.root
-    params = yaml.safe_load((root / "params.yaml").read_text())
-    params["train"] |= {"num_epochs": 2}
-    params["compute"] |= {"checkpoint_interval_s": 0}
-    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    project.run("git", "commit", "--quiet", "--all", "--message", "Train longer")
-    before = state(root)
-    kept = root / ".cache/checkouts/retrain/.cache/train/unet3plus/0/checkpoints"
-    command = ["python", "-m", "flows.retrain", "longer", "training"]
-    with (tmp_path / "log").open("w") as log:
-        flow = subprocess.Popen(
-            command,
-            cwd=root,
-            env=project.environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        assert wait_until(lambda: list(kept.glob("*.ckpt")), 300)
-        os.killpg(flow.pid, signal.SIGKILL)
-        flow.wait()
-    assert newest_branch(root) is None
-
-    told = project.run(*command)
-    assert newest_branch(root) is not None
-    assert "unet-0 epoch" not in told  # it was trained before
-    assert told.count("unet3plus-0 epoch 2/2:") == 1
-    assert "is not continued" not in told
-    assert "Reason: longer training" in git(root, "log", "-1", "--format=%B", newest_branch(root))
     assert state(root) == before
 
 
@@ -248,7 +244,6 @@ def test_scans_that_land_meanwhile_are_trained_on_by_the_same_run_without_a_serv
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     (scans_repo / "dvc.yaml").write_text(PIPELINE)
     (scans_repo / "dvc.lock").write_text("{schema: '2.0', stages: {}}")
     (scans_repo / "stage.py").write_text(STAGE.replace("FOLDER", str(tmp_path)))

@@ -18,7 +18,6 @@ from prefect.client.orchestration import get_client
 from prefect.events import Event
 from prefect.events.filters import EventFilter, EventNameFilter
 from prefect.states import Scheduled
-from repository import make_repository
 from watching import wait_until
 
 from flows.events import emit
@@ -32,8 +31,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def project(tmp_path):
-    return make_repository(tmp_path / "project")
+def project(scans_repo):
+    return scans_repo
 
 
 def fill(inbox: Path, num_cases: int, prefix: str = "new", seed: int = 50) -> Path:
@@ -161,8 +160,9 @@ def labels(data_version: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_without_a_server_the_log_says_that_nobody_hears(project, tmp_path):
+def test_without_a_server_the_log_says_that_nobody_hears(project, empty_databases, tmp_path):
     inbox = fill(project / "drop", 1)
+    shutil.copytree(empty_databases / ".prefect", tmp_path / "prefect")
     code = "import sys; from pathlib import Path; from flows.watch_inbox import watch_inbox\n"
     code += "watch_inbox(Path(sys.argv[1]), sys.argv[2], 0)"
     environment = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}

@@ -123,7 +123,6 @@ def fuzzed(tmp_path_factory):
     return folder, ingest(folder / "in", folder / "data")
 
 
-@pytest.mark.slow
 def test_every_damaged_pair_is_accepted_or_refused_with_a_code(fuzzed):
     _, report = fuzzed
     assert len(report.accepted) + len(report.refused) == NUM_CORRUPTIONS

@@ -348,6 +348,7 @@ def test_ingest_that_loses_a_case_fails(tmp_path):
     assert ingest(source, tmp_path / "data").num_usable == 2
 
 
+@pytest.mark.slow  # two other programs ingest
 def test_two_ingests_at_once_keep_the_cases_of_both(tmp_path):
     sources = [
         write_nnunet(tmp_path / name, 4, prefix=name, seed=seed)

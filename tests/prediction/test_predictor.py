@@ -222,6 +222,7 @@ def test_auto_precision_is_bf16_on_a_processor_that_has_it():
     assert pick_precision("auto", CPU) == (torch.bfloat16 if has_bf16 else torch.float32)
 
 
+@pytest.mark.slow  # another program loads torch
 def test_auto_precision_is_float32_with_kernels_that_every_processor_has():
     program = (
         "import torch; from fullscale.prediction.predictor import pick_precision; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def commands(program):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(store_template, tmp_path_factory):
     """The files that the document names, and a registry with a champion."""
     root = tmp_path_factory.mktemp("documented")
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
@@ -52,8 +53,9 @@ def folder(tmp_path_factory):
     save_nifti(root / "SCANS/case_17.nii.gz", hu, SPACING_MM)
     pd.DataFrame({"path": ["case_17.nii.gz"]}).to_csv(root / "rows.csv", index=False)
     torch.save(random_state("unet3plus_ds_cgm", width=4), root / "unet3plus.pth")
-    trained = save_random(root / "trained", narrow(load_params(ROOT / "params.yaml")))
-    store = sqlite_store(root / "mlflow.db")
+    # A UNet, whose conversion to ONNX takes a tenth of that of a UNet 3+.
+    trained = save_random(root / "trained", narrow(load_params(ROOT / "params.yaml")), "unet")
+    store = sqlite_store(Path(shutil.copy(store_template / "mlflow.db", root)))
     client, experiment_id = connect(store)
     version = log_model(
         store,

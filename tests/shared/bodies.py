@@ -17,12 +17,15 @@ def make_body(shape_ZYX=(16, 40, 48), spacing_mm=(8.0, 7.0, 7.0), seed=0):
     """Return HU int16 and labels uint8, (Z, Y, X) in LPS; the liver is at low x, the right side."""
     rng = np.random.default_rng(seed)
     steps = np.array(spacing_mm)
-    zyx = np.stack(np.meshgrid(*[np.arange(n) for n in shape_ZYX], indexing="ij"), axis=-1)
     middle = (np.array(shape_ZYX) - 1) / 2
-    mm = (zyx - middle) * steps
+    axes_mm = [
+        (np.arange(n) - m) * step for n, m, step in zip(shape_ZYX, middle, steps, strict=True)
+    ]
 
     def ball(centre, radii):
-        return (((mm - centre) / np.array(radii)) ** 2).sum(axis=-1) < 1
+        parts = zip(axes_mm, centre, radii, strict=True)
+        z, y, x = (((mm - middle_mm) / radius) ** 2 for mm, middle_mm, radius in parts)
+        return z[:, None, None] + y[:, None] + x < 1
 
     extent = middle * steps
     hu = np.full(shape_ZYX, -1000.0)

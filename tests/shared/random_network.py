@@ -37,9 +37,9 @@ def random_trained(params: Params, name: str = "unet3plus", *, seed: int = 0, **
     return Trained(network, description)
 
 
-def save_random(folder: Path, params: Params, *, seed: int = 0) -> Path:
+def save_random(folder: Path, params: Params, name: str = "unet3plus", *, seed: int = 0) -> Path:
     """Write such a network to a folder, as stage train does; return the folder."""
-    trained = random_trained(params, seed=seed)
+    trained = random_trained(params, name, seed=seed)
     save_trained(folder, trained.network, trained.description)
     return folder
 

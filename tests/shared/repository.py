@@ -15,7 +15,6 @@ def make_repository(root: Path) -> Path:
     root.mkdir(parents=True)
     git(root, "init", "--quiet", "--initial-branch", "main")
     run_program(["dvc", "init", "--quiet"], root)
-    run_program(["dvc", "config", "core.analytics", "false"], root)
     ignored = ("/data", "/.cache/", "/inbox", "/quarantine.json")
     (root / ".gitignore").write_text("".join(f"{name}\n" for name in ignored))
     (root / "params.yaml").write_text(PARAMS.read_text())

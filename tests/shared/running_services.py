@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -58,9 +59,16 @@ def is_listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def make_project(folder: Path) -> Project:
-    """A clone whose flows are those above, with ports of its own."""
+def make_project(folder: Path, databases: Path | None = None) -> Project:
+    """A clone whose flows are those above, with ports of its own.
+
+    Args:
+        folder: new.
+        databases: folders to copy into it, of the fixture `empty_databases`.
+    """
     project = clone_project(folder, with_sample=False)
+    if databases is not None:
+        shutil.copytree(databases, project.root, dirs_exist_ok=True)
     flows = project.root / "flows"
     (flows / "retrain.py").write_text(RETRAIN)
     (flows / "watch_inbox.py").write_text(LOOK.format(name="watch-inbox", function="watch_inbox"))

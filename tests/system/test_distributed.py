@@ -60,20 +60,6 @@ def assert_same_curve(found, expected):
             assert one[key] == pytest.approx(value, abs=5e-4), key
 
 
-def test_torchrun_gives_the_curve_of_one_process_and_one_run(project, alone):
-    _, before = runs(project)
-    set_processes(project, 2)
-    told = project.run(
-        "torchrun", "--standalone", "--nproc-per-node=2", "-m", "tasks.train", NETWORK, "0"
-    )
-    assert told.count(f"{NETWORK}-0 epoch 2/2") == 1
-    assert_same_curve(history(project), alone)
-    client, after = runs(project)
-    assert len(after) == len(before) + 1
-    points = client.get_metric_history(after[0].info.run_id, "val/dice")
-    assert [point.step for point in points] == [1, 2]
-
-
 def stop_after(project, num_checkpoints):
     """Train until some checkpoints have been written since the beginning, then interrupt."""
     folder = project.root / f".cache/train/{NETWORK}/0/checkpoints"
@@ -96,19 +82,21 @@ def stop_after(project, num_checkpoints):
     assert len(list(folder.glob("*.ckpt"))) == 2
 
 
-def test_other_number_of_processes_resumes(project, alone):
-    """Two processes begin, one resumes, and two end the training, with the curve of one alone."""
+def test_processes_of_another_number_resume_with_the_curve_of_one(project, alone):
+    """Two processes begin, one resumes, and two that torchrun starts end the training."""
     project.change_params("compute", checkpoint_interval_s=0)
+    _, before = runs(project)
     set_processes(project, 2)
     stop_after(project, 6)
-    _, runs_before = runs(project)
     set_processes(project, 1)
     stop_after(project, 14)
     set_processes(project, 2)
-    told = project.run("python", "-m", "tasks.train", NETWORK, "0")
+    told = project.run(
+        "torchrun", "--standalone", "--nproc-per-node=2", "-m", "tasks.train", NETWORK, "0"
+    )
     assert told.count(f"{NETWORK}-0 epoch 2/2") == 1
     assert_same_curve(history(project), alone)
-    client, runs_after = runs(project)
-    assert len(runs_after) == len(runs_before)
-    points = client.get_metric_history(runs_after[0].info.run_id, "val/dice")
+    client, after = runs(project)
+    assert len(after) == len(before) + 1
+    points = client.get_metric_history(after[0].info.run_id, "val/dice")
     assert [point.step for point in points] == [1, 2]

@@ -1,5 +1,6 @@
 """The MLflow server goes away while a real training runs, and comes back."""
 
+import shutil
 import subprocess
 import time
 
@@ -14,8 +15,8 @@ NUM_EPOCHS = 8
 
 
 @pytest.fixture
-def server(tmp_path):
-    server = Server(tmp_path)
+def server(store_template, tmp_path):
+    server = Server(shutil.copytree(store_template, tmp_path / "mlflow"))
     server.start()
     yield server
     server.kill()

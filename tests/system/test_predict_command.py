@@ -34,27 +34,27 @@ def scans(tmp_path_factory):
     return folder
 
 
-def run(*arguments, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "tasks.cli", "predict", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+def run_here(*arguments, code):
+    """Run the command in this process, which has imported what it needs."""
+    done = CliRunner().invoke(app, ["predict", *map(str, arguments)])
+    assert done.exit_code == code, done.output
+    assert isinstance(done.exception, SystemExit)
     return done
 
 
 def test_everything_of_one_series(scans, network, tmp_path):
     out = tmp_path / "out.nii.gz"
-    done = run(
+    command = [
+        sys.executable, "-m", "tasks.cli", "predict",
         scans / "ct", out, "--model", network, "--probabilities",
         "--preview", tmp_path / "p.png", "--statistics", tmp_path / "s.json",
         "--dicom-seg", tmp_path / "seg.dcm", "--device", "cpu", "--batch-size", "4",
-    )  # fmt: skip
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
     assert done.stdout.startswith("predict: ct: liver ")
     assert "slices: 4/4" in done.stderr
     content = json.loads((tmp_path / "s.json").read_text())
@@ -71,12 +71,12 @@ def test_everything_of_one_series(scans, network, tmp_path):
 def test_exit_code_says_whether_some_or_all_failed(network, scans, tmp_path):
     save_nifti(tmp_path / "in/good.nii.gz", make_body()[0], SPACING_MM)
     (tmp_path / "in/bad.nii.gz").write_bytes(b"no scan")
-    done = run(tmp_path / "in", tmp_path / "out", "--model", network, code=3)
+    done = run_here(tmp_path / "in", tmp_path / "out", "--model", network, code=3)
     assert "error: bad: unreadable" in done.stderr
     assert "predict: 1 of 2 scans failed" in done.stderr
     assert "predict: good: liver" in done.stdout
     (tmp_path / "in/good.nii.gz").write_bytes(b"no scan")
-    done = run(tmp_path / "in", tmp_path / "out2", "--model", network, code=1)
+    done = run_here(tmp_path / "in", tmp_path / "out2", "--model", network, code=1)
     assert "predict: 2 of 2 scans failed" in done.stderr
     assert not (tmp_path / "out2").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,8 +75,8 @@ def add_network(root: Path, name: str, params: Params, cohort: Cohort, seed: int
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("mlflow"))
+def server(store_template, tmp_path_factory) -> Iterator[Server]:
+    server = Server(shutil.copytree(store_template, tmp_path_factory.mktemp("server") / "mlflow"))
     server.start()
     yield server
     server.kill()

@@ -20,16 +20,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    project = make_project(tmp_path_factory.mktemp("restarts") / "project")
+def project(tmp_path_factory, empty_databases):
+    project = make_project(tmp_path_factory.mktemp("restarts") / "project", empty_databases)
     project.environment["FULLSCALE_WATCH_INTERVAL_S"] = "5"
     return project
 
 
 @pytest.fixture(scope="module")
-def idle_project(tmp_path_factory):
+def idle_project(tmp_path_factory, empty_databases):
     """Another project, whose services do not run: a test that starts some leaves none."""
-    return make_project(tmp_path_factory.mktemp("idle") / "project")
+    return make_project(tmp_path_factory.mktemp("idle") / "project", empty_databases)
 
 
 @pytest.fixture(scope="module")

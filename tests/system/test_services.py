@@ -45,11 +45,11 @@ def project(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def former_revision(project):
+def former_revision(project, empty_databases):
     """Of a database of Prefect that lacks the newest migration, and has one variable."""
     database = project.root / ".prefect/prefect.db"
-    database.parent.mkdir()
-    project.run("prefect", "server", "database", "upgrade", "-y", "--revision", "head-1")
+    shutil.copytree(empty_databases / ".prefect", database.parent)
+    project.run("prefect", "server", "database", "downgrade", "-y", "--revision", "-1")
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("INSERT INTO variable (name, value) VALUES ('of_before', '\"kept\"')")
     return read_revision(project)

@@ -9,10 +9,12 @@ import base64
 import gzip
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import mlflow
@@ -25,6 +27,7 @@ from payloads import base64_of, malformed, nifti, request
 from project import ROOT
 from random_network import narrow, save_random
 from running_services import free_port
+from typer.testing import CliRunner
 from watching import wait_until
 
 from fullscale.params import load_params
@@ -33,6 +36,7 @@ from fullscale.runtime.files import file_sha256
 from fullscale.serving.row_segmenter import ANSWERS
 from fullscale.tracking.registry import CHAMPION, FILES_TAG, announce, log_model
 from fullscale.tracking.store import WEIGHTS_TAG, connect, sqlite_store, use_tracking_uri
+from tasks.cli import app
 from tasks.register import package_networks
 
 pytestmark = pytest.mark.slow
@@ -44,8 +48,8 @@ MAX_GROWTH_BYTES = 64 << 20
 class Registry:
     """A registry with two versions of random networks, the first of them the champion."""
 
-    def __init__(self, folder) -> None:
-        self.store = sqlite_store(folder / "mlflow.db")
+    def __init__(self, folder, store_template) -> None:
+        self.store = sqlite_store(Path(shutil.copy(store_template / "mlflow.db", folder)))
         params = narrow(load_params(ROOT / "params.yaml"))
         self.weights = {}
         for seed in (1, 2):
@@ -79,8 +83,8 @@ class Registry:
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory):
-    return Registry(tmp_path_factory.mktemp("registry"))
+def registry(store_template, tmp_path_factory):
+    return Registry(tmp_path_factory.mktemp("registry"), store_template)
 
 
 class Process:
@@ -183,7 +187,7 @@ def test_server_follows_the_champion_and_outlives_what_is_malformed(registry, st
     assert "Traceback" not in server.log()
 
 
-def run_cli(registry, *arguments, code=0, **environment):
+def run_cli(registry, *arguments, **environment):
     done = subprocess.run(
         [sys.executable, "-m", *map(str, arguments)],
         cwd=ROOT,
@@ -193,8 +197,13 @@ def run_cli(registry, *arguments, code=0, **environment):
         check=False,
         timeout=300,
     )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def run_fullscale(registry, *arguments):
+    """Run a command of ours in this process, which has imported what it needs."""
+    settings = {"MLFLOW_TRACKING_URI": registry.store.uri}
+    return CliRunner().invoke(app, [str(each) for each in arguments], env=settings)
 
 
 def test_server_that_cannot_start_says_why_in_one_line(registry):
@@ -205,7 +214,8 @@ def test_server_that_cannot_start_says_why_in_one_line(registry):
             (("--port", taken), f"can listen on 127.0.0.1:{taken} (Address already in use)"),
             (("--model", f"models:/{NAME}/99"), f"has no models:/{NAME}/99"),
         ):
-            done = run_cli(registry, "tasks.cli", "serve", *arguments, code=1)
+            done = run_fullscale(registry, "serve", *arguments)
+            assert done.exit_code == 1
             assert [line for line in done.stderr.splitlines() if reason in line]
             assert "Traceback" not in done.stderr
 
@@ -248,10 +258,11 @@ def test_mlflow_predicts_a_batch(registry, tmp_path):
     )  # fmt: skip
     predictions = json.loads((tmp_path / "out.json").read_text())["predictions"]
     assert [json.loads(each["statistics"])["input"] for each in predictions] == names
-    run_cli(
-        registry, "tasks.cli", "predict", scans, tmp_path / "out",
+    done = run_fullscale(
+        registry, "predict", scans, tmp_path / "out",
         "--model", f"models:/{NAME}@champion", "--device", "cpu",
     )  # fmt: skip
+    assert done.exit_code == 0, done.output
     for name, prediction in zip(names, predictions, strict=True):
         ours = np.asarray(nib.load(tmp_path / "out" / name).dataobj)
         theirs = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(prediction["mask"])))

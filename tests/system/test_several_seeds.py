@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -32,10 +31,10 @@ MODEL = "models:/fullscale-organs@champion"
 
 
 @pytest.fixture(scope="module")
-def project(reproduced_template, tmp_path_factory) -> Project:
+def project(reproduced_template, forget_runs, tmp_path_factory) -> Project:
     """A small project that trained both networks with a second seed, and registered an ensemble."""
     project = copy_project(reproduced_template, tmp_path_factory.mktemp("ensemble"))
-    shutil.rmtree(project.root / "mlruns")
+    forget_runs(project)
     set_seeds(project, SEEDS)
     project.run("git", "commit", "--all", "--quiet", "--message", "Two seeds")
     project.output = project.run("dvc", "repro")

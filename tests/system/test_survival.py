@@ -4,7 +4,6 @@ import fcntl
 import os
 import pty
 import random
-import shutil
 import signal
 import subprocess
 import termios
@@ -30,10 +29,10 @@ LONGEST_START_S = 120
 
 
 @pytest.fixture(scope="module")
-def project(reproduced_template, tmp_path_factory):
+def project(reproduced_template, forget_runs, tmp_path_factory):
     """Slices and split are there; a checkpoint is due after every step, two workers read."""
     project = copy_project(reproduced_template, tmp_path_factory.mktemp("survival"))
-    shutil.rmtree(project.root / "mlruns")
+    forget_runs(project)
     project.change_params("train", num_epochs=2, batch_size=1)
     project.change_params("compute", checkpoint_interval_s=0, num_loader_workers=2)
     return project

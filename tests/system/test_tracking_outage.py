@@ -1,6 +1,7 @@
 """A real MLflow server that goes away, comes back, hangs or loses its runs during a training."""
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,8 +35,8 @@ with training_run(description, Path(sys.argv[2])) as run:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"))
+def running(store_template, tmp_path_factory):
+    server = Server(shutil.copytree(store_template, tmp_path_factory.mktemp("server") / "mlflow"))
     server.start()
     yield server
     server.kill()

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from datetime import date
 from pathlib import Path
 
 import pytest
 from cohorts import write_nnunet
-from repository import make_repository
 from typer.testing import CliRunner
 
 from fullscale.runtime.locks import acquire_lock
@@ -21,9 +21,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(scans_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which scans landed and were trained on, with a remote and an unused object."""
-    root = make_repository(tmp_path_factory.mktemp("template") / "project")
+    root = tmp_path_factory.mktemp("template") / "project"
+    shutil.copytree(scans_template, root, symlinks=True)
     (root / "dvc.yaml").write_text("stages: {}\n")
     with (root / ".gitignore").open("a") as ignored:
         ignored.write("/first\n/weights\n/unused\n/computed\n")

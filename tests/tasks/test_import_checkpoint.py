@@ -59,11 +59,11 @@ def test_state_within_a_larger_checkpoint_is_found(under, tmp_path):
 
 @pytest.mark.slow
 def test_command_writes_a_folder_that_predict_and_export_take(tmp_path):
-    write_checkpoint(tmp_path / "theirs.pt")
+    write_checkpoint(tmp_path / "theirs.pt", "unet")
     folder, scan, label_map = tmp_path / "ours", tmp_path / "scan.nii.gz", tmp_path / "out.nii.gz"
     save_nifti(scan, make_body()[0], (8.0, 7.0, 7.0))
     commands = (
-        ["import-checkpoint", tmp_path / "theirs.pt", folder, "--architecture", CGM,
+        ["import-checkpoint", tmp_path / "theirs.pt", folder, "--architecture", "unet",
          "--organ", "liver=1", "--size-px", 32, "--pixel-mm", 12,
          "--neighbour-mm", 7, "--window-hu", -160, 240],
         ["predict", scan, label_map, "--model", folder, "--device", "cpu"],

@@ -25,10 +25,10 @@ mlflow.models.set_model(Empty())
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry of five versions, announced one after the other: the first is champion."""
     folder = tmp_path_factory.mktemp("template")
-    (folder / "mlruns").mkdir()
+    shutil.copytree(store_template, folder / "mlruns")
     store = sqlite_store(folder / "mlruns/mlflow.db")
     client, experiment_id = connect(store)
     (folder / "model.py").write_text(CODE)

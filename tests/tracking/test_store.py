@@ -6,7 +6,7 @@ import pytest
 from fullscale.runtime.errors import StageError, TransientStageError
 from fullscale.tracking import store as tracking_store
 from fullscale.tracking.errors import translate_mlflow_errors
-from fullscale.tracking.store import Store, sqlite_store, use_tracking_uri
+from fullscale.tracking.store import Store, use_tracking_uri
 
 DEAD = Store("http://127.0.0.1:9")
 
@@ -45,8 +45,8 @@ def test_child_processes_get_the_address_also_where_mlflow_remembers_it(mlflow_s
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
-def test_deleted_experiment_is_named_with_the_cure(tmp_path):
-    store = sqlite_store(tmp_path / "mlflow.db")
+def test_deleted_experiment_is_named_with_the_cure(empty_store):
+    store = empty_store
     client, experiment_id = tracking_store.connect(store)
     client.delete_experiment(experiment_id)
     with pytest.raises(StageError, match=r"experiment fullscale is deleted: restore it"):

@@ -97,6 +97,7 @@ main()
 """
 
 
+@pytest.mark.slow  # another program loads torch
 def test_real_lack_of_memory_is_explained():
     done = subprocess.run(
         [sys.executable, "-c", HUNGRY], capture_output=True, text=True, check=False

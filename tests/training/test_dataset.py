@@ -163,6 +163,7 @@ print(len(helped))
 """
 
 
+@pytest.mark.slow  # another program loads torch
 def test_workers_give_the_same_batches(tiny_store):
     """In a separate program: readers are forks, and Prefect leaves a process unfit to fork."""
     done = subprocess.run(

@@ -54,7 +54,6 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "dvc.yaml").write_text(PIPELINE)
     git(root, "init", "--quiet", "--initial-branch", "main")
     run_program(["dvc", "init", "--quiet"], root)
-    run_program(["dvc", "config", "core.analytics", "false"], root)
     run_program(["dvc", "add", "--quiet", "data"], root)
     (root / ".gitignore").write_text("/data\n/artifacts/\n/.cache/\n")
     run_program(["dvc", "repro", "--quiet"], root)
