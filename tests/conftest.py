@@ -21,7 +21,7 @@ from tiny import CASES, TINY, changed
 
 from fullscale.ingestion.ingest import ingest
 from fullscale.params import Params
-from fullscale.runtime.console import configure_logging
+from fullscale.runtime.console import NEW_OBJECTS, configure_logging
 from fullscale.scans.cohort import read_cohort
 from fullscale.scans.slice_store import SliceStore
 from fullscale.tracking.store import Store, connect, sqlite_store
@@ -93,12 +93,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Look for no garbage while tests are imported, and never in what was imported: it stays."""
+    """Look for no garbage while tests are imported, never in what was imported, and seldom."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(NEW_OBJECTS)
         gc.enable()
 
 

@@ -108,9 +108,11 @@ def retrain_until_killed(project: Project, reason: str, log_path: Path) -> None:
             stderr=log,
             start_new_session=True,
         )
-    assert wait_until(lambda: list(kept.glob("*.ckpt")), 300), log_path.read_text()
-    os.killpg(flow.pid, signal.SIGKILL)
-    flow.wait()
+    try:
+        assert wait_until(lambda: list(kept.glob("*.ckpt")), 300), log_path.read_text()
+    finally:
+        os.killpg(flow.pid, signal.SIGKILL)
+        flow.wait()
 
 
 def test_new_scans_are_trained_on_and_the_result_is_a_branch(

@@ -89,7 +89,7 @@ def malformed_bodies(seed):
     return list(malformed(seed, num=30))
 
 
-@pytest.mark.parametrize(("seed", "number"), itertools.product(range(3), range(30)))
+@pytest.mark.parametrize(("seed", "number"), list(itertools.product(range(3), range(30))))
 def test_malformed_request_is_refused_clearly(client, seed, number):
     answer = ask(client, malformed_bodies(seed)[number])
     assert 400 <= answer.status_code < 500, answer.text

@@ -17,6 +17,8 @@ from running_services import (
 from watching import is_alive, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+ELSEWHERE = "http://127.0.0.1:9"
+"""Of a server that the services then do not start; nobody asks it."""
 
 
 @pytest.fixture(scope="module")
@@ -142,18 +144,18 @@ def test_interruption_of_the_start_leaves_nothing(idle_project):
     assert "Traceback" not in services.log().partition("stopped")[2]
 
 
-def test_server_that_does_not_start_is_told_with_its_own_words(idle_project):
-    idle_project.environment["MLFLOW_BACKEND_STORE_URI"] = "nonsense://database"
-    try:
-        told = idle_project.run("python", "-m", "flows.services", code=1)
-    finally:
-        del idle_project.environment["MLFLOW_BACKEND_STORE_URI"]
+def test_server_that_does_not_start_is_told_with_its_own_words(idle_project, monkeypatch):
+    environment = idle_project.environment
+    monkeypatch.setitem(environment, "MLFLOW_BACKEND_STORE_URI", "nonsense://database")
+    monkeypatch.setitem(environment, "PREFECT_API_URL", f"{ELSEWHERE}/api")
+    told = idle_project.run("python", "-m", "flows.services", code=1)
     assert "error: mlflow did not start; it ended with code 1:" in told
     assert "nonsense" in told.partition("error: mlflow did not start")[2]
     assert not RunningServices(idle_project).has_ports()
 
 
-def test_missing_flow_is_told(idle_project):
+def test_missing_flow_is_told(idle_project, monkeypatch):
+    monkeypatch.setitem(idle_project.environment, "MLFLOW_TRACKING_URI", ELSEWHERE)
     path = idle_project.root / "flows/promote_check.py"
     path.rename(path.with_suffix(".away"))
     try:
