@@ -157,22 +157,6 @@ def choose_learning_rate(width: int) -> float:
     return float(f"{max(rate, MIN_LEARNING_RATE):.2g}")
 
 
-def choose_side_weights(
-    organs: Iterable[OrganFacts], pixel_mm: float
-) -> Literal["equal", "halving"]:
-    """Return "halving" where an organ is smaller than a pixel of the coarsest side output.
-
-    Args:
-        organs: of all measured scans.
-        pixel_mm: of a slice.
-    """
-    volumes_ml = [organ.volume_ml for organ in organs if organ.volume_ml]
-    if not volumes_ml:
-        return "equal"
-    smallest_mm = 10 * float(np.cbrt(6 * np.percentile(volumes_ml, 25) / math.pi))
-    return "halving" if smallest_mm < STRIDE_PX * pixel_mm else "equal"
-
-
 def choose_loader_workers(num_cores: int, *, on_gpu: bool) -> int | None:
     """Return the processes that read slices; None where the default does."""
     if not on_gpu or num_cores > MAX_LOADER_WORKERS:

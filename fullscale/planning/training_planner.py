@@ -243,12 +243,7 @@ class TrainingPlanner:
             rules.choose_learning_rate(rung.width),
             f"of AdamW at width {rung.width}",
         )
-        organs = [organ for case in self._fingerprint.measured for organ in case.organs.values()]
-        draft.propose(
-            "train.side_weights",
-            rules.choose_side_weights(organs, rung.pixel_mm),
-            f"a pixel of the coarsest output is {rules.STRIDE_PX * rung.pixel_mm:g} mm",
-        )
+        draft.propose("train.side_weights", "halving", "better in the sample's validation")
         draft.propose(
             "compute.num_loader_workers",
             rules.choose_loader_workers(self._machine.num_cores, on_gpu=bool(self._machine.gpu)),

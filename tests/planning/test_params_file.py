@@ -36,12 +36,12 @@ def differing(before, after):
 
 
 def test_changed_values_leave_every_other_byte():
-    changed = change_values(TEXT, {"seeds": [0, 1, 2], "slice.size_px": 160, "train.width": 16})
+    changed = change_values(TEXT, {"seeds": [0], "slice.size_px": 160, "train.width": 16})
     assert differing(TEXT, changed) == [
         (
-            "seeds: [0]                  # each network is trained once with each; from 3 on a "
-            "verdict is on networks",
             "seeds: [0, 1, 2]            # each network is trained once with each; from 3 on a "
+            "verdict is on networks",
+            "seeds: [0]                  # each network is trained once with each; from 3 on a "
             "verdict is on networks",
         ),
         ("  size_px: 96", "  size_px: 160"),

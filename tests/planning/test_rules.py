@@ -10,7 +10,6 @@ from fullscale.planning.rules import (
     choose_learning_rate,
     choose_loader_workers,
     choose_neighbour_mm,
-    choose_side_weights,
     choose_window,
     fit_length,
     make_ladder,
@@ -94,15 +93,6 @@ def test_neighbours_lie_at_the_median_spacing_within_limits(spacings, neighbour_
 )
 def test_wider_networks_learn_more_slowly(width, rate):
     assert choose_learning_rate(width) == rate
-
-
-@pytest.mark.parametrize(
-    ("ml", "pixel_mm", "weights"),
-    [(1500, 4, "equal"), (200, 4, "equal"), (100, 4, "halving"), (200, 6, "halving"),
-     (100, 1.6, "equal"), (0, 8, "equal")],
-)  # fmt: skip
-def test_side_outputs_count_less_where_an_organ_is_smaller_than_their_pixels(ml, pixel_mm, weights):
-    assert choose_side_weights([organ(ml=ml)], pixel_mm) == weights
 
 
 @pytest.mark.parametrize(
