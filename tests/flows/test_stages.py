@@ -186,7 +186,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @flow
 def all_stages(root: Path, num_devices: int = 1) -> None:
-    params = load_params(ROOT / "params.yaml")
+    params = load_params(ROOT / "params.yaml").model_copy(update={"seeds": (0,)})
     train = params.train.model_copy(update={"devices": num_devices, "strategy": "ddp"})
     run_stages(params.model_copy(update={"train": train}), root)
 

@@ -45,6 +45,7 @@ def make_quick_project(folder: Path) -> Project:
     project = clone_project(folder / "project", with_sample=False)
     project.change_params("slice", size_px=32, pixel_mm=12)
     project.change_params("split", salt=SALT)
+    set_seeds(project, [0])
     project.change_params(
         "train",
         width=4,

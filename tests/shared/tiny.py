@@ -9,6 +9,7 @@ from project import ROOT
 
 TINY = {
     "organs": {"liver": [1], "spleen": [2]},  # ids: a network is described without a cohort
+    "seeds": [0],
     "slice": {"size_px": 32, "pixel_mm": 12, "neighbour_mm": 8},
     "train": {"width": 4, "num_epochs": 2, "batch_size": 8, "num_picture_slices": 2},
     "register": {

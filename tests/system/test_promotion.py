@@ -20,6 +20,7 @@ from mlflow_server import Server
 from playwright.sync_api import Page, expect, sync_playwright
 from prefect.artifacts import Artifact
 from project import Project, clone_project
+from quick_project import set_seeds
 from random_network import random_trained
 
 from flows.promote_check import ARTIFACT_KEY, promote_check
@@ -88,6 +89,7 @@ def registered(tmp_path_factory, server) -> Registered:
     folder = tmp_path_factory.mktemp("promotion")
     project = clone_project(folder / "project", with_sample=False)
     project.environment["MLFLOW_TRACKING_URI"] = server.uri
+    set_seeds(project, [0])
     project.change_params("slice", size_px=32, pixel_mm=12)
     project.change_params("train", width=4)
     project.change_params("register", num_bootstrap=200, min_patients=2, confidence=0.7)
