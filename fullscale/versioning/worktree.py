@@ -22,8 +22,10 @@ from fullscale.versioning.git import find_commit, git
 INBOX, RETRAIN = "inbox", "retrain"
 """Names of the worktrees, one for each flow that has one."""
 
-LINK_TYPES = "reflink,hardlink,copy"
-"""How DVC puts files into a worktree: the first that the file system has."""
+LINK_TYPES = "hardlink,copy"
+"""How DVC puts files into a worktree: the first that works. With reflinks in front of hard links,
+`dvc add` would leave copies where the file system has no reflinks.
+"""
 
 
 @contextmanager

@@ -184,7 +184,7 @@ def read_local(folder: Path) -> configparser.RawConfigParser:
 def test_checkout_uses_the_cache_of_the_project(project):
     with open_checkout(project, "inbox", "main") as folder:
         assert read_local(folder).get("cache", "dir") == str(project / ".dvc/cache")
-        assert read_local(folder).get("cache", "type") == "reflink,hardlink,copy"
+        assert read_local(folder).get("cache", "type") == "hardlink,copy"
         assert git(folder, "status", "--porcelain") == ""
 
 
