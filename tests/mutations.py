@@ -228,9 +228,16 @@ MUTATIONS = (
     Mutation(
         "two runs work in one checkout at a time",
         "fullscale/versioning/worktree.py",
-        'with acquire_lock(folder.with_name(f"{name}.lock")):',
+        "with acquire_lock(_lock(folder)):",
         "if True:",
         "tests/versioning/test_worktree.py",
+    ),
+    Mutation(
+        "worktrees hold copies of the scans",
+        "fullscale/versioning/worktree.py",
+        'LINK_TYPES = "hardlink,copy"',
+        'LINK_TYPES = "copy"',
+        "tests/versioning/test_data_version.py",
     ),
 )
 
