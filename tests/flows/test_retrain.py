@@ -10,13 +10,15 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import UUID
 
 import mlflow
 import pytest
 from cohorts import write_nnunet
+from prefect import flow
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.sorting import FlowRunSort
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from project import Project
 from watching import wait_until
@@ -24,9 +26,10 @@ from webhook import Receiver, open_receiver, save_webhook
 
 from flows import retrain as retraining
 from flows import stages
+from flows.artifacts import show_status
 from flows.devices import LIMIT
 from flows.notify import ENVIRONMENT
-from flows.retrain import NOTHING, retrain
+from flows.retrain import NOTHING, name_run, retrain
 from flows.stages import StageFailedError, push
 from fullscale.ingestion.cohort_writer import IngestOptions
 from fullscale.ingestion.ingest import ingest
@@ -169,10 +172,6 @@ def test_new_scans_are_trained_on_and_the_result_is_a_branch(
         context.setattr(retraining, "push", push_after_landing)
         status = retrain(root, "2 scans landed")
 
-    with get_client(sync_client=True) as client:
-        (run,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
-    assert re.fullmatch(rf"retrain [-\d]{{10}} 2 scans landed: {status.upper()}", run.name)
-    assert run.tags == [status]
     branch = newest_branch(root)
     assert branch is not None
     assert branch.endswith(first[:8])
@@ -217,6 +216,24 @@ def test_new_scans_are_trained_on_and_the_result_is_a_branch(
     # The scans that landed meanwhile are announced, once: the deployment trains on them next.
     assert wait_until(lambda: count_events("scans.landed") == num_events + 1, 20)
     assert state(root) == before
+
+
+def test_run_is_named_by_date_reason_branch_and_verdict(
+    prefect: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert retrain.flow_run_name is name_run
+
+    @flow(flow_run_name=name_run)
+    def judge(reason: str) -> str:
+        show_status("pass")
+        return str(flow_run.id)
+
+    monkeypatch.setenv("FULLSCALE_CODE_BRANCH", "main")
+    run_id = judge("+5 scans, data version 0a1b2c3d")
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(UUID(run_id))
+    assert re.fullmatch(r"retrain \d{4}-\d\d-\d\d \+5 scans, code of main: PASS", run.name)
+    assert run.tags == ["pass"]
 
 
 # A stage that takes until scans have landed; it is no program of this project.
