@@ -98,7 +98,7 @@ def has_new_failure(candidate_P: Array, baseline_P: Array, params: RegisterParam
 def judge_tables(candidate_P: Array, baseline_P: Array, params: RegisterParams) -> bool:
     """Return the promotion gate's decision on tables of scores."""
     names = [str(patient) for patient in range(len(candidate_P))]
-    tables = (
+    candidate, baseline = (
         pd.DataFrame(
             {
                 "case": names,
@@ -112,7 +112,7 @@ def judge_tables(candidate_P: Array, baseline_P: Array, params: RegisterParams) 
         )
         for dice_P in (candidate_P, baseline_P)
     )
-    return judge(*tables, None, Trial(("organ",), "simulated"), params).status == "pass"
+    return judge(candidate, baseline, None, Trial(("organ",), "simulated"), params).status == "pass"
 
 
 def measure(

@@ -39,7 +39,7 @@ def slice_plainly(image: Path, label: Path, output: Path) -> None:
     from scipy.ndimage import zoom
 
     for path, order in ((image, 1), (label, 0)):
-        volume = nib.load(path).get_fdata()
+        volume = nib.Nifti1Image.from_filename(path).get_fdata()
         if order:
             volume = np.clip(volume, *WINDOW_HU)
         factors = (SIZE_PX / volume.shape[0], SIZE_PX / volume.shape[1], 1)

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.machine import describe_machine, measure_peak_tflops
 from fullscale.params import Params, load_params
-from fullscale.prediction.network_files import build, describe_network
+from fullscale.prediction.network_files import build, choose_neighbour_mm, describe_network
 from fullscale.runtime.markdown import format_table
 from fullscale.runtime.startup import keep_freed_memory
 from fullscale.scans.slice_store import SliceStore
@@ -82,11 +82,15 @@ def measure(
     cases = store.cases["case"].tolist()
     train = params.train.model_copy(update={"num_epochs": num_epochs})
     batch_size = int(train.batch_size)
-    wanted, slices = max_steps * batch_size, SliceDataset(store, cases[NUM_VAL_CASES:])
+    neighbour_mm = choose_neighbour_mm(
+        params.slice.neighbour_mm, [store.load(case).grid for case in cases[NUM_VAL_CASES:]]
+    )
+    wanted = max_steps * batch_size
+    slices = SliceDataset(store, cases[NUM_VAL_CASES:], neighbour_mm)
     if len(slices) > wanted:  # fewer cases, so that large slices take minutes, not hours
         share = wanted / len(slices)
         cases = cases[: NUM_VAL_CASES + max(1, round(share * (len(cases) - NUM_VAL_CASES)))]
-        slices = SliceDataset(store, cases[NUM_VAL_CASES:])
+        slices = SliceDataset(store, cases[NUM_VAL_CASES:], neighbour_mm)
     order = slices.make_order(train, 0)
     num_used = len(order) // batch_size * batch_size
     loader = [
@@ -110,7 +114,12 @@ def measure(
         fabric,
         build(describe_network(network, params)),
         TrainingTask(
-            network, 0, params, slices, SliceDataset(store, cases[:NUM_VAL_CASES]), batch_size
+            network,
+            0,
+            params,
+            slices,
+            SliceDataset(store, cases[:NUM_VAL_CASES], neighbour_mm),
+            batch_size,
         ),
         TrainingHooks(on_epoch=lambda metrics, measured: epochs.append(measured)),
     )
