@@ -1,7 +1,7 @@
 """The conditions of the promotion gate: what was found, what was wanted, and whether it is met.
 
-Pure functions of score tables. The patient is the unit of every test and bound: scans and organs of
-one patient are not independent.
+Pure functions of score tables. The patient is the unit of every test and bound but one: scans and
+organs of one patient are not independent. The test over trainings has the training as its unit.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 from fullscale.evaluation.paired import (
     NOISE,
     Gain,
+    compare_trainings,
+    count_seeds,
     is_reachable,
     mean_over_seeds,
     of_organ,
     one_sided_level,
     pair_scores,
+    training_means,
 )
 from fullscale.evaluation.statistics import highest_rate
 from fullscale.params import RegisterParams
@@ -26,6 +29,8 @@ from fullscale.params import RegisterParams
 if TYPE_CHECKING:
     import pandas as pd
 
+MAX_TRAININGS_P = 0.05
+"""Of the test over trainings: the smallest that three trainings each can reach, 1 / 20."""
 MAX_NAMED = 3
 """Items of a list that a text names; it counts the others."""
 
@@ -89,6 +94,24 @@ def dice_gain_criterion(gain: Gain, params: RegisterParams) -> Criterion:
         params.min_dice_gain,
         f"Dice against {params.baseline} {_signed(gain.mean)}, {found}",
         f"more than {params.min_dice_gain:g}",
+    )
+
+
+def trainings_criterion(
+    candidate: pd.DataFrame, baseline: pd.DataFrame, params: RegisterParams
+) -> Criterion:
+    """Ask that the gain over the baseline is more than luck in training, on several trainings."""
+    candidate_T, baseline_T = training_means(candidate), training_means(baseline)
+    p_value = compare_trainings(candidate_T - params.min_dice_gain, baseline_T, params.seed)
+    return Criterion(
+        "trainings",
+        p_value <= MAX_TRAININGS_P + NOISE,
+        p_value,
+        MAX_TRAININGS_P,
+        f"mean Dice of each of {count_seeds(candidate)} trainings "
+        f"{candidate_T.min():.4f} to {candidate_T.max():.4f}, {params.baseline} "
+        f"{baseline_T.min():.4f} to {baseline_T.max():.4f}, p {p_value:.2g}",
+        f"p at most {MAX_TRAININGS_P:g}",
     )
 
 

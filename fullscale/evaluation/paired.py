@@ -204,19 +204,47 @@ def count_seeds(scores: pd.DataFrame) -> int:
     return scores[SEED].nunique() if SEED in scores else 1
 
 
+def training_means(scores: pd.DataFrame) -> Array:
+    """Return the mean Dice over patients of each training, (T,), in the order of seeds."""
+    by_patient = scores.groupby([SEED, "patient"])["dice"].mean()
+    return by_patient.groupby(SEED).mean().to_numpy(dtype=float)
+
+
 def seed_spread(first: pd.DataFrame, second: pd.DataFrame) -> float:
     """Return the standard deviation of the mean gain between trainings of two networks.
 
     Trainings of different networks are independent, so the variances of both add. NaN if a network
     was trained only once.
     """
-    variances = []
-    for scores in (first, second):
-        if count_seeds(scores) < 2:
-            return math.nan
-        by_patient = scores.groupby([SEED, "patient"])["dice"].mean()
-        variances.append(float(by_patient.groupby(SEED).mean().var(ddof=1)))
+    if min(count_seeds(first), count_seeds(second)) < 2:
+        return math.nan
+    variances = [training_means(scores).var(ddof=1) for scores in (first, second)]
     return math.sqrt(sum(variances))
+
+
+def compare_trainings(first_T: Array, second_T: Array, seed: int) -> float:
+    """Return the one-sided p-value of the permutation test over trainings (Fisher 1935).
+
+    If two networks are the same, each choice of trainings is as probable to be the first's. The
+    p-value is the share of choices whose mean is at least the found one: of all of them up to
+    `NUM_DRAWN`, else of so many drawn ones. Exact for any distribution and number of trainings.
+
+    Args:
+        first_T: mean Dice of each training of the first network.
+        second_T: of the second network.
+        seed: of drawn choices.
+    """
+    pooled_T, size = np.concatenate([first_T, second_T]), len(first_T)
+    found = first_T.mean() - NOISE
+    if math.comb(len(pooled_T), size) <= NUM_DRAWN:
+        means = [
+            pooled_T[list(chosen)].mean()
+            for chosen in itertools.combinations(range(len(pooled_T)), size)
+        ]
+        return float(np.mean(np.array(means) >= found))
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(pooled_T)[:size].mean() for _ in range(NUM_DRAWN)]
+    return (1 + int(np.sum(np.array(drawn) >= found))) / (NUM_DRAWN + 1)
 
 
 def compare_networks(

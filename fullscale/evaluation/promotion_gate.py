@@ -20,6 +20,7 @@ from fullscale.evaluation.criteria import (
     patients_criterion,
     percent,
     slice_fpr_criterion,
+    trainings_criterion,
 )
 from fullscale.evaluation.paired import (
     MAX_EXACT_PATIENTS,
@@ -138,7 +139,8 @@ def judge(
     """Return the verdict on a candidate.
 
     The gain and the organ losses compare the networks: each patient's Dice is the mean over the
-    trainings. Failures, smallest mean Dice, slice FPR and the comparison with the champion judge
+    trainings. From three trainings each on the gain must be more than luck in training, too.
+    Failures, smallest mean Dice, slice FPR and the comparison with the champion judge
     what a pass registers, because that is what will segment patients; its failures are compared
     with those of the baseline deployed in the same way.
 
@@ -158,6 +160,11 @@ def judge(
     criteria = [
         patients_criterion(candidate, baseline, trial.organs, params),
         dice_gain_criterion(gain, params),
+        *(
+            [trainings_criterion(candidate, baseline, params)]
+            if min(count_seeds(candidate), count_seeds(baseline)) >= WANTED_SEEDS
+            else []
+        ),
         failures_criterion("failures", registered, other, params.baseline, params),
     ]
     for organ in trial.organs:

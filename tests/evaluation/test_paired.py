@@ -13,6 +13,7 @@ from fullscale.evaluation.paired import (
     NUM_DRAWN,
     compare_differences,
     compare_networks,
+    compare_trainings,
     holm,
     is_reachable,
     mean_over_seeds,
@@ -355,3 +356,35 @@ def test_comparison_leaves_out_an_organ_that_one_network_lacks():
 
 def test_one_network_is_compared_with_nothing():
     assert compare_networks({"a": make_scores([0.9])}, make_params()) == []
+
+
+# Over trainings.
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "p_value"),
+    [
+        ([0.9, 0.91, 0.92], [0.7, 0.8, 0.85], 1 / 20),  # one choice of three in six is as good
+        ([0.9, 0.91, 0.8], [0.7, 0.75, 0.85], 2 / 20),  # or 0.9, 0.91, 0.85
+        ([0.8] * 3, [0.8] * 3, 1),
+        ([0.7, 0.7, 0.7], [0.9, 0.9, 0.9], 1),
+        ([0.9] * 4, [0.8] * 3, 1 / 35),
+    ],
+)
+def test_trainings_are_exchanged_in_every_way(first, second, p_value):
+    found = compare_trainings(np.array(first), np.array(second), 0)
+    assert found == pytest.approx(p_value)
+
+
+def test_of_many_trainings_random_choices_are_drawn():
+    first_T = np.linspace(0.8, 0.9, 12)
+    assert compare_trainings(first_T + 0.2, first_T, 0) == pytest.approx(1 / 100_001)
+    assert compare_trainings(first_T, first_T, 0) == pytest.approx(0.5, abs=0.03)  # and ties
+
+
+def test_network_against_itself_passes_over_trainings_in_one_case_of_twenty():
+    rng = np.random.default_rng(5)
+    passed = [
+        compare_trainings(rng.normal(size=3), rng.normal(size=3), 0) <= 0.05 for _ in range(2000)
+    ]
+    assert np.mean(passed) == pytest.approx(0.05, abs=0.015)

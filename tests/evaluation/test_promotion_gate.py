@@ -413,6 +413,21 @@ def test_verdict_on_three_trainings_each_is_on_the_networks():
     assert fewer.endswith("between trainings is 0.0122.")
 
 
+def test_gain_of_a_lucky_group_of_trainings_is_none_of_the_network():
+    """Every patient gains in the mean, because two of the three trainings were lucky."""
+    lucky = [0.03, 0.03, -0.01]
+    candidate = pd.concat(
+        [make_scores([each + gain for each in BASE]).assign(seed=i) for i, gain in enumerate(lucky)]
+    )
+    verdict = decide(candidate, of_seeds(BASE, 3, step=0))
+    assert failed(verdict) == ["trainings"]
+    assert criterion(verdict, "trainings").value == pytest.approx(
+        4 / 20
+    )  # 0.03 twice, and any other
+    fewer = decide(candidate[candidate["seed"] < 2], of_seeds(BASE, 3, step=0))
+    assert "trainings" not in [each.name for each in fewer.criteria]
+
+
 def test_trainings_of_a_network_are_not_more_patients():
     three = (of_seeds(each, 3, step=0) for each in (BETTER, BASE))
     one = decide_dice(BETTER, BASE)
