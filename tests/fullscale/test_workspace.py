@@ -94,7 +94,8 @@ def test_command_with_no_network_of_the_pipeline_is_refused(in_root, arguments):
 
 @pytest.mark.parametrize("arguments", [["unet"], ["unet", "7"], ["unet", "-0"], ["pspnet", "0"]])
 def test_command_with_no_training_of_the_pipeline_is_refused(in_root, arguments):
-    with pytest.raises(StageError, match=r"tasks\.train NETWORK SEED, one of unet, .*one of 0, 1, 2$"):
+    wanted = r"tasks\.train NETWORK SEED, one of unet, .*one of 0, 1, 2$"
+    with pytest.raises(StageError, match=wanted):
         parse_training_command(arguments)
 
 
