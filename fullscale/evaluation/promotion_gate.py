@@ -160,13 +160,10 @@ def judge(
     criteria = [
         patients_criterion(candidate, baseline, trial.organs, params),
         dice_gain_criterion(gain, params),
-        *(
-            [trainings_criterion(candidate, baseline, params)]
-            if min(count_seeds(candidate), count_seeds(baseline)) >= WANTED_SEEDS
-            else []
-        ),
-        failures_criterion("failures", registered, other, params.baseline, params),
     ]
+    if _is_on_networks(candidate, baseline):
+        criteria.append(trainings_criterion(candidate, baseline, params))
+    criteria.append(failures_criterion("failures", registered, other, params.baseline, params))
     for organ in trial.organs:
         rows = of_organ(registered, organ)
         criteria.append(organ_dice_criterion(organ, rows, params))
@@ -198,6 +195,11 @@ def judge(
         champion,
         trial,
     )
+
+
+def _is_on_networks(candidate: pd.DataFrame, baseline: pd.DataFrame) -> bool:
+    """Return whether a verdict is one on the networks, not on the weights of few trainings."""
+    return min(count_seeds(candidate), count_seeds(baseline)) >= WANTED_SEEDS
 
 
 def _champion_criteria(
@@ -257,7 +259,7 @@ def _seeds_note(candidate: pd.DataFrame, baseline: pd.DataFrame, params: Registe
         if math.isnan(spread)
         else f" The standard deviation of the gain between trainings is {spread:.4f}."
     )
-    if min(counts) >= WANTED_SEEDS:
+    if _is_on_networks(candidate, baseline):
         return (
             f"Judged: {params.candidate} against {params.baseline}, {counts[0]} and {counts[1]} "
             f"trainings.{between}"

@@ -48,13 +48,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def file_stats(folder: Path) -> list[os.stat_result]:
+    """Return what is known of each file below a folder, links as links; [] if there is none."""
+    return [path.lstat() for path in folder.rglob("*") if not path.is_dir()]
+
+
 def folder_bytes(folder: Path) -> int:
     """Return the size of all files below a folder, links as links; 0 if there is none.
 
     A file with n hard links counts with the n-th part, so that sums over folders are right.
     """
-    found = [path.lstat() for path in folder.rglob("*") if not path.is_dir()]
-    return sum(each.st_size // each.st_nlink for each in found)
+    return sum(each.st_size // each.st_nlink for each in file_stats(folder))
 
 
 def save_picture(figure: Figure, path: Path) -> None:

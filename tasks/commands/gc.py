@@ -15,6 +15,7 @@ import typer
 
 from fullscale.runtime.console import report_errors
 from fullscale.runtime.errors import ScanError, StageError
+from fullscale.runtime.files import file_stats
 
 if TYPE_CHECKING:
     from fullscale.inbox.inbox import Inbox, InboxFile
@@ -133,8 +134,7 @@ def _find_in_cache(root: Path, stack: ExitStack) -> Iterator[Garbage | str]:
 
 def _own_bytes(folder: Path) -> int:
     """Return what removing a worktree frees: its hard links to DVC's cache free nothing."""
-    found = [path.lstat() for path in folder.rglob("*") if not path.is_dir()]
-    return sum(each.st_size for each in found if each.st_nlink == 1)
+    return sum(each.st_size for each in file_stats(folder) if each.st_nlink == 1)
 
 
 def _describe_unsent(folder: Path) -> str:

@@ -421,9 +421,8 @@ def test_gain_of_a_lucky_group_of_trainings_is_none_of_the_network():
     )
     verdict = decide(candidate, of_seeds(BASE, 3, step=0))
     assert failed(verdict) == ["trainings"]
-    assert criterion(verdict, "trainings").value == pytest.approx(
-        4 / 20
-    )  # 0.03 twice, and any other
+    # Of three of the six: 0.03 twice, and any other.
+    assert criterion(verdict, "trainings").value == pytest.approx(4 / 20)
     fewer = decide(candidate[candidate["seed"] < 2], of_seeds(BASE, 3, step=0))
     assert "trainings" not in [each.name for each in fewer.criteria]
 
