@@ -42,7 +42,7 @@ cohorts = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=60)
 @given(cohort=cohorts, val_fold=st.integers(0, 3), salt=st.text(max_size=4))
 def test_split_never_shares_patient_between_folds(cohort, val_fold, salt):
     cases, params = make_cases(cohort), make_params(val_fold=val_fold, salt=salt)
@@ -56,7 +56,7 @@ def test_split_never_shares_patient_between_folds(cohort, val_fold, salt):
     assert table["fold_index"].dropna().between(0, 3).all()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=60)
 @given(cohort=cohorts, later=cohorts)
 def test_new_patients_never_move_another_one(cohort, later):
     params = make_params()
@@ -245,7 +245,7 @@ def landed(cohort):
     return table
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=60)
 @given(cohort=cohorts, later=cohorts)
 def test_landed_cases_leave_the_test_set_as_it_is(cohort, later):
     """Draw cases from the inbox: of known patients, and of new ones with any name."""

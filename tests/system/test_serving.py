@@ -216,8 +216,8 @@ def test_server_that_cannot_start_says_why_in_one_line(registry):
         ):
             done = run_fullscale(registry, "serve", *arguments)
             assert done.exit_code == 1
+            assert isinstance(done.exception, SystemExit)
             assert [line for line in done.stderr.splitlines() if reason in line]
-            assert "Traceback" not in done.stderr
 
 
 def test_mlflow_serves_it_and_refuses_with_a_clear_error(registry, start, tmp_path):
