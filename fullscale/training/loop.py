@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -249,8 +249,12 @@ class Training:
             progress.epoch * self._num_steps + progress.step,
             is_shown=self._fabric.is_global_zero,
         )
-        # The next batch is augmented in a thread while this one is computed.
-        with display, closing(prefetch(self._micro_batches(batches))) as parts:
+        parts = self._micro_batches(batches)
+        if self._fabric.device.type != "cpu":
+            # A thread augments the next batch while the device computes this one. On a CPU it would
+            # only be in the way of the threads that compute: steps would take 1.4 times as long.
+            parts = prefetch(parts)
+        with display, closing(parts):
             try:
                 while progress.epoch < train.num_epochs:
                     self._train_epoch(parts, display)
@@ -264,7 +268,7 @@ class Training:
                     )
                 raise
 
-    def _micro_batches(self, batches: Iterator[Batch]) -> Iterator[MicroBatch]:
+    def _micro_batches(self, batches: Iterator[Batch]) -> Generator[MicroBatch]:
         """Yield each batch with its augmented image, masks and ignored pixels, on the device."""
         for batch in batches:
             here = batch.to(self._fabric.device)

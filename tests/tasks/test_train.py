@@ -1,5 +1,6 @@
 import copy
 import json
+import threading
 
 import mlflow
 import pandas as pd
@@ -14,6 +15,7 @@ from fullscale.tracking.run_record import RunDescription
 from fullscale.tracking.runs import training_run
 from fullscale.training import validation
 from fullscale.training.history import read_history, write_history
+from model.unet import UNet
 from tasks.train import TrainingSession, flatten, identify, train_network
 
 pytestmark = pytest.mark.slow
@@ -254,6 +256,23 @@ def test_test_cases_are_never_read(tiny_params, tiny_store, tmp_path, mlflow_sto
     )
     train("unet", tiny_params, tiny_store, tmp_path, mlflow_store)
     assert set(loaded) == set(SPLIT.loc[SPLIT["fold"] != "test", "case"])
+
+
+def test_no_thread_takes_turns_with_those_that_compute(
+    tiny_params, tiny_store, tmp_path, mlflow_store, monkeypatch
+):
+    """With one that augments, each operator of a step waits for its turn on a CPU."""
+    before = set(threading.enumerate())
+    names = set()
+    forward = UNet.forward
+
+    def watched(*arguments, **more):
+        names.update(thread.name for thread in threading.enumerate() if thread not in before)
+        return forward(*arguments, **more)
+
+    monkeypatch.setattr(UNet, "forward", watched)
+    train("unet", tiny_params, tiny_store, tmp_path, mlflow_store)
+    assert names == {"mlflow-sync", "system-metrics"}
 
 
 @pytest.mark.parametrize("fold", ["train", "val"])
