@@ -1,4 +1,6 @@
 # Everything a person or a machine does with this project, by name.
+# `make lint types test` checks types, which takes one core a minute, beside the first tests.
+MAKEFLAGS += --jobs=2
 .DELETE_ON_ERROR:
 .PHONY: help setup repro paper test test-fast soak lint types services clean
 

@@ -239,16 +239,16 @@ def test_of_equal_parts_the_first_is_kept():
     assert np.array_equal(largest_component(first | second), first)
 
 
-FULL_SIZE = """
+LARGE = """
 import json, resource, time
 import numpy as np
 from fullscale.evaluation.metrics import score_classifier, score_overlap, score_physical
 from fullscale.prediction.components import largest_component
 
 def organ(centre, radius):
-    mask = np.zeros((600, 512, 512), dtype=bool)
+    mask = np.zeros((200, 512, 512), dtype=bool)
     _, y, x = np.ogrid[:1, :512, :512]
-    for z in range(600):
+    for z in range(200):
         mask[z] = (
             ((z - centre[0]) / radius[0]) ** 2
             + ((y[0] - centre[1]) / radius[1]) ** 2
@@ -256,9 +256,9 @@ def organ(centre, radius):
         ) < 1
     return mask
 
-true = organ((300, 250, 200), (110, 120, 140))
-predicted = organ((304, 255, 204), (112, 118, 140))
-predicted[1, 2, 2] = predicted[598, 500, 508] = True  # the box is as large as the scan
+true = organ((100, 250, 200), (80, 120, 140))
+predicted = organ((104, 255, 204), (82, 118, 140))
+predicted[1, 2, 2] = predicted[198, 500, 508] = True  # the box is as large as the scan
 start = time.monotonic()
 overlap = score_overlap(predicted, true, (1.0, 0.78, 0.78), 10)
 physical = score_physical(predicted, true, (1.0, 0.78, 0.78))
@@ -274,12 +274,12 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_full_size_scan_is_scored_within_two_gigabytes():
+def test_scan_of_200_large_slices_is_scored_within_800_megabytes():
     done = subprocess.run(
-        [sys.executable, "-c", FULL_SIZE], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", LARGE], cwd=ROOT, capture_output=True, text=True, check=True
     )
     found = json.loads(done.stdout)
     print(found)
-    assert found["peak_mb"] < 2000
+    assert found["peak_mb"] < 800  # 600 slices take 1400, of which 200 are libraries
     assert 0.9 < found["dice"] < 1
-    assert found["hd95"] == pytest.approx([6.36, 6.36], abs=0.05)
+    assert found["hd95"] == pytest.approx([6.39, 6.39], abs=0.05)

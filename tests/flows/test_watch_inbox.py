@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 import shutil
-import subprocess
-import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,11 +15,19 @@ from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.events import Event
 from prefect.events.filters import EventFilter, EventNameFilter
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 from watching import wait_until
 
 from flows.events import emit
-from flows.watch_inbox import as_cell, may_succeed_later, printable, version_lines, watch_inbox
+from flows.watch_inbox import (
+    announce,
+    as_cell,
+    may_succeed_later,
+    printable,
+    version_lines,
+    watch_inbox,
+)
 from fullscale.runtime.errors import ScanError, StageError
 from fullscale.versioning.data_version import Announcement, find_unannounced
 from fullscale.versioning.git import git
@@ -160,28 +166,13 @@ def labels(data_version: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_without_a_server_the_log_says_that_nobody_hears(project, empty_databases, tmp_path):
-    inbox = fill(project / "drop", 1)
-    shutil.copytree(empty_databases / ".prefect", tmp_path / "prefect")
-    code = "import sys; from pathlib import Path; from flows.watch_inbox import watch_inbox\n"
-    code += "watch_inbox(Path(sys.argv[1]), sys.argv[2], 0)"
-    environment = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
-    environment |= {
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "DO_NOT_TRACK": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(project), str(inbox)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "is not announced: PREFECT_API_URL names no server" in done.stdout + done.stderr
+def test_without_a_server_the_log_says_that_nobody_hears(project, caplog, monkeypatch):
+    receive(project, str(fill(project / "drop", 1)), 0)
+    # A run's logger needs a run, which would start a server of its own.
+    monkeypatch.setattr("flows.watch_inbox.get_run_logger", logging.getLogger)
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        announce(project)
+    assert "is not announced: PREFECT_API_URL names no server" in caplog.text
     assert find_unannounced(project).cases == ("new_00",)
 
 

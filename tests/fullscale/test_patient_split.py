@@ -56,6 +56,7 @@ def test_split_never_shares_patient_between_folds(cohort, val_fold, salt):
     assert table["fold_index"].dropna().between(0, 3).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(cohort=cohorts, later=cohorts)
 def test_new_patients_never_move_another_one(cohort, later):
@@ -245,6 +246,7 @@ def landed(cohort):
     return table
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(cohort=cohorts, later=cohorts)
 def test_landed_cases_leave_the_test_set_as_it_is(cohort, later):

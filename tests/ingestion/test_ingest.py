@@ -76,6 +76,7 @@ def test_ingest_keeps_voxels_axes_and_affine(tmp_path):
         assert nib.load(case.label).get_data_dtype() == np.uint8
 
 
+@pytest.mark.slow
 def test_ingest_gives_the_same_bytes_again_and_for_any_number_of_workers(tmp_path):
     source = write_nnunet(tmp_path / "in", 3)
     ingest(source, tmp_path / "first/data")

@@ -71,6 +71,7 @@ def test_validate_writes_nothing(folder):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_validate_gives_the_same_for_any_number_of_workers(folder, report):
     assert validate(folder, with_thumbnails=True, num_workers=2) == report
 

@@ -58,6 +58,7 @@ def test_all_ways_to_store_a_scan_are_tried():
     assert len(set(CODES)) == 48
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(codes=st.sampled_from(CODES))
 def test_flipped_or_permuted_scan_gives_the_flipped_or_permuted_mask(predictor, body, codes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,11 +25,13 @@ from literal_networks import random_state
 from project import ROOT
 from random_network import narrow, save_random
 from running_services import is_listening
+from typer.testing import CliRunner
 from watching import wait_until
 
 from fullscale.params import load_params
 from fullscale.tracking.registry import CHAMPION, announce, log_model
 from fullscale.tracking.store import connect, sqlite_store
+from tasks.cli import app
 from tasks.register import package_networks
 
 pytestmark = pytest.mark.slow
@@ -78,6 +81,21 @@ def environment(folder):
     }
 
 
+@pytest.fixture
+def here(folder, environment, monkeypatch):
+    """Work in the folder, with its environment: a command of ours then needs no new process."""
+    monkeypatch.chdir(folder)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+
+
+def run_here(line):
+    program, *arguments = shlex.split(line.replace("\\\n", " "), comments=True)
+    assert program == "fullscale"
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, f"{line}\n{done.output}{done.exception}"
+
+
 def run(command, folder, environment):
     done = subprocess.run(
         command, cwd=folder, env=environment,
@@ -86,21 +104,23 @@ def run(command, folder, environment):
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
-def test_predict_writes_what_the_document_names(folder, environment):
+@pytest.mark.usefixtures("here")
+def test_predict_writes_what_the_document_names(folder):
     lines = commands("fullscale import-checkpoint") + commands("fullscale predict")
     assert len(lines) == 5
     for line in lines:
-        run(["bash", "-c", line], folder, environment)
+        run_here(line)
     for name in ("organs.nii.gz", "out.nii.gz", "out.dcm", "out.png", "out.json",
                  "OUT/case_17.nii.gz", "OUT/case_17.json", "liver.nii.gz"):  # fmt: skip
         assert (folder / name).is_file(), name
 
 
+@pytest.mark.usefixtures("here")
 def test_export_and_mlflow_predict_write_their_files(folder, environment):
-    lines = commands("fullscale export") + commands("mlflow models predict")
-    assert len(lines) == 2
-    for line in lines:
-        run(["bash", "-c", line], folder, environment)
+    (line,) = commands("fullscale export")
+    run_here(line)
+    (line,) = commands("mlflow models predict")
+    run(["bash", "-c", line], folder, environment)
     assert (folder / "organs.onnx").is_file()
     assert '"mask"' in (folder / "answers.json").read_text()
 

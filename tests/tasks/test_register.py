@@ -165,6 +165,7 @@ def as_model(name, version, params):
     return Model(name, version, "a" * 64, 0.5, random_trained(params))
 
 
+@pytest.mark.slow
 def test_version_says_why_until_a_person_says_otherwise(project, tiny_params, mlflow_store):
     settings = tiny_params.register_.model_copy(update={"model_name": "described"})
     params = tiny_params.model_copy(update={"register_": settings})
@@ -326,6 +327,7 @@ def test_failed_verdicts_count_as_verdicts_on_the_test_set(project, tiny_params,
     assert count_judged(empty_store, "f" * 16, weights) == 0
 
 
+@pytest.mark.slow
 def test_champion_keeps_its_threshold_and_is_scored_on_todays_labels(
     project, tiny_params, tiny_cohort, mlflow_store
 ):
@@ -349,6 +351,7 @@ def test_champion_keeps_its_threshold_and_is_scored_on_todays_labels(
     assert wanted["num_predicted_voxels"].any()  # at 0.999 there would be none
 
 
+@pytest.mark.slow
 def test_test_results_are_added_to_the_run_once(project, tiny_params, mlflow_store):
     for _ in range(2):
         run_stage(project, tiny_params, mlflow_store)

@@ -693,6 +693,7 @@ def link_data(project, tiny_data):
     (project / "data").symlink_to(tiny_data)
 
 
+@pytest.mark.slow
 def test_overlays_show_best_median_and_worst_case(project, tiny_data):
     link_data(project, tiny_data)
     page, _ = written(project, with_overlays=True)
@@ -956,6 +957,7 @@ def test_published_results_are_reported():
     assert verdict_words(results).split(":")[0] in ("PASS", "FAIL", "UNDECIDED")
 
 
+@pytest.mark.slow
 def test_command_writes_the_page_and_says_where_and_that_no_run_is_known(
     project, empty_store, monkeypatch
 ):
@@ -988,6 +990,7 @@ def profile(project):
     return project
 
 
+@pytest.mark.slow
 def test_command_writes_the_page_of_a_profile(profile, tiny_data, monkeypatch):
     link_data(profile, tiny_data)
     monkeypatch.chdir(profile)
@@ -1025,6 +1028,7 @@ def test_parameters_of_a_profile_are_compared_with_its_own_lock(profile):
     assert "evaluate.threshold" in changed_keys["evaluate@sample-unet", "paper/params.yaml"]
 
 
+@pytest.mark.slow
 def test_page_and_pictures_go_to_the_candidates_run(project, mlflow_store, tmp_path):
     params = load_params(project / "params.yaml")
     weights = project / "artifacts/train/unet3plus/0/weights.safetensors"

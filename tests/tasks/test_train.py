@@ -183,13 +183,9 @@ def test_average_is_of_weights_and_of_batch_norm_statistics(tiny_params, tiny_st
 @pytest.mark.parametrize(
     "values",
     [
-        {"optimizer": "sgd", "schedule": "poly", "learning_rate": 0.05},
-        {"schedule": "constant", "ema_decay": 0.5},
-        {"side_weights": "halving"},
-        {"precision": "bf16"},
-        {"deterministic": True},
-        {"batch_size": "auto"},
-        {"num_accumulated": 4},
+        {"optimizer": "sgd", "schedule": "poly", "learning_rate": 0.05, "num_accumulated": 4},
+        {"schedule": "constant", "ema_decay": 0.5, "side_weights": "halving"},
+        {"precision": "bf16", "deterministic": True, "batch_size": "auto"},
     ],
     ids=lambda values: "-".join(values),
 )

@@ -78,6 +78,7 @@ def write_former(root, suffix=""):
     connection.close()
 
 
+@pytest.mark.slow
 def test_no_location_holds_the_folder(project):
     root, run_id = project
     client, experiment_id = connect(default_store(root))
