@@ -95,8 +95,8 @@ def connect(store: Store) -> tuple[MlflowClient, str]:
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # logs every retry
-    client = MlflowClient(store.uri)
     with translate_mlflow_errors(store.uri), _first_start_lock(store) as database:
+        client = MlflowClient(store.uri)  # makes the tables of a new database
         if database is not None:
             make_portable(database, EXPERIMENT, os.environ.get("MLFLOW_ARTIFACTS_DESTINATION"))
         experiment = client.get_experiment_by_name(EXPERIMENT)

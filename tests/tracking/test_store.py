@@ -1,7 +1,10 @@
 import os
+import subprocess
+import sys
 
 import mlflow
 import pytest
+from project import ROOT
 
 from fullscale.runtime.errors import StageError, TransientStageError
 from fullscale.tracking import store as tracking_store
@@ -43,6 +46,35 @@ def test_child_processes_get_the_address_also_where_mlflow_remembers_it(mlflow_s
     with use_tracking_uri(mlflow_store):
         assert os.environ["MLFLOW_TRACKING_URI"] == mlflow_store.uri
     assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+FIRST_START = """
+import sys, time
+from pathlib import Path
+import mlflow.store.tracking.sqlalchemy_store
+from fullscale.tracking.store import connect, sqlite_store
+(Path(sys.argv[1]) / sys.argv[2]).touch()
+while len(list(Path(sys.argv[1]).glob("ready-*"))) < 2:
+    time.sleep(0.001)
+print(connect(sqlite_store(Path(sys.argv[1]) / "mlflow.db"))[1])
+"""
+
+
+@pytest.mark.slow
+def test_two_first_starts_make_one_database(tmp_path):
+    starts = [
+        subprocess.Popen(
+            [sys.executable, "-c", FIRST_START, str(tmp_path), f"ready-{number}"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    told = [start.communicate(timeout=120) for start in starts]
+    assert [start.returncode for start in starts] == [0, 0], told
+    assert {out.strip() for out, _ in told} == {"1"}
 
 
 def test_deleted_experiment_is_named_with_the_cure(empty_store):
