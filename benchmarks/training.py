@@ -4,7 +4,8 @@
 
 Needs data/ and params.yaml, so run `dvc pull` first. The sample is sliced with the size of
 params.yaml and with 320 px. For each size and network, in a separate process: slices a second of
-the loader alone, of a plain loader (one file a slice, read one by one), and of training;
+the loader alone, of a plain loader (one file a slice, read one by one), of training, and of the
+same training with a thread that augments the next batch meanwhile, as it is done beside a GPU;
 the share of a large matrix product's rate that training reaches, a step being counted as three
 forward passes with every head; the share of its time that is spent outside forward, backward and
 optimiser; the peak of memory. Rates are medians over epochs or repeats.
@@ -32,6 +33,7 @@ from benchmarks.machine import describe_machine, measure_peak_tflops
 from fullscale.params import Params, load_params
 from fullscale.prediction.network_files import build, choose_neighbour_mm, describe_network
 from fullscale.runtime.markdown import format_table
+from fullscale.runtime.prefetch import prefetch
 from fullscale.runtime.startup import keep_freed_memory
 from fullscale.scans.slice_store import SliceStore
 from fullscale.training.dataset import BatchSharding, SliceDataset, TrainingSlices, training_batches
@@ -72,6 +74,25 @@ def rate_of(batches: Any, num_slices: int) -> float:
     return num_slices / (time.perf_counter() - start)
 
 
+class ThreadedTraining(Training):
+    """Augments the next batch in a thread."""
+
+    def _micro_batches(self, batches: Any) -> Any:
+        return prefetch(super()._micro_batches(batches))
+
+
+def time_epochs(task: TrainingTask, kind: type[Training]) -> list[dict[str, float]]:
+    """Train; returns the seconds and rates of each epoch."""
+    epochs: list[dict[str, float]] = []
+    torch.manual_seed(0)
+    fabric = make_fabric(task.params)
+    fabric.launch()
+    network = build(describe_network(task.name, task.params))
+    hooks = TrainingHooks(on_epoch=lambda metrics, measured: epochs.append(measured))
+    kind(fabric, network, task, hooks).run()
+    return epochs
+
+
 def measure(
     root: Path, params: Params, network: str, num_epochs: int, max_steps: int, repeats: int
 ) -> dict[str, Any]:
@@ -105,32 +126,24 @@ def measure(
             rate_of(DataLoader(plain, batch_size, shuffle=True, drop_last=True), num_used)
             for _ in range(repeats)
         ]
-    epochs: list[dict[str, float]] = []
     params = params.model_copy(update={"train": train, "organs": store.label_ids})
-    torch.manual_seed(0)
-    fabric = make_fabric(params)
-    fabric.launch()
-    training = Training(
-        fabric,
-        build(describe_network(network, params)),
-        TrainingTask(
-            network,
-            0,
-            params,
-            slices,
-            SliceDataset(store, cases[:NUM_VAL_CASES], neighbour_mm),
-            batch_size,
-        ),
-        TrainingHooks(on_epoch=lambda metrics, measured: epochs.append(measured)),
+    task = TrainingTask(
+        network,
+        0,
+        params,
+        slices,
+        SliceDataset(store, cases[:NUM_VAL_CASES], neighbour_mm),
+        batch_size,
     )
-    training.run()
+    threaded = time_epochs(task, ThreadedTraining)
+    epochs = time_epochs(task, Training)
 
     with torch.device("meta"), torch.no_grad():
         network_alone = build(describe_network(network, params))
         x = torch.empty(1, NUM_ADJACENT_SLICES, store.size_px, store.size_px)
         tflop = 3 * count_flop(lambda: network_alone(x, all_heads=True)) / 1e12
 
-    def median(key: str) -> float:
+    def median(key: str, epochs: list[dict[str, float]] = epochs) -> float:
         return statistics.median(epoch[key] for epoch in epochs[1:] or epochs)
 
     return {
@@ -139,6 +152,7 @@ def measure(
         "loader": statistics.median(loader),
         "plain_loader": statistics.median(plain_loader),
         "step": median("time/training_slices_per_s"),
+        "threaded_step": median("time/training_slices_per_s", threaded),
         "share_of_matrix_product": median("time/training_slices_per_s")
         * tflop
         / measure_peak_tflops(torch.device("cpu"), torch.float32),
@@ -152,7 +166,8 @@ def format_markdown(rows: list[dict[str, Any]]) -> str:
     """The table of docs/benchmarks.md."""
     headings = (
         "slices", "network", "loader, slices/s", "plain loader", "loader / plain",
-        "training, slices/s", "of matrix rate", "loader / training", "time outside",
+        "training, slices/s", "with a thread", "ratio", "of matrix rate", "loader / training",
+        "time outside",
         "of it waiting", "peak, MiB",
     )  # fmt: skip
     cells = [
@@ -163,6 +178,8 @@ def format_markdown(rows: list[dict[str, Any]]) -> str:
             f"{row['plain_loader']:.0f}",
             f"{row['loader'] / row['plain_loader']:.1f}",
             f"{row['step']:.1f}",
+            f"{row['threaded_step']:.1f}",
+            f"{row['step'] / row['threaded_step']:.2f}",
             f"{100 * row['share_of_matrix_product']:.0f} %",
             f"{row['loader'] / row['step']:.0f}",
             f"{100 * row['outside_share']:.1f} %",
