@@ -1,9 +1,10 @@
 import json
+import shutil
 
 import pandas as pd
 import pytest
 import yaml
-from project import copy_project
+from project import ROOT, copy_project
 from quick_project import SALT
 
 pytestmark = pytest.mark.slow
@@ -21,6 +22,8 @@ def change(path, **sections):
 def compared(quick_template, tmp_path_factory):
     """A clone that ran two of the paper's rows, with tiny networks and one epoch."""
     project = copy_project(quick_template, tmp_path_factory.mktemp("paper"))
+    shutil.copytree(ROOT / "paper", project.root / "paper")
+    project.run("git", "add", "paper")
     change(
         project.root / "paper/params.yaml",
         networks=ROWS,
