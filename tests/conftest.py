@@ -112,8 +112,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return three processes more than cores: many slow tests mostly wait for other programs."""
-    return len(os.sched_getaffinity(0)) + (0 if config.option.markexpr == FAST else 3)
+    """Return two processes more than cores: many slow tests mostly wait for other programs."""
+    return len(os.sched_getaffinity(0)) + (0 if config.option.markexpr == FAST else 2)
 
 
 def list_loose_files() -> set[str]:
