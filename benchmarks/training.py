@@ -93,6 +93,11 @@ def time_epochs(task: TrainingTask, kind: type[Training]) -> list[dict[str, floa
     return epochs
 
 
+def median_of(epochs: list[dict[str, float]], key: str) -> float:
+    """Return the median of a figure over the epochs after the first, which warms up."""
+    return statistics.median(epoch[key] for epoch in epochs[1:] or epochs)
+
+
 def measure(
     root: Path, params: Params, network: str, num_epochs: int, max_steps: int, repeats: int
 ) -> dict[str, Any]:
@@ -143,21 +148,19 @@ def measure(
         x = torch.empty(1, NUM_ADJACENT_SLICES, store.size_px, store.size_px)
         tflop = 3 * count_flop(lambda: network_alone(x, all_heads=True)) / 1e12
 
-    def median(key: str, epochs: list[dict[str, float]] = epochs) -> float:
-        return statistics.median(epoch[key] for epoch in epochs[1:] or epochs)
-
+    step = median_of(epochs, "time/training_slices_per_s")
     return {
         "size_px": store.size_px,
         "network": network,
         "loader": statistics.median(loader),
         "plain_loader": statistics.median(plain_loader),
-        "step": median("time/training_slices_per_s"),
-        "threaded_step": median("time/training_slices_per_s", threaded),
-        "share_of_matrix_product": median("time/training_slices_per_s")
+        "step": step,
+        "threaded_step": median_of(threaded, "time/training_slices_per_s"),
+        "share_of_matrix_product": step
         * tflop
         / measure_peak_tflops(torch.device("cpu"), torch.float32),
-        "outside_share": median("time/outside_share"),
-        "waiting_share": median("time/waiting_share"),
+        "outside_share": median_of(epochs, "time/outside_share"),
+        "waiting_share": median_of(epochs, "time/waiting_share"),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB,
     }
 
@@ -167,8 +170,7 @@ def format_markdown(rows: list[dict[str, Any]]) -> str:
     headings = (
         "slices", "network", "loader, slices/s", "plain loader", "loader / plain",
         "training, slices/s", "with a thread", "ratio", "of matrix rate", "loader / training",
-        "time outside",
-        "of it waiting", "peak, MiB",
+        "time outside", "of it waiting", "peak, MiB",
     )  # fmt: skip
     cells = [
         (

@@ -27,13 +27,12 @@ from flows.notify import ENVIRONMENT
 from flows.retrain import retrain
 from flows.stages import TransientError
 from flows.watch_inbox import watch_inbox
-from fullscale.runtime.files import write_json
 from fullscale.tracking.registry import CHALLENGER
 from fullscale.tracking.store import default_store
 from fullscale.versioning.data_version import committed_data_version, open_newest
 from fullscale.versioning.git import SCANS_BRANCH, find_commit, git
 from fullscale.versioning.provenance import read_data_version
-from fullscale.versioning.retraining import PENDING_FILE, list_pending, newest_branch
+from fullscale.versioning.retraining import list_pending, mark_pending, newest_branch
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect"), pytest.mark.timeout(1500)]
 MODEL = "fullscale-organs"
@@ -180,14 +179,14 @@ def test_results_that_cannot_be_made_again_do_not_hold_up_newer_scans(
     (root / "params.yaml").write_text(text.replace("size_px: 32", "size_px: 32\n  colour: grey"))
     git(root, "commit", "--all", "--quiet", "--message", "Break it")
     broken = git(root, "rev-parse", "HEAD")
-    write_json(root / PENDING_FILE, {broken: 2})  # it failed twice
+    mark_pending(root, broken)
     (root / "params.yaml").write_text(text)
     git(root, "commit", "--all", "--quiet", "--message", "Mend it")
     assert retrain(root) in ("pass", "fail")
     assert f"the results of {broken[:8]} are not published" in caplog.text
     assert "slice.colour: unknown key" in caplog.text
     assert len(branch_versions(root)) == 1
-    assert list_pending(root) == []  # it failed often enough
+    assert list_pending(root) == [broken]  # until it failed often enough
     assert len(receiver.received) == 1
 
 

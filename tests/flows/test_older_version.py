@@ -90,3 +90,19 @@ def test_unfinished_retraining_is_published_with_its_own_code(prefect: None, pro
     assert shown is not None
     assert "Nothing to do" in shown.data  # of the newest scans, which this version looked at
     assert (project / ".cache/checkouts/retrain/.cache/kept").read_text() == "a checkpoint"
+
+
+def test_older_version_that_fails_is_tried_again_and_then_given_up(
+    prefect: None, project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    git(project, "checkout", "--quiet", SCANS_BRANCH)
+    broken = commit_files(project, {"tasks/register.py": "raise KeyError('gone')\n"}, "Break it")
+    git(project, "checkout", "--quiet", "-")
+    git(project, "merge", "--quiet", "--strategy", "ours", broken)
+    write_json(project / PENDING_FILE, {broken: 0})
+    for _ in range(3):
+        assert list_pending(project) == [broken]
+        assert retrain(project) == NOTHING
+    assert f"the results of {broken[:8]} are not published: dvc" in caplog.text
+    assert list_pending(project) == []
+    assert newest_branch(project) is None

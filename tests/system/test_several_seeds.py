@@ -197,6 +197,23 @@ def test_server_answers_with_the_same_mask(project, scan, predicted, tmp_path):
     assert (model["version"], model["weights_sha256"]) == ("1", gate["weights_sha256"])
 
 
+def test_best_seed_alone_can_be_registered(project, tmp_path):
+    project = copy_project(project, tmp_path / "best")
+    project.change_params("register", deploy="best")
+    told = project.run("dvc", "repro")
+    assert "train@" not in "".join(line for line in told.splitlines() if "Running" in line)
+    gate = read_json(project.root / "reports/gate.json")
+    folder = project.root / "artifacts/train/unet3plus"
+    dice = {seed: load_trained(folder / str(seed)).description.val_dice for seed in SEEDS}
+    best = max(SEEDS, key=dice.get)
+    assert gate["members"] == [best]
+    assert gate["weights_sha256"] == digest_weights([folder / str(best)])
+    summary = read_json(project.root / "reports/unet3plus/summary.json")
+    scores = pd.read_csv(project.root / "reports/unet3plus/cases.csv")
+    rows = scores[scores["seed"] == str(best)]
+    assert summary["test/dice"] == pytest.approx(rows["dice"].mean(), abs=1e-5)
+
+
 def test_cross_validation_scores_every_patient_with_a_training_that_had_not_seen_them(
     project, tmp_path
 ):

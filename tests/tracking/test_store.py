@@ -48,6 +48,7 @@ def test_child_processes_get_the_address_also_where_mlflow_remembers_it(mlflow_s
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
+# All that takes long is imported before both begin, so that they meet at the tables.
 FIRST_START = """
 import sys, time
 from pathlib import Path
