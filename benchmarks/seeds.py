@@ -3,8 +3,9 @@
     python -m benchmarks.seeds
 
 Needs many trainings of candidate and baseline, such as `seeds: [0, 1, ..., 19]` in params.yaml, and
-`dvc repro evaluate@unet evaluate@unet3plus`. Groups of as many trainings as the published verdict
-has are drawn from them, and the gate judges each pair of groups on the same test patients.
+`dvc repro evaluate@unet evaluate@unet3plus`. Groups of one training, of as many as the published
+verdict has and of five are drawn from them, and the gate judges each pair of groups on the same
+test patients.
 A network against itself, in two groups without a common training, must not pass: what does, passes
 by the luck of training. Failures, mean Dice and slice FPR are judged on the trainings, because the
 ensemble of each group is not scored.
@@ -24,6 +25,10 @@ from fullscale.evaluation.score_files import read_scores
 from fullscale.params import RegisterParams
 from fullscale.runtime.markdown import format_table
 from fullscale.workspace import open_workspace
+
+
+SIZES = (1, WANTED_SEEDS, 5)
+"""Trainings in a group; two groups need twice as many."""
 
 
 def draw_groups(
@@ -65,7 +70,7 @@ def main() -> None:
     for first, second in (
         (candidate, baseline), (candidate, candidate), (baseline, baseline),
     ):  # fmt: skip
-        for size in (1, WANTED_SEEDS):
+        for size in SIZES:
             share, gain, spread = measure(
                 tables[first], tables[second], size, arguments.draws, params
             )
