@@ -26,7 +26,6 @@ from fullscale.params import RegisterParams
 from fullscale.runtime.markdown import format_table
 from fullscale.workspace import open_workspace
 
-
 SIZES = (1, WANTED_SEEDS, 5)
 """Trainings in a group; two groups need twice as many."""
 
@@ -66,11 +65,12 @@ def main() -> None:
     params = workspace.load_params().register_
     candidate, baseline = params.candidate, params.baseline
     tables = {network: read_scores(workspace, network) for network in (candidate, baseline)}
+    num_trainings = min(table[SEED].nunique() for table in tables.values())
     rows = []
     for first, second in (
         (candidate, baseline), (candidate, candidate), (baseline, baseline),
     ):  # fmt: skip
-        for size in SIZES:
+        for size in (size for size in SIZES if 2 * size <= num_trainings):
             share, gain, spread = measure(
                 tables[first], tables[second], size, arguments.draws, params
             )
@@ -79,7 +79,7 @@ def main() -> None:
                  f"{spread:.4f}")
             )  # fmt: skip
             print(*rows[-1], sep="\t", flush=True)
-    print(f"{tables[candidate][SEED].nunique()} trainings of each network, "
+    print(f"{num_trainings} trainings of each network, "
           f"{tables[candidate]['patient'].nunique()} test patients")  # fmt: skip
     headings = ("networks", "trainings in a group", "pass, %", "mean gain", "its sd")
     print("\n".join(format_table(headings, rows)))
