@@ -28,7 +28,7 @@ from fullscale.runtime.processes import stage_environment
 from fullscale.tracking.store import connect, default_store
 
 ROOT = Path(__file__).parents[1]
-TIMES = ("time/training_s", "time/validation_s")
+TIMES = ("train/time/training_s", "train/time/validation_s")
 
 
 class Cost(NamedTuple):

@@ -35,12 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GROUPED = {
-    "learning_rate": "train/learning_rate",
-    "slices/organ": "train/slices/organ",
-    "slices/organ_free": "train/slices/organ_free",
-}
-"""Names in MLflow of metrics without a group; MLflow's pages fold groups and sort them by name."""
+IN_TRAIN = {"learning_rate", "slices", "time"}
+"""First words of metrics that MLflow gets in group train. Its pages fold groups and sort them by
+name: the first charts of a run are its test Dice, or its losses as long as it trains."""
 COLUMNS = ("kind", "step", "key", "value", "timestamp_ms")
 RUNNING = "RUNNING"
 
@@ -160,7 +157,7 @@ class RunRecord:
         rows = [
             MetricRow(step, key, float(value), time_ms)
             for name, value in {**metrics, **self.measure()}.items()
-            if not math.isnan(value) and (step, key := GROUPED.get(name, name)) not in self._logged
+            if not math.isnan(value) and (step, key := _add_group(name)) not in self._logged
         ]
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows(("metric", *row) for row in rows)
@@ -229,6 +226,11 @@ class RunRecord:
         self.sent.files |= files or {}
         self.sent.state = state or self.sent.state
         write_atomically(self.folder / "sent.json", json.dumps(asdict(self.sent)))
+
+
+def _add_group(name: str) -> str:
+    """Return the name of a metric in MLflow."""
+    return f"train/{name}" if name.partition("/")[0] in IN_TRAIN else name
 
 
 def list_records(folder: Path) -> list[RunRecord]:

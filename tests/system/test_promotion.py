@@ -31,6 +31,8 @@ from fullscale.prediction.network_files import WEIGHTS_NAME, save_trained
 from fullscale.reporting.model_card import PICTURES
 from fullscale.runtime.files import file_sha256
 from fullscale.scans.cohort import Cohort, read_cohort
+from fullscale.tracking.run_record import RunDescription, RunRecord
+from fullscale.tracking.store import connect
 from fullscale.training.history import write_history
 from fullscale.versioning.provenance import digest_test_set, read_provenance
 from fullscale.workspace import open_workspace
@@ -196,6 +198,30 @@ def predict(project: Project, folder: Path) -> dict:
         *("--statistics", str(folder / "statistics.json"), "--device", "cpu"),
     )
     return json.loads((folder / "statistics.json").read_text())["model"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "first"),
+    [
+        (("time/training_s", "train/total", "val/dice"), ("train", "total")),
+        (("time/training_s", "train/total", "val/dice", "test/dice"), ("test", "dice")),
+    ],
+)
+def test_first_chart_of_a_run_is_what_people_look_for(server, tmp_path, metrics, first):
+    """Losses as long as it trains, then test Dice; system metrics have a page of their own."""
+    client, experiment_id = connect(server.store)
+    run_id = client.create_run(experiment_id).info.run_id
+    record = RunRecord.create(tmp_path, RunDescription(server.uri, None, "run", {}, {}, "scans"))
+    record.log_metrics(dict.fromkeys(metrics, 0.5), 1)
+    for row in record.rows:
+        client.log_metric(run_id, row.key, row.value, row.timestamp_ms, row.step)
+    with open_models(server.uri) as page:
+        page.goto(f"{server.uri}/#/experiments/{experiment_id}/runs/{run_id}/model-metrics")
+        expect(page.get_by_text(first[1], exact=True).first).to_be_visible()
+        lines = page.get_by_role("main").inner_text().splitlines()
+    names = {part for metric in metrics for part in metric.split("/")}
+    shown = [line for line in lines if line in names]
+    assert tuple(shown[:2]) == first
 
 
 def test_person_promotes_and_rolls_back_in_the_ui(

@@ -52,11 +52,13 @@ def test_repeated_epoch_and_nan_are_left_out(record):
 
 
 def test_every_metric_has_a_group_that_pages_fold(record):
-    record.log_metrics({"learning_rate": 0.1, "slices/organ": 5.0, "val/dice": 0.5}, 1)
+    metrics = {"learning_rate": 0.1, "slices/organ": 5.0, "time/training_s": 3.0, "val/dice": 0.5}
+    record.log_metrics(metrics, 1)
     names = [key for _, key, _ in values(record)]
-    assert names == ["train/learning_rate", "train/slices/organ", "val/dice"]
+    assert names[:-1] == ["train/learning_rate", "train/slices/organ", "train/time/training_s"]
+    assert names[-1] == "val/dice"
     record.log_metrics({"learning_rate": 0.2}, 1)
-    assert len(record.rows) == 3
+    assert len(record.rows) == 4
 
 
 @pytest.mark.parametrize("num_lost", [1, 2, 7, 15])
