@@ -43,9 +43,10 @@ from tests.shared.literal_networks import State, random_state
 
 THRESHOLD = 0.5
 NUM_OPEN = 4
+"""Slices that the classifier leaves open when memory is measured: more take hours, not memory."""
 FIELD_MM = 400.0
 """Sides of the slices."""
-"""Slices that the classifier leaves open when memory is measured: more take hours, not memory."""
+NOISE_HU = 15.0
 
 
 def make_scan(num_slices: int, side: int, num_bright: int) -> Volume:
@@ -108,6 +109,27 @@ def aim_classifier(
             bias.copy_(bias.flip(0))
             closed, opened = -closed, -opened
         bias[1] -= (closed + opened) / 2
+
+
+def make_noisy_scan(num_slices: int, side: int) -> Volume:
+    """Make a scan with noise: without, it would be read faster than a real one."""
+    scan = make_scan(num_slices, side, num_slices // 2)
+    rng = np.random.default_rng(0)
+    for values_YX in scan.values_ZYX:
+        values_YX += rng.normal(0, NOISE_HU, values_YX.shape).astype(np.int16)
+    return scan
+
+
+def make_half_open_network(description: NetworkDescription, scan: Volume) -> SegmentationNetwork:
+    """Make a UNet 3+ with random weights whose classifier opens about half of the slices."""
+    torch.manual_seed(0)
+    network = build_network(
+        "unet3plus", in_channels=NUM_ADJACENT_SLICES, num_organs=1, width=description.width
+    ).eval()
+    weight, bias = network.classifier.conv.parameters()  # type: ignore[union-attr]
+    quarter = len(scan.values_ZYX) // 4
+    aim_classifier(weight, bias, network, description, scan, (quarter, 3 * quarter))
+    return network
 
 
 def make_slices(description: NetworkDescription, scan: Volume) -> torch.Tensor:

@@ -7,38 +7,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.gpu.settings import Report, Settings
-from benchmarks.prediction import aim_classifier, make_description, make_scan, make_slices
+from benchmarks.prediction import (
+    make_description,
+    make_half_open_network,
+    make_noisy_scan,
+    make_slices,
+)
 from fullscale.prediction.network_files import Trained
 from fullscale.prediction.predictor import Predictor
 from fullscale.prediction.segmentation import read_batch_size, segment_scan
 from fullscale.scans.nifti_writer import write_on_grid
 from fullscale.scans.volume import read_image, write_volume
-from model.networks import build_network
 from model.output import Gating
-from model.preprocessing import NUM_ADJACENT_SLICES
-
-NOISE_HU = 15.0
 
 
 def run(settings: Settings, report: Report) -> None:
     """Measure."""
     num_slices, side, _ = settings.scan_shape
-    scan = make_scan(num_slices, side, num_slices // 2)
-    rng = np.random.default_rng(0)  # a scan without noise is read faster than a real one
-    for values_YX in scan.values_ZYX:
-        values_YX += rng.normal(0, NOISE_HU, values_YX.shape).astype(np.int16)
+    scan = make_noisy_scan(num_slices, side)
     description = make_description(settings.side_px, settings.width)
-    torch.manual_seed(0)
-    network = build_network(
-        "unet3plus", in_channels=NUM_ADJACENT_SLICES, num_organs=1, width=settings.width
-    ).eval()
-    weight, bias = network.classifier.conv.parameters()  # type: ignore[union-attr]
-    quarter = num_slices // 4
-    aim_classifier(weight, bias, network, description, scan, (quarter, 3 * quarter))
+    network = make_half_open_network(description, scan)
     device = torch.device(settings.device)
     batch_size = read_batch_size("auto", description, device)
     report.add("batch size of --batch-size auto", batch_size)

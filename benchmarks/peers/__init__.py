@@ -1,0 +1,1 @@
+"""Time and memory of a prediction beside those of nnU-Net."""
