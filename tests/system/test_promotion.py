@@ -33,6 +33,7 @@ from fullscale.runtime.files import file_sha256
 from fullscale.scans.cohort import Cohort, read_cohort
 from fullscale.tracking.run_record import RunDescription, RunRecord
 from fullscale.tracking.store import connect
+from fullscale.tracking.sync import sync_run
 from fullscale.training.history import write_history
 from fullscale.versioning.provenance import digest_test_set, read_provenance
 from fullscale.workspace import open_workspace
@@ -209,14 +210,12 @@ def predict(project: Project, folder: Path) -> dict:
 )
 def test_first_chart_of_a_run_is_what_people_look_for(server, tmp_path, metrics, first):
     """Losses as long as it trains, then test Dice; system metrics have a page of their own."""
-    client, experiment_id = connect(server.store)
-    run_id = client.create_run(experiment_id).info.run_id
     record = RunRecord.create(tmp_path, RunDescription(server.uri, None, "run", {}, {}, "scans"))
     record.log_metrics(dict.fromkeys(metrics, 0.5), 1)
-    for row in record.rows:
-        client.log_metric(run_id, row.key, row.value, row.timestamp_ms, row.step)
+    sync_run(record)
+    _, experiment_id = connect(server.store)
     with open_models(server.uri) as page:
-        page.goto(f"{server.uri}/#/experiments/{experiment_id}/runs/{run_id}/model-metrics")
+        page.goto(f"{server.uri}/#/experiments/{experiment_id}/runs/{record.run_id}/model-metrics")
         expect(page.get_by_text(first[1], exact=True).first).to_be_visible()
         lines = page.get_by_role("main").inner_text().splitlines()
     names = {part for metric in metrics for part in metric.split("/")}
