@@ -1,5 +1,7 @@
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -21,6 +23,8 @@ from tasks.commands.score import (
     score,
     write_scores,
 )
+
+PATIENTS = os.environ.get("FULLSCALE_PATIENT_SCANS", "")
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +138,24 @@ def test_ingested_cohort_is_read_where_it_is(workspace):
     with open_cohort(workspace.data) as cohort:
         assert cohort.root == workspace.data
         assert cohort.cases == read_cohort(workspace.data).cases
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PATIENTS, reason="FULLSCALE_PATIENT_SCANS names no folder of scans")
+def test_scans_of_patients_are_scored(predictor, tiny_params, workspace, tmp_path, trained):
+    """Any annotated scans of patients with liver and spleen, in any layout that ingest takes."""
+    with open_cohort(Path(PATIENTS)) as cohort:
+        found = score(predictor, cohort, tiny_params, workspace)
+        annotated = [
+            (case.name, organ)
+            for case in cohort.cases
+            for organ in ("liver", "spleen")
+            if organ in case.annotated
+        ]
+    rows = found.scores
+    assert annotated
+    assert list(zip(rows["case"], rows["organ"], strict=True)) == annotated
+    assert (rows["num_true_voxels"] > 0).all()
+    assert (rows["dice"] < 0.9).all()  # random weights find no organ
+    write_scores(found, Model("organs", "3", "a" * 64, 0.5, trained), tmp_path / "out")
+    assert set(pd.read_csv(tmp_path / "out" / CASES)["case"]) == set(rows["case"])
