@@ -22,8 +22,10 @@ from fullscale.evaluation.score_files import (
 )
 from fullscale.evaluation.slice_pictures import choose_slices, draw_slices
 from fullscale.evaluation.summary import (
-    evaluate_network,
+    find_cases,
+    make_predictor,
     picture_cases,
+    score_trainings,
     summarise,
     summarise_calibration,
     summarise_out_of_fold,
@@ -91,11 +93,11 @@ class Scored:
 
 def score_networks(
     folders: Sequence[Path], cohort: Cohort, names: Sequence[str], params: Params
-) -> Scored:
-    """Score a trained network, or the ensemble of several.
+) -> list[Scored]:
+    """Score each training of a network alone, then, of several, all of them as an ensemble.
 
     Args:
-        folders: of the networks.
+        folders: of the trainings.
         cohort: the cohort of the cases.
         names: of the cases.
         params: all of params.yaml.
@@ -106,13 +108,23 @@ def score_networks(
     # Late: torch takes seconds to import, and a wrong command line must fail at once.
     from fullscale.prediction.network_files import load_members
 
-    trained = load_members(folders)
+    groups = [[folder] for folder in folders]
+    if len(folders) > 1:
+        groups.append(list(folders))
+    cases = find_cases(cohort, names)
+    predictors = [make_predictor(load_members(group), params.evaluate) for group in groups]
     organs = resolve_organs(params.organs, cohort.labels)
-    calibration = {organ: ReliabilityCurve() for organ in trained.description.organs}
-    predictor, scores = evaluate_network(
-        trained, cohort, names, params.evaluate, calibration, organs
+    curves = [{organ: ReliabilityCurve() for organ in params.organs} for _ in groups]
+    tables = score_trainings(
+        predictors[: len(folders)],
+        predictors[-1] if len(folders) > 1 else None,
+        cases,
+        cohort,
+        params.evaluate,
+        curves,
+        organs,
     )
-    return Scored(predictor, scores, calibration)
+    return [Scored(*each) for each in zip(predictors, tables, curves, strict=True)]
 
 
 @report_errors
@@ -126,15 +138,13 @@ def main() -> None:
     split = read_split(workspace.split)
     test_cases = cases_of(split, "test")
     seeds = tuple(sorted(params.seeds))
-    # Each training alone, and with several seeds all of them as an ensemble.
-    scored = {
-        group: score_networks(workspace.trainings(network, group), cohort, test_cases, params)
-        for group in dict.fromkeys([*((seed,) for seed in seeds), seeds])
-    }
-    chosen = choose_deployed(workspace.trainings(network, seeds), params.register_.deploy)
+    folders = workspace.trainings(network, seeds)
+    *alone, together = score_networks(folders, cohort, test_cases, params)
+    alone = alone or [together]
+    chosen = choose_deployed(folders, params.register_.deploy)
     members = tuple(int(folder.name) for folder in chosen)
-    deployed = scored[members]
-    trainings = {seed: scored[seed,].scores for seed in seeds}
+    deployed = together if len(members) > 1 else alone[seeds.index(members[0])]
+    trainings = {seed: each.scores for seed, each in zip(seeds, alone, strict=True)}
     # Each training on the cases that it validated on: together all that are not tested.
     unseen = {
         seed: score_networks(
@@ -142,10 +152,10 @@ def main() -> None:
             cohort,
             cases_of(split_of_seed(split, params.split, seed), "val"),
             params,
-        ).scores
+        )[0].scores
         for seed in (seeds if params.split.rotate else ())
     }
-    ensemble = scored[seeds].scores if len(seeds) > 1 else None
+    ensemble = together.scores if len(seeds) > 1 else None
     write_scores(workspace, name, trainings, ensemble, unseen)
     write_calibration(workspace, name, tabulate_calibration(deployed.calibration))
     organs = tuple(params.organs)

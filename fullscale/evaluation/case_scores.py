@@ -17,7 +17,7 @@ from fullscale.scans.volume import Volume, read_image, read_labels
 if TYPE_CHECKING:
     from fullscale.evaluation.calibration import ReliabilityCurve
     from fullscale.params import EvaluateParams
-    from fullscale.prediction.predictor import Predictor
+    from fullscale.prediction.predictor import Predictor, SlicePrediction
     from fullscale.scans.cohort import Case, Cohort
     from model.output import Gating
 
@@ -45,8 +45,32 @@ TRUTH_ONLY = (
 ScoreRow = dict[str, Any]
 
 
+def predict_case(predictor: Predictor, case: Case, settings: EvaluateParams) -> SlicePrediction:
+    """Predict the slices of a case for `score_case`.
+
+    Where the uses of the slice classifier are compared, the decoder runs for every slice, also for
+    those that the slice classifier closes.
+
+    Args:
+        predictor: a network ready to segment.
+        case: the case to score.
+        settings: the section `evaluate` of params.yaml.
+    """
+    ablates = is_ablated(predictor, settings)
+    return predictor.predict(read_image(case.image), "none" if ablates else None)
+
+
+def is_ablated(predictor: Predictor, settings: EvaluateParams) -> bool:
+    """Return whether all uses of the slice classifier are scored.
+
+    Not of an ensemble, in which each member has its own slice classifier.
+    """
+    return settings.ablate_slice_classifier and predictor.num_members == 1
+
+
 def score_case(
     predictor: Predictor,
+    predicted: SlicePrediction,
     case: Case,
     cohort: Cohort,
     organs: Mapping[str, Sequence[int]],
@@ -62,13 +86,13 @@ def score_case(
 
     Args:
         predictor: a network ready to segment.
+        predicted: of the case, as `predict_case` returns it; of an ensemble as
+            `join_predictions` does.
         case: the case to score.
         cohort: the cohort of the case.
         organs: the organs to score, all of them the network's, with their label ids in the
             annotation. A network may have been trained with other ids.
-        settings: the section `evaluate` of params.yaml. With `ablate_slice_classifier` the decoder
-            runs for every slice, also for those that the slice classifier closes; not for an
-            ensemble, in which each member has its own slice classifier.
+        settings: the section `evaluate` of params.yaml.
         calibration: organ to the curve to which its voxels are added, after the slice classifier.
 
     Returns:
@@ -77,12 +101,10 @@ def score_case(
         If requested, the values of `score_mask` for the largest component follow, with the suffix
         `_cleaned`.
     """
-    scan, labels = read_pair(case)
-    spacing_mm = scan.spacing_mm
+    labels = read_labels(case.label)
+    spacing_mm = labels.spacing_mm
     min_mm2 = settings.min_false_positive_mm2
-    ablates = settings.ablate_slice_classifier and predictor.num_members == 1
-    predicted = predictor.predict(scan, "none" if ablates else None)
-    del scan  # as large as two masks, and the scores do not need it
+    ablates = is_ablated(predictor, settings)
     found = predicted.gated(predictor.gate) if ablates else predicted
     label_ZYX = predictor.label_map(found)
     variants = {}

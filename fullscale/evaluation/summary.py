@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from fullscale.evaluation.calibration import ReliabilityCurve
-from fullscale.evaluation.case_scores import CLEANED, VARIANTS, score_case
+from fullscale.evaluation.case_scores import (
+    CLEANED,
+    VARIANTS,
+    ScoreRow,
+    is_ablated,
+    predict_case,
+    score_case,
+)
 from fullscale.evaluation.paired import SEED, count_seeds, of_organ
 from fullscale.evaluation.statistics import Interval, mean_over_cases, pooled_mean
 from fullscale.params import EvaluateParams, RegisterParams
@@ -81,11 +88,54 @@ def score_cases(
         One row per case and organ, as `score_case` makes them. Organs that a case does not
         annotate have no row.
     """
-    rows = []
-    organs = predictor.description.organs if organs is None else organs
-    for case in track(cases, f"scoring {predictor.description.name}", len(cases)):
-        rows += score_case(predictor, case, cohort, organs, settings, calibration)
-    return pd.DataFrame(rows)
+    curves = [calibration] if calibration is not None else []
+    return score_trainings([predictor], None, cases, cohort, settings, curves, organs)[0]
+
+
+def score_trainings(
+    members: Sequence[Predictor],
+    ensemble: Predictor | None,
+    cases: Sequence[Case],
+    cohort: Cohort,
+    settings: EvaluateParams,
+    calibrations: Sequence[Mapping[str, ReliabilityCurve] | None] = (),
+    organs: Mapping[str, Sequence[int]] | None = None,
+) -> list[pd.DataFrame]:
+    """Score trainings of a network and their ensemble; each training segments a case once.
+
+    Args:
+        members: the trainings, ready to segment.
+        ensemble: of all of them; None: only they are scored.
+        cases: the cases to score.
+        cohort: the cohort of the cases.
+        settings: the section `evaluate` of params.yaml.
+        calibrations: for each member, then for the ensemble: organ to the curve to which its
+            voxels are added; empty: no curve is drawn.
+        organs: as for `score_cases`.
+
+    Returns:
+        For each member, then for the ensemble, what `score_cases` returns.
+    """
+    # Late: torch takes seconds to import, and most readers of scores do without.
+    from fullscale.prediction.predictor import join_predictions
+
+    predictors = [*members, *([] if ensemble is None else [ensemble])]
+    organs = members[0].description.organs if organs is None else organs
+    curves = calibrations or [None] * len(predictors)
+    rows: list[list[ScoreRow]] = [[] for _ in predictors]
+    for case in track(cases, f"scoring {members[0].description.name}", len(cases)):
+        predicted = [predict_case(member, case, settings) for member in members]
+        if ensemble is not None:
+            gated = [
+                found.gated(member.gate) if is_ablated(member, settings) else found
+                for member, found in zip(members, predicted, strict=True)
+            ]
+            predicted.append(join_predictions(gated))
+        for predictor, found, curve, scores in zip(
+            predictors, predicted, curves, rows, strict=True
+        ):
+            scores += score_case(predictor, found, case, cohort, organs, settings, curve)
+    return [pd.DataFrame(scores) for scores in rows]
 
 
 def summarise(
@@ -238,6 +288,17 @@ def evaluate_network(
         The network ready to segment, and the scores as `score_cases` returns them.
 
     Raises:
+        StageError: as `find_cases`.
+    """
+    cases = find_cases(cohort, test_cases)
+    predictor = make_predictor(trained, settings)
+    return predictor, score_cases(predictor, cases, cohort, settings, calibration, organs)
+
+
+def find_cases(cohort: Cohort, test_cases: Sequence[str]) -> list[Case]:
+    """Return the named cases of a cohort.
+
+    Raises:
         StageError: `test_cases` is empty, or the cohort lacks one of them.
     """
     by_name = {case.name: case for case in cohort.cases}
@@ -249,9 +310,7 @@ def evaluate_network(
             if missing
             else "the split holds no test cases; add scans or change split.test_fraction"
         )
-    predictor = make_predictor(trained, settings)
-    cases = [by_name[name] for name in test_cases]
-    return predictor, score_cases(predictor, cases, cohort, settings, calibration, organs)
+    return [by_name[name] for name in test_cases]
 
 
 def tabulate_calibration(calibration: Mapping[str, ReliabilityCurve]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from fullscale.evaluation.summary import (
     evaluate_network,
     picture_cases,
     score_cases,
+    score_trainings,
     summarise,
     summarise_calibration,
     tabulate_calibration,
@@ -24,6 +25,7 @@ from fullscale.reporting.overlays import draw_gallery
 from fullscale.runtime.errors import StageError
 from fullscale.scans.cohort import IGNORED_ID
 from fullscale.scans.volume import read_image, read_labels, write_volume
+from model.ensemble import Ensemble, list_members
 from model.output import gate_weights
 from model.preprocessing import IGNORED_LABEL
 from tasks.evaluate import draw_case
@@ -573,3 +575,36 @@ def test_picture_is_a_png(predictor, tiny_cohort, tmp_path):
     again = tmp_path / "again.png"
     draw_case(predictor, tiny_cohort.cases[0], tiny_cohort, "a heading", again)
     assert path.read_bytes() == again.read_bytes()
+
+
+@pytest.mark.parametrize("ablate", [True, False])
+def test_trainings_and_their_ensemble_have_the_scores_of_each_by_itself(
+    tiny_params, tiny_cohort, monkeypatch, ablate
+):
+    """No training segments a case a second time for the ensemble."""
+    description = describe_network("unet3plus", tiny_params)
+    trained = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        trained.append(Trained(build(description).eval(), description))
+    networks = [network for each in trained for network in list_members(each.network)]
+    predictors = [Predictor(each, 0.5, 8, CPU) for each in trained]
+    ensemble = Predictor(Trained(Ensemble(networks), description), 0.5, 8, CPU)
+    settings = SETTINGS.model_copy(update={"ablate_slice_classifier": ablate})
+    cases = tiny_cohort.cases[:3]
+    wanted = [score_cases(each, cases, tiny_cohort, settings) for each in (*predictors, ensemble)]
+    segmented = []
+    predict = Predictor.predict
+
+    def count(predictor, scan, gating=None):
+        segmented.append(predictor)
+        return predict(predictor, scan, gating)
+
+    monkeypatch.setattr(Predictor, "predict", count)
+    curves = [{organ: ReliabilityCurve() for organ in ORGANS} for _ in wanted]
+    found = score_trainings(predictors, ensemble, cases, tiny_cohort, settings, curves)
+    assert segmented == predictors * 3
+    for table, single in zip(found, wanted, strict=True):
+        pd.testing.assert_frame_equal(table, single)
+    assert "dice_no_classifier" not in found[-1]
+    assert all(curve["liver"].num_voxels for curve in curves)
