@@ -24,8 +24,10 @@ from fullscale.planning.training_planner import START_S, Measure, TrainingPlanne
 from fullscale.runtime.errors import StageError
 from fullscale.scans.cohort import Cohort
 
-SCORING_FACTOR = 2.0
-"""Time of scoring a scan by that of reading and measuring it: judged, not measured."""
+SCORING_FACTOR = 4.0
+"""Time of scoring a scan by that of reading and measuring it: 2 on the sample, 8 on BTCV."""
+EVALUATE_START_S = 4.0
+"""Time of stage evaluate before it opens a scan."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def make_plan(
     """
     fingerprint = reading.fingerprint
     _plan_slices(draft, fingerprint)
+    _plan_recipes(draft, split)
     training = TrainingPlanner(draft, split, fingerprint, machine, hours, measure)
     training.plan()
     _plan_margins(draft, split)
@@ -208,6 +211,15 @@ def _plan_slices(draft: Draft, fingerprint: Fingerprint) -> None:
     )
 
 
+def _plan_recipes(draft: Draft, split: SplitChoice) -> None:
+    num_patients = count_patients(split.table, "train")
+    for name, recipe in draft.params.recipes.items():
+        if recipe.cgm:
+            keeps = rules.keeps_cgm(num_patients)
+            reason = f"{num_patients} patients {'suffice' if keeps else 'are too few'}"
+            draft.propose(f"recipes.{name}.cgm", keeps, f"{reason} for a slice classifier")
+
+
 def _plan_margins(draft: Draft, split: SplitChoice) -> None:
     margin = resolved_margin(split.num_test, draft.params.register_)
     for key in ("register.max_organ_dice_loss", "register.champion_margin"):
@@ -242,11 +254,12 @@ def _stage_times(
                 + training.num_val_slices * speed.validation_s
             )
         stages |= {f"train@{name}-{seed}": seconds for seed in range(training.num_seeds)}
-    # An ensemble is scored in addition to its members.
+    # An ensemble is scored in addition to its members, by what they predicted.
     num_scored = training.num_seeds + (training.num_seeds > 1)
     for name, speed in training.speeds.items():
-        case_s = num_slices * speed.validation_s + SCORING_FACTOR * read_s
-        stages[f"evaluate@{name}"] = num_scored * num_tested * case_s
+        predict_s = training.num_seeds * num_slices * speed.validation_s
+        case_s = predict_s + num_scored * SCORING_FACTOR * read_s
+        stages[f"evaluate@{name}"] = EVALUATE_START_S + num_tested * case_s
     return {**stages, "register": 20.0}
 
 

@@ -33,15 +33,19 @@ MARGIN_KNOWN, MARGIN_SAMPLED = 1.05, 1.1
 """Side of a slice by the largest trunk measured, if all or only some of the scans were measured."""
 AROUND = (5.0, 95.0)
 """Percentiles of the surroundings of organs that the window must hold."""
+ODD_SCANS = 10.0
+"""Percentage of scans whose HU the window may leave out, at each end."""
 WINDOW_STEP_HU = 10
 MIN_NEIGHBOUR_MM, MAX_NEIGHBOUR_MM = 3.0, 8.0
 BATCH_SIZE = 16
 LEARNING_RATE, AT_WIDTH, MIN_LEARNING_RATE = 0.003, 8, 1e-4
 MIN_EPOCHS = 10
 MIN_STEPS_PER_EPOCH = 32
-MIN_DRAWS = 8000
+MIN_DRAWS = 12000
 """Slices drawn in a training: fewer do not teach the narrow networks of the sample."""
 MAX_LOADER_WORKERS = 8
+MIN_CGM_PATIENTS = 15
+"""Patients of a training from which on the slice classifier (CGM) is kept."""
 
 
 @dataclass(frozen=True)
@@ -128,16 +132,19 @@ def choose_window(organs: Iterable[OrganFacts]) -> tuple[int, int] | None:
     """Return the window in HU that holds organs and surroundings; None without any organ.
 
     Args:
-        organs: of all measured scans; the median over scans is taken, so that one odd scan does
-            not decide.
+        organs: of all measured scans. The window holds all but `ODD_SCANS` of them: contrast
+            differs between scans, and in a window for the median scan the brighter half is clipped.
     """
     drawn = [organ for organ in organs if organ.inside_hu and organ.around_hu]
     if not drawn:
         return None
-    inside = np.median([organ.inside_hu for organ in drawn], axis=0)
-    around = np.median([organ.around_hu for organ in drawn], axis=0)
+    inside = np.array([organ.inside_hu for organ in drawn])
+    around = np.array([organ.around_hu for organ in drawn])
     low, high = (PERCENTILES.index(value) for value in AROUND)
-    ends = min(inside[0], around[low]), max(inside[-1], around[high])
+    ends = (
+        np.percentile(np.minimum(inside[:, 0], around[:, low]), ODD_SCANS),
+        np.percentile(np.maximum(inside[:, -1], around[:, high]), 100 - ODD_SCANS),
+    )
     return (
         math.floor(ends[0] / WINDOW_STEP_HU) * WINDOW_STEP_HU,
         math.ceil(ends[1] / WINDOW_STEP_HU) * WINDOW_STEP_HU,
@@ -149,6 +156,15 @@ def choose_neighbour_mm(cases: Iterable[CaseFacts]) -> float | Literal["auto"]:
     median_mm = float(np.median([case.spacing_mm[0] for case in cases]))
     limited_mm = min(max(median_mm, MIN_NEIGHBOUR_MM), MAX_NEIGHBOUR_MM)
     return "auto" if limited_mm == median_mm else limited_mm
+
+
+def keeps_cgm(num_patients: int) -> bool:
+    """Return whether a network that has a slice classifier (CGM) keeps it.
+
+    Args:
+        num_patients: who are trained on.
+    """
+    return num_patients >= MIN_CGM_PATIENTS
 
 
 def choose_learning_rate(width: int) -> float:

@@ -41,7 +41,7 @@ class TrainingPlanner:
         measure: Measure | None,
     ) -> None:
         self._draft, self._measure = draft, measure
-        self._by_id = draft.params.model_copy(update={"organs": fingerprint.organs})
+        self._by_id = draft.planned().model_copy(update={"organs": fingerprint.organs})
         self._fingerprint, self._machine, self._hours = fingerprint, machine, hours
         fold = split.table.set_index("case")["fold"]
         self._train = [case for case in fingerprint.cases if fold[case.case] == "train"]

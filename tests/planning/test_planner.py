@@ -36,3 +36,19 @@ def test_plan_of_five_scans_has_a_split_and_no_verdict(monkeypatch):
     assert "6 test patients of every organ" in plan.impossible[0]
     trainings = [plan.stages[f"train@{name}-0"] for name in ("unet", "unet3plus")]
     assert sum(trainings) == pytest.approx(1800, rel=0.1)
+
+
+@pytest.mark.parametrize(("cohort", "keeps"), [("five", False), ("mixed", True)])
+def test_few_patients_are_planned_and_measured_without_slice_classifier(monkeypatch, cohort, keeps):
+    monkeypatch.setattr(make_plans, "HOURS", 0.5)
+    speed_of, measured = make_plans.speed_of, set()
+
+    def measure(name, params, num_slices):
+        measured.add((name, bool(params.recipes[name].cgm)))
+        return speed_of(name, params, num_slices)
+
+    monkeypatch.setattr(make_plans, "speed_of", measure)
+    plan = make_plans.plan_of(cohort)
+    proposal = next(each for each in plan.proposals if each.key == "recipes.unet3plus.cgm")
+    assert proposal.value is keeps
+    assert measured == {("unet", False), ("unet3plus", keeps)}

@@ -12,6 +12,7 @@ from fullscale.planning.rules import (
     choose_neighbour_mm,
     choose_window,
     fit_length,
+    keeps_cgm,
     make_ladder,
     median_pixel_mm,
     shortest_s,
@@ -69,9 +70,10 @@ def test_side_of_a_slice_has_a_larger_margin_where_not_all_scans_were_measured()
     ("organs", "window"),
     [
         ([organ()], (-110, 180)),
-        # bright organs widen it; one odd scan of three does not
+        # bright organs of a scan in two widen it; one odd scan of eleven does not
         ([organ(inside=(20, 60, 90, 100, 110, 140, 231))], (-110, 240)),
-        ([organ(), organ(), organ(around=(-200, -200, 0, 0, 0, 390, 400))], (-110, 180)),
+        ([organ(), organ(inside=(20, 60, 90, 100, 110, 140, 231))], (-110, 230)),
+        ([organ()] * 10 + [organ(around=(-200, -200, 0, 0, 0, 390, 400))], (-110, 180)),
         ([], None),
         ([organ(inside=(), around=(), ml=0)], None),
     ],
@@ -95,6 +97,11 @@ def test_wider_networks_learn_more_slowly(width, rate):
     assert choose_learning_rate(width) == rate
 
 
+@pytest.mark.parametrize(("num_patients", "keeps"), [(3, False), (14, False), (15, True)])
+def test_few_patients_teach_no_slice_classifier(num_patients, keeps):
+    assert keeps_cgm(num_patients) == keeps
+
+
 @pytest.mark.parametrize(
     ("num_cores", "on_gpu", "workers"),
     [(2, False, None), (64, False, None), (1, True, 1), (4, True, 3), (16, True, None)],
@@ -112,8 +119,8 @@ def test_loader_workers(num_cores, on_gpu, workers):
         (3600, 0.1, 5, 100, Length(64, 512, is_auto=False)),
         # a large cohort: ten shorter epochs
         (3600, 0.1, 20, 26000, Length(10, 3392, is_auto=False)),
-        # too little time for 8000 slices, or for 32 steps an epoch
-        (700, 0.1, 5, 1008, None),
+        # too little time for 12000 slices, or for 32 steps an epoch
+        (1200, 0.1, 5, 1008, None),
         (3600, 0.1, 350, 26000, None),
     ],
 )
