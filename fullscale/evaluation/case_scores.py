@@ -45,19 +45,18 @@ TRUTH_ONLY = (
 ScoreRow = dict[str, Any]
 
 
-def predict_case(predictor: Predictor, case: Case, settings: EvaluateParams) -> SlicePrediction:
-    """Predict the slices of a case for `score_case`.
+def predict_case(predictor: Predictor, scan: Volume, settings: EvaluateParams) -> SlicePrediction:
+    """Predict the slices of a case's scan for `score_case`.
 
     Where the uses of the slice classifier are compared, the decoder runs for every slice, also for
     those that the slice classifier closes.
 
     Args:
         predictor: a network ready to segment.
-        case: the case to score.
+        scan: HU in canonical orientation.
         settings: the section `evaluate` of params.yaml.
     """
-    ablates = is_ablated(predictor, settings)
-    return predictor.predict(read_image(case.image), "none" if ablates else None)
+    return predictor.predict(scan, "none" if is_ablated(predictor, settings) else None)
 
 
 def is_ablated(predictor: Predictor, settings: EvaluateParams) -> bool:

@@ -23,6 +23,7 @@ from fullscale.params import EvaluateParams, RegisterParams
 from fullscale.runtime.console import track
 from fullscale.runtime.errors import StageError
 from fullscale.scans.cohort import Case, Cohort
+from fullscale.scans.volume import read_image
 from model.overlap import share
 
 if TYPE_CHECKING:
@@ -88,8 +89,7 @@ def score_cases(
         One row per case and organ, as `score_case` makes them. Organs that a case does not
         annotate have no row.
     """
-    curves = [calibration] if calibration is not None else []
-    return score_trainings([predictor], None, cases, cohort, settings, curves, organs)[0]
+    return score_trainings([predictor], None, cases, cohort, settings, [calibration], organs)[0]
 
 
 def score_trainings(
@@ -98,7 +98,7 @@ def score_trainings(
     cases: Sequence[Case],
     cohort: Cohort,
     settings: EvaluateParams,
-    calibrations: Sequence[Mapping[str, ReliabilityCurve] | None] = (),
+    calibrations: Sequence[Mapping[str, ReliabilityCurve] | None],
     organs: Mapping[str, Sequence[int]] | None = None,
 ) -> list[pd.DataFrame]:
     """Score trainings of a network and their ensemble; each training segments a case once.
@@ -109,8 +109,7 @@ def score_trainings(
         cases: the cases to score.
         cohort: the cohort of the cases.
         settings: the section `evaluate` of params.yaml.
-        calibrations: for each member, then for the ensemble: organ to the curve to which its
-            voxels are added; empty: no curve is drawn.
+        calibrations: for each member, then for the ensemble, as for `score_cases`.
         organs: as for `score_cases`.
 
     Returns:
@@ -121,10 +120,11 @@ def score_trainings(
 
     predictors = [*members, *([] if ensemble is None else [ensemble])]
     organs = members[0].description.organs if organs is None else organs
-    curves = calibrations or [None] * len(predictors)
     rows: list[list[ScoreRow]] = [[] for _ in predictors]
     for case in track(cases, f"scoring {members[0].description.name}", len(cases)):
-        predicted = [predict_case(member, case, settings) for member in members]
+        scan = read_image(case.image)
+        predicted = [predict_case(member, scan, settings) for member in members]
+        del scan  # as large as two masks, and the scores do not need it
         if ensemble is not None:
             gated = [
                 found.gated(member.gate) if is_ablated(member, settings) else found
@@ -132,7 +132,7 @@ def score_trainings(
             ]
             predicted.append(join_predictions(gated))
         for predictor, found, curve, scores in zip(
-            predictors, predicted, curves, rows, strict=True
+            predictors, predicted, calibrations, rows, strict=True
         ):
             scores += score_case(predictor, found, case, cohort, organs, settings, curve)
     return [pd.DataFrame(scores) for scores in rows]
