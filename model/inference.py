@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from model.segmentation import Frame, SegmentationNetwork, pad_to_multiple, rest
 
 
 class Prediction(NamedTuple):
-    """Prediction of all slices of a scan, on the CPU.
+    """Prediction of the slices of a scan, on the CPU.
 
     Attributes:
         probabilities: K x Z x H x W, in [0, 1]; with "hard" and "slab" gating exactly 0 in slices
@@ -176,14 +176,22 @@ def predict_batches(
     return members[0] if len(members) == 1 else map(_join, *members)
 
 
-def _join(*members: BatchPrediction) -> BatchPrediction:
-    """Return the prediction of an ensemble for the slices that each of its members predicted."""
+def join_predictions(members: Sequence[Prediction]) -> Prediction:
+    """Return an ensemble's prediction of slices, of those of its members.
+
+    Args:
+        members: of the same slices, each with the decision of its own slice classifier applied.
+    """
     organs = [each.organ_probability for each in members if each.organ_probability is not None]
-    return BatchPrediction(
-        members[0].slices,
+    return Prediction(
         join_probabilities([each.probabilities for each in members]),
         join_organ_probabilities(organs) if organs else None,
     )
+
+
+def _join(*members: BatchPrediction) -> BatchPrediction:
+    found = [Prediction(each.probabilities, each.organ_probability) for each in members]
+    return BatchPrediction(members[0].slices, *join_predictions(found))
 
 
 class _Encoded(NamedTuple):

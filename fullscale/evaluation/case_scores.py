@@ -85,8 +85,8 @@ def score_case(
 
     Args:
         predictor: a network ready to segment.
-        predicted: of the case, as `predict_case` returns it; of an ensemble as
-            `join_predictions` does.
+        predicted: of the case, as `predict_case` returns it; of an ensemble joined by
+            `model.inference.join_predictions`.
         case: the case to score.
         cohort: the cohort of the case.
         organs: the organs to score, all of them the network's, with their label ids in the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -116,7 +117,7 @@ def score_trainings(
         For each member, then for the ensemble, what `score_cases` returns.
     """
     # Late: torch takes seconds to import, and most readers of scores do without.
-    from fullscale.prediction.predictor import join_predictions
+    from model.inference import join_predictions
 
     predictors = [*members, *([] if ensemble is None else [ensemble])]
     organs = members[0].description.organs if organs is None else organs
@@ -130,7 +131,8 @@ def score_trainings(
                 found.gated(member.gate) if is_ablated(member, settings) else found
                 for member, found in zip(members, predicted, strict=True)
             ]
-            predicted.append(join_predictions(gated))
+            joined = join_predictions([found.prediction for found in gated])
+            predicted.append(replace(gated[0], prediction=joined))
         for predictor, found, curve, scores in zip(
             predictors, predicted, calibrations, rows, strict=True
         ):

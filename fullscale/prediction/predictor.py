@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -16,7 +16,6 @@ from fullscale.prediction.network_files import NetworkDescription, Trained
 from fullscale.runtime.errors import StageError
 from fullscale.scans.slicing import Grid, plan_grid, restore, slice_image
 from fullscale.scans.volume import Volume
-from model.ensemble import join_organ_probabilities, join_probabilities
 from model.inference import (
     BatchPrediction,
     InferenceSettings,
@@ -112,21 +111,6 @@ class SlicePrediction:
         """
         found_ZK = self.prediction.organ_probability
         return None if found_ZK is None else found_ZK[:, self.organs.index(organ)].numpy()
-
-
-def join_predictions(members: Sequence[SlicePrediction]) -> SlicePrediction:
-    """Return an ensemble's prediction of a scan, of those of its members.
-
-    Args:
-        members: of one scan, each with the decision of its own slice classifier applied.
-    """
-    found = [each.prediction for each in members]
-    organs = [each.organ_probability for each in found if each.organ_probability is not None]
-    joined = Prediction(
-        join_probabilities([each.probabilities for each in found]),
-        join_organ_probabilities(organs) if organs else None,
-    )
-    return replace(members[0], prediction=joined)
 
 
 @dataclass(frozen=True)
