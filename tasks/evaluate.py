@@ -83,7 +83,7 @@ class Scored:
     Attributes:
         predictor: the network or ensemble.
         scores: as `score_cases` returns them.
-        calibration: organ to the curve of its voxels.
+        calibration: organ to the curve of its voxels; empty unless it was asked for.
     """
 
     predictor: Predictor
@@ -92,7 +92,11 @@ class Scored:
 
 
 def score_networks(
-    folders: Sequence[Path], cohort: Cohort, names: Sequence[str], params: Params
+    folders: Sequence[Path],
+    cohort: Cohort,
+    names: Sequence[str],
+    params: Params,
+    calibrated: Sequence[Path] = (),
 ) -> list[Scored]:
     """Score each training of a network alone, then, of several, all of them as an ensemble.
 
@@ -101,6 +105,7 @@ def score_networks(
         cohort: the cohort of the cases.
         names: of the cases.
         params: all of params.yaml.
+        calibrated: the trainings, one or all, whose calibration is wanted.
 
     Raises:
         StageError: a network is missing or damaged, or the cohort lacks a case.
@@ -114,14 +119,17 @@ def score_networks(
     cases = find_cases(cohort, names)
     predictors = [make_predictor(load_members(group), params.evaluate) for group in groups]
     organs = resolve_organs(params.organs, cohort.labels)
-    curves = [{organ: ReliabilityCurve() for organ in params.organs} for _ in groups]
+    curves = [
+        {organ: ReliabilityCurve() for organ in params.organs if group == list(calibrated)}
+        for group in groups
+    ]
     tables = score_trainings(
         predictors[: len(folders)],
         predictors[-1] if len(folders) > 1 else None,
         cases,
         cohort,
         params.evaluate,
-        curves,
+        [curve or None for curve in curves],
         organs,
     )
     return [Scored(*each) for each in zip(predictors, tables, curves, strict=True)]
@@ -139,9 +147,9 @@ def main() -> None:
     test_cases = cases_of(split, "test")
     seeds = tuple(sorted(params.seeds))
     folders = workspace.trainings(network, seeds)
-    *alone, together = score_networks(folders, cohort, test_cases, params)
-    alone = alone or [together]
     chosen = choose_deployed(folders, params.register_.deploy)
+    *alone, together = score_networks(folders, cohort, test_cases, params, chosen)
+    alone = alone or [together]
     members = tuple(int(folder.name) for folder in chosen)
     deployed = together if len(members) > 1 else alone[seeds.index(members[0])]
     trainings = {seed: each.scores for seed, each in zip(seeds, alone, strict=True)}

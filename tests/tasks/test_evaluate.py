@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from random_network import save_random
 
 from fullscale.evaluation.calibration import ReliabilityCurve
 from fullscale.evaluation.summary import (
@@ -28,7 +29,7 @@ from fullscale.scans.volume import read_image, read_labels, write_volume
 from model.ensemble import Ensemble, list_members
 from model.output import gate_weights
 from model.preprocessing import IGNORED_LABEL
-from tasks.evaluate import draw_case
+from tasks.evaluate import draw_case, score_networks
 
 SETTINGS = EvaluateParams(threshold=0.5, batch_size=8, min_false_positive_mm2=98)
 """98 mm2 are two pixels of the tiny scans."""
@@ -608,3 +609,16 @@ def test_trainings_and_their_ensemble_have_the_scores_of_each_by_itself(
         pd.testing.assert_frame_equal(table, single)
     assert "dice_no_classifier" not in found[-1]
     assert all(curve["liver"].num_voxels for curve in curves)
+
+
+@pytest.mark.parametrize("calibrated", [[0], [1], [0, 1], []])
+def test_voxels_are_counted_for_what_is_registered_alone(
+    tiny_params, tiny_cohort, tmp_path, calibrated
+):
+    folders = [save_random(tmp_path / str(seed), tiny_params, seed=seed) for seed in (0, 1)]
+    names = [tiny_cohort.cases[0].name]
+    chosen = [folders[index] for index in calibrated]
+    found = score_networks(folders, tiny_cohort, names, tiny_params, chosen)
+    wanted = [calibrated == members for members in ([0], [1], [0, 1])]
+    assert [bool(each.calibration) for each in found] == wanted
+    assert all(each.calibration["liver"].num_voxels for each in found if each.calibration)
