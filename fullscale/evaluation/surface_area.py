@@ -17,9 +17,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
 
-from fullscale.evaluation.surface import ROUNDING_MM
+from fullscale.evaluation.surface import ROUNDING_MM, distances_to_nearest
 from fullscale.prediction.components import Mask, bounding_box
 
 Vector = tuple[int, int, int]
@@ -129,10 +128,9 @@ def area_surface_dice(
     predicted_E3, predicted_E = surface_elements(predicted_ZYX, spacing_mm)
     true_E3, true_E = surface_elements(true_ZYX, spacing_mm)
     total_mm2 = predicted_E.sum() + true_E.sum()
-    # A search that ends at the largest tolerance is many times faster; beyond it is infinity.
     end_mm = max(tolerances_mm) + 2 * ROUNDING_MM
-    from_predicted_E, _ = KDTree(true_E3).query(predicted_E3, distance_upper_bound=end_mm)
-    from_true_E, _ = KDTree(predicted_E3).query(true_E3, distance_upper_bound=end_mm)
+    from_predicted_E = distances_to_nearest(predicted_E3, true_E3, end_mm)
+    from_true_E = distances_to_nearest(true_E3, predicted_E3, end_mm)
     return [
         float(
             (
