@@ -38,6 +38,7 @@ from fullscale.prediction.components import label_mask
 from fullscale.runtime.console import report_errors
 from fullscale.runtime.cpu_kernels import fix_cpu_kernels
 from fullscale.runtime.files import save_picture
+from fullscale.runtime.startup import keep_freed_memory
 from fullscale.scans.cohort import IGNORED_ID, Case, Cohort, read_cohort
 from fullscale.versioning.provenance import digest_test_set
 from fullscale.workspace import parse_evaluate_command
@@ -140,6 +141,7 @@ def main() -> None:
     """Run the stage for one network: `python -m tasks.evaluate NETWORK [--refine crf]`."""
     from fullscale.prediction.network_files import choose_deployed
 
+    keep_freed_memory()
     workspace, params, network, name = parse_evaluate_command(sys.argv[1:])
     fix_cpu_kernels(params.train.cpu_kernels, params.train.num_threads)
     cohort = read_cohort(workspace.data)

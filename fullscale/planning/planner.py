@@ -24,8 +24,8 @@ from fullscale.planning.training_planner import START_S, Measure, TrainingPlanne
 from fullscale.runtime.errors import StageError
 from fullscale.scans.cohort import Cohort
 
-SCORING_FACTOR = 4.0
-"""Time of scoring a scan by that of reading and measuring it: 2 on the sample, 8 on BTCV."""
+SCORING_FACTOR = 3.0
+"""Time of scoring a scan by that of reading and measuring it; see docs/plan.md."""
 EVALUATE_START_S = 4.0
 """Time of stage evaluate before it opens a scan."""
 
