@@ -25,7 +25,7 @@ from rich.table import Table
 from benchmarks.machine import describe_machine
 from fullscale.params import Params, load_params
 from fullscale.runtime.processes import stage_environment
-from fullscale.tracking.store import connect, default_store
+from fullscale.tracking.store import NETWORK_TAG, SEED_TAG, connect, default_store
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("train/time/training_s", "train/time/validation_s")
@@ -70,11 +70,12 @@ def sum_times(folder: Path) -> dict[str, list[float]]:
     """Return the seconds of training and of validation for the stage of each training."""
     client, experiment_id = connect(default_store(folder))
     return {
-        f"train@{each.info.run_name}": [
+        f"train@{tags[NETWORK_TAG]}-{tags[SEED_TAG]}": [
             sum(value.value for value in client.get_metric_history(each.info.run_id, key))
             for key in TIMES
         ]
         for each in client.search_runs([experiment_id])
+        if SEED_TAG in (tags := each.data.tags)  # not of an ensemble
     }
 
 
