@@ -22,6 +22,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -96,6 +97,7 @@ class RunRecord:
 
     Raises:
         StageError: a file of it is not readable.
+        RuntimeError: it was released.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -103,6 +105,7 @@ class RunRecord:
         self.changed = threading.Event()
         self.measure: Callable[[], Mapping[str, float]] = dict
         self._lock = threading.Lock()  # both threads update run.json
+        self._is_released = False
         try:
             content = json.loads((folder / "run.json").read_text("utf-8"))
             run = RunDescription(**content)
@@ -136,7 +139,7 @@ class RunRecord:
 
     def update(self, **changes: Any) -> None:
         """Change fields of the description; another store or id makes everything unsent."""
-        with self._lock:
+        with self._writing():
             self.run = replace(self.run, **changes)
             _write_run(self.folder, self.run)
             place = [to_portable_uri(self.run.store_uri, self.folder), self.run.run_id]
@@ -222,10 +225,23 @@ class RunRecord:
         state: list[Any] | None = None,
     ) -> None:
         """Note what the store has confirmed: so many more rows, files, tags and status."""
-        self.sent.num_rows += num_rows
-        self.sent.files |= files or {}
-        self.sent.state = state or self.sent.state
-        write_atomically(self.folder / "sent.json", json.dumps(asdict(self.sent)))
+        with self._writing():
+            self.sent.num_rows += num_rows
+            self.sent.files |= files or {}
+            self.sent.state = state or self.sent.state
+            write_atomically(self.folder / "sent.json", json.dumps(asdict(self.sent)))
+
+    def release(self) -> None:
+        """Write nothing from now on: a request that still hangs must not, once others may."""
+        with self._lock:
+            self._is_released = True
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._lock:
+            if self._is_released:
+                raise RuntimeError(f"{self.folder} is left to whoever opens it next")
+            yield
 
 
 def _add_group(name: str) -> str:

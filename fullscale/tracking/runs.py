@@ -176,11 +176,12 @@ class BackgroundSync:
         self._thread.start()
 
     def close(self, timeout_s: float) -> None:
-        """Send the rest for at most this long; log what remains."""
+        """Send the rest for at most this long, then release the record; log what remains."""
         self._deadline_s = time.monotonic() + timeout_s
         self._closing.set()
         self._record.changed.set()
         self._thread.join(timeout_s)
+        self._record.release()
         if not self._record.is_sent():
             logger.warning(_describe_unsent(self._record))
 
@@ -196,6 +197,8 @@ class BackgroundSync:
             try:
                 num_values = sync_run(record)
             except UnreachableError as error:
+                if self._is_over():  # the record is released
+                    return
                 if not is_away:
                     logger.warning(
                         f"MLflow at {uri} does not answer ({error.reason}); training continues, "

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -58,6 +59,11 @@ def folder(tmp_path):
 def start(server, folder, resume=False):
     description = RunDescription(server.uri, None, "unet", {"width": 4}, {}, "d" * 32)
     return training_run(description, folder, resume=resume)
+
+
+def sync_threads():
+    """Threads that send what a training logs."""
+    return {each for each in threading.enumerate() if each.name == "mlflow-sync"}
 
 
 def history(server, run_id, key="val/dice"):
@@ -118,8 +124,10 @@ def test_server_that_hangs_to_the_end_gets_the_rest_at_the_next_registration(
     monkeypatch.setattr(runs, "CLOSING_TIMEOUT_S", 1.0)
     (tmp_path / "trained").mkdir()
     (tmp_path / "trained/weights").write_bytes(b"w")
+    others = set(threading.enumerate())
     with contextlib.ExitStack() as outage:
         with start(server, folder) as run:
+            (sender,) = sync_threads() - others
             log_epochs(run, 1, 20)
             monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
             outage.enter_context(server.hanging())
@@ -137,7 +145,11 @@ def test_server_that_hangs_to_the_end_gets_the_rest_at_the_next_registration(
         assert "2 files for MLflow" in told
         with pytest.raises(StageError, match="does not answer"):
             start(server, folder.with_name("other")).__enter__()
+        written = {path: path.read_bytes() for path in record.folder.glob("*.json")}
     assert slowest_s < 1
+    sender.join(60)  # what it asked is answered now
+    assert not sender.is_alive()
+    assert {path: path.read_bytes() for path in record.folder.glob("*.json")} == written
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
     for _ in range(2):
         send_leftovers(folder)

@@ -132,6 +132,16 @@ def test_records_are_listed_oldest_first(tmp_path):
     assert [record.run.key[-2:] for record in list_records(tmp_path)] == ["aa", "bb", "00"]
 
 
+def test_record_that_was_released_writes_nothing(record):
+    """A request to a hanging server may end when another process writes there."""
+    before = {path: path.read_bytes() for path in record.folder.iterdir()}
+    record.release()
+    for change in (lambda: record.mark_sent(num_rows=1), lambda: record.update(status="KILLED")):
+        with pytest.raises(RuntimeError, match="is left to whoever opens it next"):
+            change()
+    assert {path: path.read_bytes() for path in record.folder.iterdir()} == before
+
+
 def test_record_of_an_earlier_version_is_read(record):
     """It kept tags and status in journal.csv, pictures apart, and references to other files."""
     former = {key: value for key, value in vars(RUN).items() if key not in ("status", "ended_ms")}
