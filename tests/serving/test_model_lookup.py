@@ -19,7 +19,7 @@ from fullscale.runtime.files import file_sha256
 from fullscale.serving.model_lookup import DEFAULT_THRESHOLD, default_model, find_model
 from fullscale.serving.row_segmenter import ANSWERS, COLUMNS, example_rows
 from fullscale.tracking.errors import UnreachableError
-from fullscale.tracking.registry import FILES_TAG, ModelPackage, announce, log_model
+from fullscale.tracking.registry import CHAMPION, FILES_TAG, ModelPackage, announce, log_model
 from fullscale.tracking.store import connect
 
 pytestmark = pytest.mark.slow
@@ -58,9 +58,11 @@ def register(store, folder, tags=None):
 @pytest.fixture(scope="module")
 def versions(mlflow_store, folder):
     """A good version, one without the digest of its files, and one whose digest is another's."""
+    client = mlflow.MlflowClient(mlflow_store.uri)
     good = register(mlflow_store, folder)
+    client.set_registered_model_alias(NAME, CHAMPION, good)  # a test before may have had the first
     untagged = register(mlflow_store, folder)
-    mlflow.MlflowClient(mlflow_store.uri).delete_model_version_tag(NAME, untagged, FILES_TAG)
+    client.delete_model_version_tag(NAME, untagged, FILES_TAG)
     other = register(mlflow_store, folder, {FILES_TAG: "0" * 64})
     return good, untagged, other
 

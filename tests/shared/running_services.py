@@ -123,6 +123,10 @@ class RunningServices:
         assert wait_until(lambda: self.is_up() or self.process.poll() is not None, timeout_s)
         assert self.is_up(), self.log()
 
+    def have_ended(self) -> bool:
+        """Return whether they do not run: not started yet, or ended by a test."""
+        return self.process is None or self.process.poll() is not None
+
     def is_up(self) -> bool:
         """Return whether everything was started."""
         return "Ctrl-C stops all" in self.log()
@@ -160,7 +164,7 @@ class RunningServices:
 
     def kill_left(self) -> None:
         """End what a failed test left."""
-        if self.process is not None and self.process.poll() is None:
+        if not self.have_ended():
             left = self.processes()
             self.process.kill()
             self.process.wait()

@@ -78,7 +78,7 @@ def objects():
 
 
 @pytest.fixture(scope="module")
-def services(tmp_path_factory, database, objects):
+def kept_services(tmp_path_factory, database, objects):
     project = make_project(tmp_path_factory.mktemp("team") / "project")
     project.environment |= objects.environment | {
         "MLFLOW_BACKEND_STORE_URI": database.url("mlflow"),
@@ -92,14 +92,24 @@ def services(tmp_path_factory, database, objects):
     (project.root / "stage.py").write_text(STAGE)
     (project.root / "team_model.py").write_text(MODEL)
     services = RunningServices(project)
-    services.start()
     yield services
     services.kill_left()
 
 
+@pytest.fixture
+def services(kept_services):
+    """Services that run, also where the test before has ended them."""
+    if kept_services.have_ended():
+        kept_services.start()
+    return kept_services
+
+
 @pytest.fixture(scope="module")
-def finished_run(services):
+def finished_run(kept_services):
     """A run by the worker whose program tracked and registered a model."""
+    services = kept_services
+    if services.have_ended():
+        services.start()
     run_id, *_ = services.start_training("PYTHONPATH=. exec python stage.py")
     assert wait_until(lambda: services.state(run_id) in ("Completed", "Failed"), 180)
     assert services.state(run_id) == "Completed", services.log()
