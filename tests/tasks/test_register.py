@@ -55,7 +55,7 @@ from fullscale.tracking.registry import (
     find_alias,
     find_training_run,
 )
-from fullscale.tracking.run_record import RunDescription
+from fullscale.tracking.run_record import RunDescription, RunRecord
 from fullscale.tracking.runs import training_run
 from fullscale.tracking.store import WEIGHTS_TAG, use_tracking_uri
 from fullscale.training.history import write_history
@@ -387,7 +387,7 @@ def test_run_that_waits_on_disk_is_sent_before_runs_are_looked_for(
     description = RunDescription(mlflow_store.uri, location, "unet", {}, {}, "d" * 32)
     with training_run(description, folder) as run:
         pass
-    run.set_tag(WEIGHTS_TAG, weights)
+    RunRecord(run.folder).set_tag(WEIGHTS_TAG, weights)
     assert find_training_run(mlflow_store, weights) is None
     run_stage(project, tiny_params, mlflow_store)
     assert find_training_run(mlflow_store, weights) == run.run_id
