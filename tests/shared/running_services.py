@@ -120,8 +120,13 @@ class RunningServices:
         """Start them and wait until they say that they are there."""
         with self.log_path.open("wb") as log:
             self.process = self.launch(log)
-        assert wait_until(lambda: self.is_up() or self.process.poll() is not None, timeout_s)
+        assert wait_until(lambda: self.is_up() or self.have_ended(), timeout_s)
         assert self.is_up(), self.log()
+
+    def start_if_ended(self) -> None:
+        """Start them where no test has, or one has ended them."""
+        if self.have_ended():
+            self.start()
 
     def have_ended(self) -> bool:
         """Return whether they do not run: not started yet, or ended by a test."""

@@ -99,8 +99,7 @@ def kept_services(tmp_path_factory, database, objects):
 @pytest.fixture
 def services(kept_services):
     """Services that run, also where the test before has ended them."""
-    if kept_services.have_ended():
-        kept_services.start()
+    kept_services.start_if_ended()
     return kept_services
 
 
@@ -108,8 +107,7 @@ def services(kept_services):
 def finished_run(kept_services):
     """A run by the worker whose program tracked and registered a model."""
     services = kept_services
-    if services.have_ended():
-        services.start()
+    services.start_if_ended()
     run_id, *_ = services.start_training("PYTHONPATH=. exec python stage.py")
     assert wait_until(lambda: services.state(run_id) in ("Completed", "Failed"), 180)
     assert services.state(run_id) == "Completed", services.log()
