@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import configparser
 import io
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+import psutil
 
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.files import write_atomically
@@ -26,6 +30,9 @@ LINK_TYPES = "hardlink,copy"
 """How DVC puts files into a worktree: the first that works. With reflinks in front of hard links,
 `dvc add` would leave copies where the file system has no reflinks.
 """
+
+END_OF_DVC_S = 30.0
+"""How long to wait for a DVC that is left from a killed flow."""
 
 
 @contextmanager
@@ -65,6 +72,7 @@ def open_checkout(root: Path, name: str, start: str) -> Iterator[Path]:
             add = ("worktree", "add", "--quiet", "--force", "--force", "--detach")
             git(root, *add, str(folder), commit)
         _share_dvc(root, folder)
+        _release_paths(folder)
         yield folder
 
 
@@ -158,6 +166,37 @@ def _share_dvc(root: Path, folder: Path) -> None:
     text = io.StringIO()
     local.write(text)
     write_atomically(folder / ".dvc" / "config.local", text.getvalue())
+
+
+def _release_paths(folder: Path) -> None:
+    """Remove DVC's list of paths in use, once the processes in it have ended.
+
+    No flow works in the worktree, so they are left from one that was killed, and are about to end.
+    To DVC a process runs as long as there is one of its number: also a zombie, which a parent that
+    never waits for it leaves for ever, and a later process, after a restart of the machine. The
+    list of a process that does not end stays, and DVC's next command names it.
+    """
+    path = folder / ".dvc" / "tmp" / "rwlock"
+    if not path.is_file():
+        return
+    written = path.stat().st_mtime
+    # The list may be half written.
+    pids = set(map(int, re.findall(r'"pid": (\d+),', path.read_text(encoding="utf-8"))))
+    deadline = time.monotonic() + END_OF_DVC_S
+    while any(_has_run_since(pid, written) for pid in pids):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.1)
+    path.unlink()
+
+
+def _has_run_since(pid: int, moment: float) -> bool:
+    """Return True for a process that runs and is as old as `moment` (s since 1970)."""
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() <= moment and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _read_config(path: Path) -> configparser.RawConfigParser:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import shutil
 import signal
@@ -9,11 +10,13 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from watching import is_alive, wait_until
 
 from fullscale.runtime.errors import StageError
 from fullscale.runtime.locks import acquire_lock
+from fullscale.versioning import worktree
 from fullscale.versioning.git import (
     commit_paths,
     contains,
@@ -40,7 +43,7 @@ def project(tmp_path: Path) -> Path:
     (root / ".dvc").mkdir(parents=True)
     git(root, "init", "--quiet", "--initial-branch", "main")
     (root / ".gitignore").write_text("/data\n/.cache/\n")
-    (root / ".dvc/.gitignore").write_text("/config.local\n/cache\n")
+    (root / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
     (root / ".dvc/config").write_text("[core]\n    autostage = false\n")
     commit_paths(root, [".gitignore", ".dvc"], "Begin")
     commit_file(root, "code.py", "one\n")
@@ -173,6 +176,69 @@ def test_checkout_at_an_unknown_start_is_refused(project):
         open_checkout(project, "inbox", "nowhere"),
     ):
         pass
+
+
+def leave_paths_in_use(folder: Path, pid: int) -> Path:
+    """Write what a DVC leaves that was killed while it trained; returns the file."""
+    path = folder / ".dvc/tmp/rwlock"
+    path.parent.mkdir(exist_ok=True)
+    holder = {"pid": pid, "cmd": "dvc repro"}
+    path.write_text(json.dumps({"write": {str(folder / "model"): holder}, "read": {}}))
+    return path
+
+
+@pytest.fixture
+def used(project: Path) -> Path:
+    """A project whose worktree has a stage, and was in use before."""
+    stage = "stages:\n  train:\n    cmd: python train.py\n    outs: [model]\n"
+    commit_file(project, "dvc.yaml", stage)
+    with open_checkout(project, "retrain", "main"):
+        pass
+    return project
+
+
+def test_killed_dvc_that_nobody_waits_for_blocks_no_path(used):
+    with subprocess.Popen(["sleep", "60"]) as dvc:
+        leave_paths_in_use(used / ".cache/checkouts/retrain", dvc.pid)
+        dvc.kill()
+        assert wait_until(lambda: psutil.Process(dvc.pid).status() == psutil.STATUS_ZOMBIE, 20)
+        with open_checkout(used, "retrain", "main") as folder:
+            assert "train" in run_program(["dvc", "status"], folder)
+
+
+def test_number_of_a_killed_dvc_that_another_process_has_now_blocks_no_path(used):
+    path = leave_paths_in_use(used / ".cache/checkouts/retrain", os.getpid())
+    os.utime(path, (0, psutil.Process().create_time() - 60))
+    with open_checkout(used, "retrain", "main") as folder:
+        assert "train" in run_program(["dvc", "status"], folder)
+
+
+def test_half_written_paths_in_use_are_forgotten(used):
+    path = leave_paths_in_use(used / ".cache/checkouts/retrain", os.getpid())
+    text = path.read_text()
+    path.write_text(text[: text.index(str(os.getpid())) + 1])
+    with open_checkout(used, "retrain", "main") as folder:
+        assert "train" in run_program(["dvc", "status"], folder)
+
+
+def test_dvc_that_ends_soon_is_waited_for(used):
+    with subprocess.Popen(["sleep", "1"]) as dvc:
+        leave_paths_in_use(used / ".cache/checkouts/retrain", dvc.pid)
+        with open_checkout(used, "retrain", "main") as folder:
+            assert not is_alive(dvc.pid)
+            assert not (folder / ".dvc/tmp/rwlock").exists()
+
+
+def test_dvc_that_does_not_end_keeps_its_paths(used, monkeypatch):
+    monkeypatch.setattr(worktree, "END_OF_DVC_S", 0.2)
+    with subprocess.Popen(["sleep", "60"]) as dvc:
+        leave_paths_in_use(used / ".cache/checkouts/retrain", dvc.pid)
+        with (
+            pytest.raises(StageError, match=rf"busy, it is being blocked .*PID {dvc.pid}\): dvc"),
+            open_checkout(used, "retrain", "main") as folder,
+        ):
+            run_program(["dvc", "status"], folder)
+        dvc.kill()
 
 
 def read_local(folder: Path) -> configparser.RawConfigParser:
