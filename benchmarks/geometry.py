@@ -59,7 +59,7 @@ def score_scan(
     predictor: Predictor, scan: Volume, label_ZYX: np.ndarray
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each organ of a network."""
-    found = predictor.predict(scan)
+    found = predictor.predict(predictor.slice_scan(scan))
     labels_ZYX = predictor.label_map(found)
     for organ in found.organs:
         true_ZYX = label_ZYX == ORGANS[organ]

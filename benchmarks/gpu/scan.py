@@ -10,12 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.settings import Report, Settings
-from benchmarks.prediction import (
-    make_description,
-    make_half_open_network,
-    make_noisy_scan,
-    make_slices,
-)
+from benchmarks.prediction import make_description, make_half_open_network, make_noisy_scan
 from fullscale.prediction.network_files import Trained
 from fullscale.prediction.predictor import Predictor
 from fullscale.prediction.segmentation import read_batch_size, segment_scan
@@ -64,9 +59,8 @@ def measure_parts(folder: Path, predictor: Predictor, settings: Settings) -> dic
 
     path = folder / "scan.nii.gz"
     scan = timed("read_s", lambda: read_image(path))
-    timed("resample_s", lambda: make_slices(predictor.description, scan))
-    found = timed("network_s", lambda: predictor.predict(scan))
-    seconds["network_s"] -= seconds["resample_s"]  # predict() resamples first
+    slices = timed("resample_s", lambda: predictor.slice_scan(scan))
+    found = timed("network_s", lambda: predictor.predict(slices))
     label_map = timed("back_s", lambda: predictor.label_map(found))
     timed("write_s", lambda: write_on_grid(folder / "a.nii.gz", label_map, scan.geometry, path))
     seen_ZK = found.prediction.organ_probability

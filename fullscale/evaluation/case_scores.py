@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fullscale.evaluation.metrics import score_classifier, score_overlap, score_physical
 from fullscale.prediction.components import Mask, label_mask, largest_component
 from fullscale.scans.cohort import IGNORED_ID
@@ -17,7 +19,7 @@ from fullscale.scans.volume import Volume, read_image, read_labels
 if TYPE_CHECKING:
     from fullscale.evaluation.calibration import ReliabilityCurve
     from fullscale.params import EvaluateParams
-    from fullscale.prediction.predictor import Predictor, SlicePrediction
+    from fullscale.prediction.predictor import Predictor, ScanSlices, SlicePrediction
     from fullscale.scans.cohort import Case, Cohort
     from model.output import Gating
 
@@ -45,7 +47,9 @@ TRUTH_ONLY = (
 ScoreRow = dict[str, Any]
 
 
-def predict_case(predictor: Predictor, scan: Volume, settings: EvaluateParams) -> SlicePrediction:
+def predict_case(
+    predictor: Predictor, slices: ScanSlices, settings: EvaluateParams
+) -> SlicePrediction:
     """Predict the slices of a case's scan for `score_case`.
 
     Where the uses of the slice classifier are compared, the decoder runs for every slice, also for
@@ -53,10 +57,10 @@ def predict_case(predictor: Predictor, scan: Volume, settings: EvaluateParams) -
 
     Args:
         predictor: a network ready to segment.
-        scan: HU in canonical orientation.
+        slices: as `Predictor.slice_scan` returns them.
         settings: the section `evaluate` of params.yaml.
     """
-    return predictor.predict(scan, "none" if is_ablated(predictor, settings) else None)
+    return predictor.predict(slices, "none" if is_ablated(predictor, settings) else None)
 
 
 def is_ablated(predictor: Predictor, settings: EvaluateParams) -> bool:
@@ -71,6 +75,7 @@ def score_case(
     predictor: Predictor,
     predicted: SlicePrediction,
     case: Case,
+    labels: Volume,
     cohort: Cohort,
     organs: Mapping[str, Sequence[int]],
     settings: EvaluateParams,
@@ -88,6 +93,7 @@ def score_case(
         predicted: of the case, as `predict_case` returns it; of an ensemble joined by
             `model.inference.join_predictions`.
         case: the case to score.
+        labels: its annotation.
         cohort: the cohort of the case.
         organs: the organs to score, all of them the network's, with their label ids in the
             annotation. A network may have been trained with other ids.
@@ -100,7 +106,6 @@ def score_case(
         If requested, the values of `score_mask` for the largest component follow, with the suffix
         `_cleaned`.
     """
-    labels = read_labels(case.label)
     spacing_mm = labels.spacing_mm
     min_mm2 = settings.min_false_positive_mm2
     ablates = is_ablated(predictor, settings)
@@ -119,9 +124,9 @@ def score_case(
         label_id = predictor.description.organs[organ][0]
         true_ZYX = label_mask(labels.values_ZYX, organs[organ])
         predicted_ZYX = label_ZYX == label_id
-        row: ScoreRow = {"case": case.name, "patient": case.patient, "organ": organ}
         truth = true_ZYX, spacing_mm, min_mm2, judged_ZYX
-        row |= score_mask(predicted_ZYX & judged_ZYX, *truth)
+        scores = score_mask(predicted_ZYX & judged_ZYX, *truth)
+        row: ScoreRow = {"case": case.name, "patient": case.patient, "organ": organ} | scores
         open_Z = found.open_slices(organ, predictor.gate)
         if open_Z is not None:
             known_Z = judged_ZYX.all(axis=(1, 2)) | true_ZYX.any(axis=(1, 2))
@@ -130,7 +135,9 @@ def score_case(
             other = asdict(score_overlap((variant_ZYX == label_id) & judged_ZYX, *truth))
             row |= add_suffix({name: other[name] for name in ABLATED}, suffix)
         if settings.largest_component:
-            cleaned = score_mask(largest_component(predicted_ZYX) & judged_ZYX, *truth)
+            largest_ZYX = largest_component(predicted_ZYX)
+            is_all = np.array_equal(largest_ZYX, predicted_ZYX)
+            cleaned = scores if is_all else score_mask(largest_ZYX & judged_ZYX, *truth)
             row |= add_suffix(cleaned, CLEANED)
         if calibration is not None:
             calibration[organ].add(found.restore(organ), true_ZYX, spacing_mm, judged_ZYX)

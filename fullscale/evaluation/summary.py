@@ -24,7 +24,7 @@ from fullscale.params import EvaluateParams, RegisterParams
 from fullscale.runtime.console import track
 from fullscale.runtime.errors import StageError
 from fullscale.scans.cohort import Case, Cohort
-from fullscale.scans.volume import read_image
+from fullscale.scans.volume import read_image, read_labels
 from model.overlap import share
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def score_trainings(
     """Score trainings of a network and their ensemble; each training segments a case once.
 
     Args:
-        members: the trainings, ready to segment.
+        members: the trainings, ready to segment, of equal descriptions.
         ensemble: of all of them; None: only they are scored.
         cases: the cases to score.
         cohort: the cohort of the cases.
@@ -123,9 +123,8 @@ def score_trainings(
     organs = members[0].description.organs if organs is None else organs
     rows: list[list[ScoreRow]] = [[] for _ in predictors]
     for case in track(cases, f"scoring {members[0].description.name}", len(cases)):
-        scan = read_image(case.image)
-        predicted = [predict_case(member, scan, settings) for member in members]
-        del scan  # as large as two masks, and the scores do not need it
+        slices = members[0].slice_scan(read_image(case.image))
+        predicted = [predict_case(member, slices, settings) for member in members]
         if ensemble is not None:
             gated = [
                 found.gated(member.gate) if is_ablated(member, settings) else found
@@ -133,10 +132,11 @@ def score_trainings(
             ]
             joined = join_predictions([found.prediction for found in gated])
             predicted.append(replace(gated[0], prediction=joined))
+        labels = read_labels(case.label)
         for predictor, found, curve, scores in zip(
             predictors, predicted, calibrations, rows, strict=True
         ):
-            scores += score_case(predictor, found, case, cohort, organs, settings, curve)
+            scores += score_case(predictor, found, case, labels, cohort, organs, settings, curve)
     return [pd.DataFrame(scores) for scores in rows]
 
 

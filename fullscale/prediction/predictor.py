@@ -32,22 +32,33 @@ MAX_SLAB_SLICES = 8
 
 
 @dataclass(frozen=True)
+class ScanSlices:
+    """Slices of a scan as networks of one description take them.
+
+    Attributes:
+        grid: position of the slices on the scan.
+        image_ZHW: float32 in [0, 1].
+    """
+
+    grid: Grid
+    image_ZHW: Tensor
+
+
+@dataclass(frozen=True)
 class SlicePrediction:
     """Prediction of a scan's slices; `restore` resamples one organ at a time to the scan.
 
     Attributes:
-        grid: position of the slices on the scan.
+        slices: what was predicted on.
         organs: in the order of the network's channels.
         prediction: probabilities of pixels, and of the slice classifier (CGM).
         reach: see `model.output.slab_reach`.
-        image_ZHW: the slices, float32 in [0, 1].
     """
 
-    grid: Grid
+    slices: ScanSlices
     organs: tuple[str, ...]
     prediction: Prediction
     reach: int
-    image_ZHW: Tensor
 
     def restore(self, organ: str) -> np.ndarray:
         """Return the probability of an organ on the scan's own voxels, canonical orientation.
@@ -56,7 +67,7 @@ class SlicePrediction:
             float32 (Z, Y, X), in [0, 1].
         """
         index = self.organs.index(organ)
-        return restore(self.prediction.probabilities[index].numpy(), self.grid)
+        return restore(self.prediction.probabilities[index].numpy(), self.slices.grid)
 
     def gated(self, gating: Gating) -> SlicePrediction:
         """Return the prediction with probabilities as the slice classifier would change them.
@@ -77,7 +88,7 @@ class SlicePrediction:
 
     def slabs(self) -> Iterator[Slab]:
         """Yield the prediction on the scan's own voxels, from the feet up, some slices a time."""
-        yield from _restore_slabs(self.grid, 0, *self.prediction)
+        yield from _restore_slabs(self.slices.grid, 0, *self.prediction)
 
     def open_slices(self, organ: str, gating: Gating) -> np.ndarray | None:
         """Return which slices the slice classifier leaves open for an organ.
@@ -245,23 +256,41 @@ class Predictor:
             precision=dtype,
         )
 
-    def predict(self, scan: Volume, gating: Gating | None = None) -> SlicePrediction:
-        """Compute the probabilities of all slices of a scan, before they are refined.
+    def slice_scan(self, scan: Volume) -> ScanSlices:
+        """Return the slices of a scan; predictors of equal descriptions can share them.
 
         Args:
             scan: HU in canonical orientation.
-            gating: see `model.output.gate_weights`; with "none" the decoder runs for every slice;
-                None is the predictor's gate.
 
         Raises:
             ScanError: the scan shows no trunk.
         """
-        grid, image_ZHW = self._slice(scan)
-        settings = replace(self._settings_for(scan), gating=gating or self.gate)
-        prediction = predict_slices(self._network, image_ZHW, settings)
+        settings = self.description.slice
+        grid = plan_grid(
+            scan,
+            settings.size_px,
+            settings.pixel_mm,
+            body_threshold_hu=settings.body_threshold_hu,
+        )
+        hu_ZHW = torch.from_numpy(slice_image(scan, grid, settings.window_hu))
+        # Slice by slice: normalising all at once takes three times the memory.
+        image_ZHW = torch.empty(hu_ZHW.shape)
+        for image_HW, hu_HW in zip(image_ZHW, hu_ZHW, strict=True):
+            image_HW.copy_(normalise(hu_HW, settings.window_hu))
+        return ScanSlices(grid, image_ZHW)
+
+    def predict(self, slices: ScanSlices, gating: Gating | None = None) -> SlicePrediction:
+        """Compute the probabilities of all slices of a scan, before they are refined.
+
+        Args:
+            slices: of the scan.
+            gating: see `model.output.gate_weights`; with "none" the decoder runs for every slice;
+                None is the predictor's gate.
+        """
+        settings = replace(self._settings_for(slices.grid), gating=gating or self.gate)
+        prediction = predict_slices(self._network, slices.image_ZHW, settings)
         reach = slab_reach(settings.neighbour_step)
-        organs = tuple(self.description.organs)
-        return SlicePrediction(grid, organs, prediction, reach, image_ZHW)
+        return SlicePrediction(slices, tuple(self.description.organs), prediction, reach)
 
     def slabs(self, scan: Volume, progress: Progress | None = None) -> Iterator[Slab]:
         """Segment a scan from the feet up; memory holds its slices and one batch.
@@ -275,9 +304,10 @@ class Predictor:
         Raises:
             ScanError: the scan shows no trunk.
         """
-        grid, image_ZHW = self._slice(scan)
+        slices = self.slice_scan(scan)
+        grid, image_ZHW = slices.grid, slices.image_ZHW
         batches: Iterable[BatchPrediction] = predict_batches(
-            self._network, image_ZHW, self._settings_for(scan)
+            self._network, image_ZHW, self._settings_for(grid)
         )
         if progress is not None:
             batches = progress(batches, "slices", -(-len(image_ZHW) // self._settings.batch_size))
@@ -309,7 +339,7 @@ class Predictor:
     def label_map(self, found: SlicePrediction) -> np.ndarray:
         """Return the label map of a prediction, uint8 (Z, Y, X); see `Segmentation`."""
         if self.refine == "crf":
-            refined = self._apply_crf(found.prediction.probabilities, found.image_ZHW)
+            refined = self._apply_crf(found.prediction.probabilities, found.slices.image_ZHW)
             found = replace(found, prediction=found.prediction._replace(probabilities=refined))
         label_ZYX = np.concatenate([self.to_labels(slab) for slab in found.slabs()])
         self.finish_labels(label_ZYX)
@@ -343,26 +373,10 @@ class Predictor:
         )
         return refined_KBHW.cpu()
 
-    def _settings_for(self, scan: Volume) -> InferenceSettings:
+    def _settings_for(self, grid: Grid) -> InferenceSettings:
         """Return the settings of inference with the distance of neighbours in this scan."""
-        step = neighbour_step(self.description.neighbour_mm, scan.spacing_mm[0])
+        step = neighbour_step(self.description.neighbour_mm, grid.spacing_mm[0])
         return replace(self._settings, neighbour_step=step)
-
-    def _slice(self, scan: Volume) -> tuple[Grid, Tensor]:
-        """Return the slices' grid on a scan, and the slices, float32 Z x H x W in [0, 1]."""
-        settings = self.description.slice
-        grid = plan_grid(
-            scan,
-            settings.size_px,
-            settings.pixel_mm,
-            body_threshold_hu=settings.body_threshold_hu,
-        )
-        hu_ZHW = torch.from_numpy(slice_image(scan, grid, settings.window_hu))
-        # Slice by slice: normalising all at once takes three times the memory.
-        image_ZHW = torch.empty(hu_ZHW.shape)
-        for image_HW, hu_HW in zip(image_ZHW, hu_ZHW, strict=True):
-            image_HW.copy_(normalise(hu_HW, settings.window_hu))
-        return grid, image_ZHW
 
 
 def _restore_slabs(

@@ -194,7 +194,8 @@ def _has_run_since(pid: int, moment: float) -> bool:
     """Return True for a process that runs and is as old as `moment` (s since 1970)."""
     try:
         process = psutil.Process(pid)
-        return process.create_time() <= moment and process.status() != psutil.STATUS_ZOMBIE
+        has_ended = process.status() == psutil.STATUS_ZOMBIE
+        return not has_ended and float(process.create_time()) <= moment
     except psutil.NoSuchProcess:
         return False
 

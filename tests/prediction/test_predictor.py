@@ -74,7 +74,7 @@ def test_flipped_or_permuted_scan_gives_the_flipped_or_permuted_mask(predictor, 
 def test_slabs_are_the_prediction_bit_for_bit(tiny_params, body, batch_size):
     predictor = Predictor(random_trained(tiny_params), 0.5, batch_size, CPU)
     scan = as_stored(body[0], "LPS")
-    whole = predictor.predict(scan)
+    whole = predictor.predict(predictor.slice_scan(scan))
     done = 0
     for slab in predictor.slabs(scan):
         assert slab.z.start == done
@@ -134,7 +134,7 @@ def test_probabilities_are_kept_in_half_precision_on_request(predictor, body):
     scan = as_stored(body[0], "LPS")
     assert segment_scan(predictor, scan).probabilities is None
     kept = segment_scan(predictor, scan, keep_probabilities=True).probabilities
-    whole = predictor.predict(scan)
+    whole = predictor.predict(predictor.slice_scan(scan))
     for organ, found_ZYX in kept.items():
         assert found_ZYX.dtype == np.float16
         np.testing.assert_allclose(found_ZYX, whole.restore(organ), atol=3e-4)
@@ -263,8 +263,9 @@ def test_largest_component_is_kept_of_each_organ_in_every_way_to_segment(tiny_pa
         hu = scan.values_ZYX[largest_ZYX].mean(dtype=np.float64)
         assert found.organs[organ].mean_hu == pytest.approx(hu)
     assert num_lost > 0
+    predicted = clean.predict(clean.slice_scan(scan))
     for label_ZYX in (
-        found.label_ZYX, clean.segment(scan).label_map, clean.label_map(clean.predict(scan)),
+        found.label_ZYX, clean.segment(scan).label_map, clean.label_map(predicted),
     ):  # fmt: skip
         np.testing.assert_array_equal(label_ZYX, wanted_ZYX)
 
@@ -272,11 +273,11 @@ def test_largest_component_is_kept_of_each_organ_in_every_way_to_segment(tiny_pa
 def test_crf_sees_the_slices_and_gives_one_map_in_every_way_to_segment(tiny_params):
     scan = as_stored(make_body((5, 40, 48), SPACING_MM)[0], "LPS")
     crf = refined(tiny_params, "crf")
-    predicted = crf.predict(scan)
+    predicted = crf.predict(crf.slice_scan(scan))
     settings = crf.description.slice
     refined_KZHW = refine_slices(
         predicted.prediction.probabilities,
-        predicted.image_ZHW,
+        predicted.slices.image_ZHW,
         settings.pixel_mm,
         settings.window_hu,
     )

@@ -51,10 +51,10 @@ def probabilities(project, scan):
     """The mean of what both members predict, each alone: organ to array (Z, Y, X)."""
     volume = read_image(scan)
     folder = project.root / "artifacts/train/unet3plus"
-    alone = [
-        Predictor(load_trained(folder / str(seed)), 0.5, 8, precision="auto").predict(volume)
-        for seed in SEEDS
+    predictors = [
+        Predictor(load_trained(folder / str(seed)), 0.5, 8, precision="auto") for seed in SEEDS
     ]
+    alone = [each.predict(each.slice_scan(volume)) for each in predictors]
     # On the slices, as an ensemble joins them; then from there to the voxels.
     mean_KZHW = torch.stack([each.prediction.probabilities for each in alone]).mean(dim=0)
     found = replace(alone[0], prediction=Prediction(mean_KZHW, None))

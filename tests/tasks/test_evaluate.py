@@ -112,6 +112,9 @@ class Annotator(Predictor):
             for case in cohort.cases
         }
 
+    def slice_scan(self, scan):
+        return scan
+
     def predict(self, scan, gating=None):
         labels = self._labels[scan.values_ZYX.tobytes()]
         truths = {organ: np.isin(labels, ids) for organ, ids in self.description.organs.items()}
@@ -324,10 +327,11 @@ def test_scores_are_those_of_the_label_map_that_predict_writes(tiny_params, tiny
     network = build(description).eval()
     predictor = Predictor(Trained(network, description), 0.3, 8, CPU, gate=gating)
     scan = read_image(tiny_cohort.cases[0].image)
-    plain = predictor.predict(scan, "none")
+    slices = predictor.slice_scan(scan)
+    plain = predictor.predict(slices, "none")
     assert (plain.restore("liver") >= 0.3).any()
     assert ((plain.restore("liver") >= 0.3) & (plain.restore("spleen") >= 0.3)).any()
-    directly = predictor.label_map(predictor.predict(scan))
+    directly = predictor.label_map(predictor.predict(slices))
     assert set(np.unique(directly)) - {0}
     assert (predictor.label_map(plain.gated(gating)) != directly).mean() < 1e-3
     np.testing.assert_array_equal(directly, segment_scan(predictor, scan).label_ZYX)
@@ -370,14 +374,18 @@ def test_slices_closed_afterwards_are_what_serving_segments(tiny_params, tiny_co
     with torch.no_grad():  # bias of the median slice, so that about half of the slices are open
         probe = Predictor(Trained(network, description), 0.5, 8, torch.device("cpu"))
         odds = torch.cat(
-            [probe.predict(read_image(case.image)).prediction.organ_probability for case in cases]
+            [
+                probe.predict(probe.slice_scan(read_image(case.image))).prediction.organ_probability
+                for case in cases
+            ]
         ).logit()
         network.classifier.conv.bias.view(2, 2)[:, 1] -= odds.quantile(0.5, dim=0)
     predictor = Predictor(Trained(network, description), 0.5, 8, torch.device("cpu"))
     closed = []
     for case in cases:
         scan = read_image(case.image)
-        hard, plain = predictor.predict(scan), predictor.predict(scan, "none")
+        slices = predictor.slice_scan(scan)
+        hard, plain = predictor.predict(slices), predictor.predict(slices, "none")
         for organ in ORGANS:
             present = hard.organ_probability(organ)
             assert np.array_equal(present > 0.5, plain.organ_probability(organ) > 0.5)
@@ -531,7 +539,7 @@ def test_closed_classifier_leaves_slices_empty(tiny_params, tiny_cohort):
         network.classifier.conv.bias.copy_(torch.tensor([-100.0, 100.0, 100.0, -100.0]))
     predictor = Predictor(Trained(network, description), 0.001, 8, torch.device("cpu"))
     scan = read_image(tiny_cohort.cases[0].image)
-    found = predictor.predict(scan)
+    found = predictor.predict(predictor.slice_scan(scan))
     assert (found.organ_probability("liver") > 0.5).all()
     assert not (found.organ_probability("spleen") > 0.5).any()
     assert found.restore("spleen").max() == 0
@@ -542,7 +550,8 @@ def test_closed_classifier_leaves_slices_empty(tiny_params, tiny_cohort):
 
 def test_restored_probability_is_what_segmentation_thresholds(predictor, tiny_cohort):
     scan = read_image(tiny_cohort.cases[2].image)
-    found, masks = predictor.predict(scan), predictor.segment(scan).masks
+    found = predictor.predict(predictor.slice_scan(scan))
+    masks = predictor.segment(scan).masks
     for organ in ORGANS:
         probability = found.restore(organ)
         assert probability.dtype == np.float32
@@ -555,7 +564,7 @@ def test_restored_probability_is_what_segmentation_thresholds(predictor, tiny_co
 
 def test_more_probable_organ_has_a_disputed_voxel(trained, tiny_cohort):
     predictor = Predictor(trained, 0.001, 8, torch.device("cpu"))
-    found = predictor.predict(read_image(tiny_cohort.cases[1].image))
+    found = predictor.predict(predictor.slice_scan(read_image(tiny_cohort.cases[1].image)))
     liver, spleen = found.restore("liver"), found.restore("spleen")
     disputed = (liver >= 0.001) & (spleen >= 0.001)
     assert disputed.any()
@@ -582,7 +591,7 @@ def test_picture_is_a_png(predictor, tiny_cohort, tmp_path):
 def test_trainings_and_their_ensemble_have_the_scores_of_each_by_itself(
     tiny_params, tiny_cohort, monkeypatch, ablate
 ):
-    """No training segments a case a second time for the ensemble."""
+    """No training segments a case a second time for the ensemble; all share its slices."""
     description = describe_network("unet3plus", tiny_params)
     trained = []
     for seed in (1, 2):
@@ -594,16 +603,22 @@ def test_trainings_and_their_ensemble_have_the_scores_of_each_by_itself(
     settings = SETTINGS.model_copy(update={"ablate_slice_classifier": ablate})
     cases = tiny_cohort.cases[:3]
     wanted = [score_cases(each, cases, tiny_cohort, settings) for each in (*predictors, ensemble)]
-    segmented = []
-    predict = Predictor.predict
+    sliced, segmented = [], []
+    slice_scan, predict = Predictor.slice_scan, Predictor.predict
 
-    def count(predictor, scan, gating=None):
+    def count_scans(predictor, scan):
+        sliced.append(predictor)
+        return slice_scan(predictor, scan)
+
+    def count(predictor, slices, gating=None):
         segmented.append(predictor)
-        return predict(predictor, scan, gating)
+        return predict(predictor, slices, gating)
 
+    monkeypatch.setattr(Predictor, "slice_scan", count_scans)
     monkeypatch.setattr(Predictor, "predict", count)
     curves = [{organ: ReliabilityCurve() for organ in ORGANS} for _ in wanted]
     found = score_trainings(predictors, ensemble, cases, tiny_cohort, settings, curves)
+    assert len(sliced) == 3
     assert segmented == predictors * 3
     for table, single in zip(found, wanted, strict=True):
         pd.testing.assert_frame_equal(table, single)

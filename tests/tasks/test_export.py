@@ -356,7 +356,8 @@ def alternating(tiny_params, gate, refine):
     classifier = trained.network.classifier.conv
     classifier.weight.data *= 100  # so that it is sure of most slices
     bias_K2 = classifier.bias.data.unflatten(0, (-1, 2))
-    found = Predictor(trained, 0.5, 4, torch.device("cpu")).predict(scan, "none")
+    predictor = Predictor(trained, 0.5, 4, torch.device("cpu"))
+    found = predictor.predict(predictor.slice_scan(scan), "none")
     odds_ZK = found.prediction.organ_probability.double().logit(eps=1e-6)
     bias_K2[:, 1] -= odds_ZK.quantile(0.7, dim=0).float()
     return Model("organs", "3", SHA256, THRESHOLD, trained, gate, refine)
