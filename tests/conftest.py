@@ -83,10 +83,21 @@ FIRST_OUTPUT = "first_output.txt"
 """What `dvc repro` printed when the reproduced project was made, next to the project."""
 
 
-def pytest_configure() -> None:
-    """Keep temporary files in memory where there is room for them."""
-    if MEMORY_DISK.is_dir() and shutil.disk_usage(MEMORY_DISK).free >= MEMORY_DISK_BYTES:
-        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep files of tests in memory where there is room for them.
+
+    What killed programs leave among the temporary files is in one folder, which goes at the end.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    has_room = MEMORY_DISK.is_dir() and shutil.disk_usage(MEMORY_DISK).free >= MEMORY_DISK_BYTES
+    of_tests = str(MEMORY_DISK) if has_room else tempfile.gettempdir()
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", of_tests)
+    folder = tempfile.mkdtemp(prefix="fullscale-tests-")
+    Path(folder).chmod(0o711)  # PostgreSQL has a user of its own
+    os.environ |= {"TMPDIR": folder, "JOBLIB_TEMP_FOLDER": folder}
+    tempfile.tempdir = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are left out
