@@ -35,6 +35,8 @@ from model.segmentation import SegmentationNetwork
 from tests.shared.literal_networks import State, random_state, unet3plus
 
 NETWORK = "unet3plus_ds_cgm"
+NUM_STEPS = 12
+LEARNING_RATE = 0.01
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -212,24 +214,31 @@ class Bench:
         """Gradients in float64, where rounding is out of the way, and how far the precision is off.
 
         A gradient through so many batch norms, maxima and ReLUs is sensitive to rounding: how far
-        the plain form is from its own float64 result says how much the other deviation means. On
+        the plain form is from its own float64 result says how much the other deviation means.
+        Then the largest difference of a weight after steps of both forms, in both precisions. On
         half the side, and on the CPU, since it is slow.
         """
         side = self.x.shape[-1] // 2
         x, target = self.x[:1, :, :side, :side].cpu(), self.target[:1, :, :side, :side].cpu()
         state = {key: value.detach().cpu() for key, value in self.plain.state.items()}
-        gradients = {}
+        gradients, weights = {}, {}
         for dtype in (torch.float32, torch.float64):
             converted = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
             ours = from_official(NETWORK, state).to(dtype)
             ours.classifier.dropout.eval()  # type: ignore[union-attr]
             plain = Plain(converted, torch.device("cpu"))
             gradients[dtype] = self.gradients(plain, ours, x.to(dtype), target)
+            weights[dtype] = self.weights_after_steps(plain, ours, x.to(dtype), target)
         (plain_32, ours_32), (plain_64, ours_64) = gradients.values()
+        (plain_weights_32, our_weights_32), (plain_weights_64, our_weights_64) = weights.values()
+        moved = f"weight_after_{NUM_STEPS}_steps"
         return {
             "gradient_in_float64": relative_distance(ours_64, plain_64),
             "plain_gradient_from_float64": relative_distance(plain_32, plain_64),
             "our_gradient_from_float64": relative_distance(ours_32, plain_64),
+            f"{moved}_in_float64": largest_difference(our_weights_64, plain_weights_64),
+            f"plain_{moved}_from_float64": largest_difference(plain_weights_32, plain_weights_64),
+            f"our_{moved}_from_float64": largest_difference(our_weights_32, plain_weights_64),
         }
 
     def gradients(
@@ -244,12 +253,28 @@ class Bench:
             key: value.grad if key in plain.parameters else value
             for key, value in plain.state.items()
         }
-        wanted = dict(from_official(NETWORK, theirs).named_parameters())
-        named = dict(ours.named_parameters())
-        found = [each.grad.cpu() for each in named.values() if each.grad is not None]
-        for parameter in [*named.values(), *plain.parameters.values()]:
+        parameters = list(ours.parameters())
+        found = [each.grad.cpu() for each in parameters if each.grad is not None]
+        for parameter in [*parameters, *plain.parameters.values()]:
             parameter.grad = None
-        return [wanted[key].detach().cpu() for key in named], found
+        return self._in_our_order(theirs, ours), found
+
+    def weights_after_steps(
+        self, plain: Plain, ours: SegmentationNetwork, x: Tensor, target: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Train both forms on one batch; their weights, in the order of our parameters."""
+        parameters = [*plain.parameters.values(), *ours.parameters()]
+        optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE)
+        for _ in range(NUM_STEPS):
+            optimizer.zero_grad()
+            for output in (plain(x, training=True), ours(x)):
+                total_loss(output, target).total.backward()
+            optimizer.step()
+        return self._in_our_order(plain.state, ours), [each.detach() for each in ours.parameters()]
+
+    def _in_our_order(self, state: State, ours: SegmentationNetwork) -> list[Tensor]:
+        named = dict(from_official(NETWORK, state).named_parameters())
+        return [named[key].detach().cpu() for key, _ in ours.named_parameters()]
 
     def _volume_scores(self) -> Tensor:
         with torch.inference_mode():
@@ -263,6 +288,12 @@ class Bench:
 def relative_error(found: Tensor, wanted: Tensor) -> float:
     """Return the largest difference by the largest wanted value."""
     return float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+
+
+def largest_difference(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """Return the largest absolute difference of two values."""
+    pairs = zip(found, wanted, strict=True)
+    return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
 
 
 def relative_distance(found: list[Tensor], wanted: list[Tensor]) -> float:

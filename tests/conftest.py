@@ -296,7 +296,7 @@ def prefect(empty_databases, tmp_path_factory) -> Iterator[None]:
     folders = {PREFECT_HOME: home, PREFECT_LOCAL_STORAGE_PATH: home / "storage"}
 
     def make_database_folder() -> str:
-        folder = tempfile.mkdtemp(dir=os.environ.get("PYTEST_DEBUG_TEMPROOT"))
+        folder = tempfile.mkdtemp(dir=home)
         shutil.copy(empty_databases / ".prefect/prefect.db", f"{folder}/prefect-test.db")
         return folder
 

@@ -282,10 +282,18 @@ def test_version_has_a_signature_and_an_example_that_it_answers(registry):
     assert json.loads(answer["statistics"][0])["shape"] == [48, 48, 32]
 
 
-def test_server_keeps_its_version_where_the_promoted_one_was_altered(registry, start, tmp_path):
+@pytest.fixture
+def alter(registry):
+    """Return a function after which the files of version 2 are not those registered."""
+    known = registry.client.get_model_version(NAME, "2").tags[FILES_TAG]
+    yield lambda: registry.client.set_model_version_tag(NAME, "2", FILES_TAG, "0" * 64)
+    registry.client.set_model_version_tag(NAME, "2", FILES_TAG, known)
+
+
+def test_server_keeps_its_version_where_the_promoted_one_was_altered(registry, alter, start):
     registry.promote("1")
     server, client = start("tasks.cli", "serve", "--port", "{port}", "--every-s", "0.5")
-    registry.client.set_model_version_tag(NAME, "2", FILES_TAG, "0" * 64)
+    alter()
     registry.promote("2")
     assert wait_until(lambda: "version 1 stays in use" in server.log(), 60)
     assert "are not those that were registered" in server.log()
