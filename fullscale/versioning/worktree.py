@@ -59,6 +59,7 @@ def open_checkout(root: Path, name: str, start: str) -> Iterator[Path]:
         raise StageError(f"{root} has no commit {start!r}; name one that `git log --all` shows")
     folder = _folder(root, name)
     with acquire_lock(_lock(folder)):
+        _release_paths(folder)
         _attach(root, folder)
         if _is_worktree(folder):
             own = Path(git(folder, "rev-parse", "--absolute-git-dir"))
@@ -72,7 +73,6 @@ def open_checkout(root: Path, name: str, start: str) -> Iterator[Path]:
             add = ("worktree", "add", "--quiet", "--force", "--force", "--detach")
             git(root, *add, str(folder), commit)
         _share_dvc(root, folder)
-        _release_paths(folder)
         yield folder
 
 
