@@ -39,10 +39,12 @@ DEPLOYMENTS = ["promote-check", "reproduce", "retrain", "watch-inbox"]
 LOOK = """
 from pathlib import Path
 from prefect import flow
+from prefect.runtime import flow_run
 
 @flow(name="{name}")
 def {function}(root: Path | None = None):
-    Path("{function}.txt").write_text("looked")
+    with Path("{function}.txt").open("a") as runs:
+        runs.write(flow_run.id + "\\n")
 """
 
 

@@ -42,33 +42,19 @@ def kept_services(project):
     services.kill_left()
 
 
-def start_afresh(services, databases):
-    """Start services that remember no run: one of a killed worker keeps its place for minutes."""
-    folder = services.project.root / ".prefect"
-    shutil.rmtree(folder)
-    shutil.copytree(databases / ".prefect", folder)
-    services.start()
-
-
 @pytest.fixture
 def services(kept_services, empty_databases):
-    """Services that run, also where the test before has ended them."""
-    if kept_services.have_ended():
-        start_afresh(kept_services, empty_databases)
-    return kept_services
-
-
-@pytest.fixture
-def fresh_services(kept_services, empty_databases):
-    """Services that remember no run; they start again unless the test is the first."""
+    """Services that remember no run: one that crashed is taken up, perhaps during the next test."""
     if not kept_services.have_ended():
         kept_services.stop()
-    start_afresh(kept_services, empty_databases)
+    folder = kept_services.project.root / ".prefect"
+    shutil.rmtree(folder)
+    shutil.copytree(empty_databases / ".prefect", folder)
+    kept_services.start()
     return kept_services
 
 
-def test_killed_worker_leaves_a_crashed_run_a_free_device_and_no_orphan(fresh_services):
-    services = fresh_services
+def test_killed_worker_leaves_a_crashed_run_a_free_device_and_no_orphan(services):
     run_id, flow_pid, trainer_pid = services.start_training("exec sleep 300")
     assert services.num_busy_devices() == 1
     write_trainer(services.project, "true")  # of the run that takes its work up

@@ -258,11 +258,11 @@ def test_mlflow_predicts_a_batch(registry, tmp_path):
     )  # fmt: skip
     predictions = json.loads((tmp_path / "out.json").read_text())["predictions"]
     assert [json.loads(each["statistics"])["input"] for each in predictions] == names
-    done = run_fullscale(
-        registry, "predict", scans, tmp_path / "out",
+    # In a process of its own, too: this one may compute with other kernels.
+    run_cli(
+        registry, "tasks.cli", "predict", scans, tmp_path / "out",
         "--model", f"models:/{NAME}@champion", "--device", "cpu",
     )  # fmt: skip
-    assert done.exit_code == 0, done.output
     for name, prediction in zip(names, predictions, strict=True):
         ours = np.asarray(nib.load(tmp_path / "out" / name).dataobj)
         theirs = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(prediction["mask"])))
