@@ -3,8 +3,8 @@
     python -m benchmarks.pipeline
 
 It takes as long as `make repro` without the environment. Every stage runs, also one that DVC would
-skip. Training and validation are timed by the
-trainer itself; the import is that of the stage's module in a process of its own.
+skip. Training and validation are timed by the trainer itself; the import is that of the stage's
+module in a process of its own.
 """
 
 from __future__ import annotations

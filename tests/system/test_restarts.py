@@ -35,23 +35,16 @@ def idle_project(tmp_path_factory, empty_databases):
     return make_project(tmp_path_factory.mktemp("idle") / "project", empty_databases)
 
 
-@pytest.fixture(scope="module")
-def kept_services(project):
-    services = RunningServices(project)
-    yield services
-    services.kill_left()
-
-
 @pytest.fixture
-def services(kept_services, empty_databases):
+def services(project, empty_databases):
     """Services that remember no run: one that crashed is taken up, perhaps during the next test."""
-    if not kept_services.have_ended():
-        kept_services.stop()
-    folder = kept_services.project.root / ".prefect"
+    folder = project.root / ".prefect"
     shutil.rmtree(folder)
     shutil.copytree(empty_databases / ".prefect", folder)
-    kept_services.start()
-    return kept_services
+    services = RunningServices(project)
+    services.start()
+    yield services
+    services.kill_left()
 
 
 def test_killed_worker_leaves_a_crashed_run_a_free_device_and_no_orphan(services):
